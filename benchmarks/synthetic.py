@@ -1,0 +1,92 @@
+"""Synthetic Llama-shaped checkpoints: a base and tasks that differ from it as a short fine-tuning would.
+
+python benchmarks/synthetic.py FOLDER --size 1.1B --dtype bfloat16 --tasks 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+# hidden, layers, intermediate, key/value width
+SHAPES = {
+    "0.1B": (768, 8, 2048, 256),
+    "0.5B": (1408, 16, 3584, 256),
+    "1.1B": (2048, 22, 5632, 256),
+    "2.2B": (2816, 24, 7680, 256),
+}
+VOCABULARY = 32000
+
+
+def tensors(size: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an untied Llama."""
+    hidden, layers, wide, kv = SHAPES[size]
+    shapes: dict[str, tuple[int, ...]] = {"lm_head.weight": (VOCABULARY, hidden)}
+    shapes["model.embed_tokens.weight"] = (VOCABULARY, hidden)
+    for i in range(layers):
+        layer = f"model.layers.{i}."
+        shapes[layer + "input_layernorm.weight"] = (hidden,)
+        shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
+        for name, rows, columns in [
+            ("self_attn.q_proj", hidden, hidden),
+            ("self_attn.k_proj", kv, hidden),
+            ("self_attn.v_proj", kv, hidden),
+            ("self_attn.o_proj", hidden, hidden),
+            ("mlp.gate_proj", wide, hidden),
+            ("mlp.up_proj", wide, hidden),
+            ("mlp.down_proj", hidden, wide),
+        ]:
+            shapes[f"{layer}{name}.weight"] = (rows, columns)
+    shapes["model.norm.weight"] = (hidden,)
+    return shapes
+
+
+def make(folder: Path, size: str, dtype: torch.dtype, tasks: int, shards: int = 4) -> list[Path]:
+    """Write ``base`` and ``task1`` … below ``folder`` where they are not there yet; return their folders."""
+    hidden, layers, wide, kv = SHAPES[size]
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": wide,
+        "num_hidden_layers": layers, "num_attention_heads": hidden // 64, "num_key_value_heads": kv // 64,
+        "vocab_size": VOCABULARY, "tie_word_embeddings": False, "torch_dtype": str(dtype).removeprefix("torch."),
+    }  # fmt: skip
+    shapes = tensors(size)
+    names = sorted(shapes)
+    made = []
+    for model in range(tasks + 1):
+        out = folder / ("base" if model == 0 else f"task{model}")
+        made.append(out)
+        if (out / "config.json").is_file():
+            continue
+        out.mkdir(parents=True, exist_ok=True)
+        weight_map = {}
+        for shard in range(shards):
+            part = {}
+            file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+            for i, name in list(enumerate(names))[shard * len(names) // shards : (shard + 1) * len(names) // shards]:
+                generator = torch.Generator().manual_seed(i)
+                value = torch.randn(shapes[name], generator=generator) * 0.02
+                if model:
+                    generator.manual_seed(1000 * model + i)
+                    # in proportion to the weight, so that bf16 shows most of the updates
+                    value *= 1 + 0.02 * torch.randn(shapes[name], generator=generator)
+                part[name] = value.to(dtype)
+                weight_map[name] = file
+            save_file(part, out / file, metadata={"format": "pt"})
+        (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        (out / "config.json").write_text(json.dumps(config))
+    return made
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", choices=SHAPES, default="1.1B")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--tasks", type=int, default=3)
+    args = parser.parse_args()
+    for path in make(args.folder, args.size, getattr(torch, args.dtype), args.tasks):
+        print(path)

@@ -1,0 +1,335 @@
+"""Hugging Face checkpoints as streams: open one, read any slice of any parameter by memory map.
+
+Nothing here holds a whole tensor, let alone a model. Only safetensors is read; pickle is refused.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from cpift.errors import CpiftError
+from cpift.safetensors_file import StoredTensor, read_header
+
+# A checksum covers BLOCK elements, whatever the size of the chunks that a caller reads in.
+BLOCK = 2**20
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+# (output embedding, input embedding) by the end of their names. A tied pair counts once, under the input's name.
+_TIED = [
+    ("lm_head.weight", "embed_tokens.weight"),
+    ("lm_head.weight", "wte.weight"),
+    ("lm_head.weight", "word_embeddings.weight"),
+    ("lm_head.weight", "decoder.embed_tokens.weight"),
+    ("embed_out.weight", "embed_in.weight"),
+    ("output.weight", "tok_embeddings.weight"),
+]
+# What older checkpoints store although no optimizer ever moves it.
+_BUFFERS = (
+    "*.attn.masked_bias",
+    "*.attention.masked_bias",
+    "*.rotary_emb.inv_freq",
+    "*position_ids",
+    "*token_type_ids",
+    "*running_mean",
+    "*running_var",
+    "*num_batches_tracked",
+)
+
+
+class Block(NamedTuple):
+    """Elements ``start`` to ``stop`` (row-major) of the parameter ``name``; at most ``BLOCK`` of them."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk: parameters by name in plain string order, and what else the files hold.
+
+    ``tensors`` are the parameters (floating point, a tied pair once); ``others`` are buffers and the second
+    name of a tied pair, kept so that they can be copied.
+    """
+
+    path: Path
+    tensors: dict[str, StoredTensor]
+    others: dict[str, StoredTensor]
+    config: dict[str, Any]
+
+    @property
+    def total(self) -> int:
+        """Number of elements of all parameters (D of the paper)."""
+        return sum(t.size for t in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters as stored."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    @cached_property
+    def _maps(self) -> dict[Path, np.memmap[Any, np.dtype[np.uint8]]]:
+        files = {t.file for t in (*self.tensors.values(), *self.others.values())}
+        return {f: np.memmap(f, mode="r", dtype=np.uint8) for f in files}
+
+    def raw(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """A read-only view of the stored elements ``start:stop`` of ``name``; bf16 comes as uint16."""
+        t = self.tensors.get(name) or self.others[name]
+        stop = t.size if stop is None else stop
+        data = self._maps[t.file]
+        item = t.itemsize
+        return np.asarray(data[t.begin + start * item : t.begin + stop * item]).view(t.numpy_dtype)
+
+    def widened(self, name: str, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+        """Elements as float32 (float64 stays): a view where stored so, else written into ``out`` (float32)."""
+        return widen(self.raw(name, start, stop), self.tensors[name].dtype, out)
+
+    def hasher(self) -> Fingerprint:
+        """A fingerprint to be fed with the checksums of this checkpoint's blocks, in order."""
+        return Fingerprint(self)
+
+
+def widen(raw: np.ndarray, dtype: str, out: np.ndarray) -> np.ndarray:
+    """Stored elements as float32 values; ``out`` is the float32 scratch used where the storage is narrower."""
+    if dtype in ("F32", "F64"):
+        return raw
+    target = out[: raw.size]
+    if dtype == "BF16":  # bf16 is the upper half of a float32
+        bits = target.view(np.uint32)
+        bits[:] = raw
+        np.left_shift(bits, 16, out=bits)
+    else:
+        target[:] = raw
+    return target
+
+
+class Fingerprint:
+    """A fast hash of names, shapes, dtypes and block checksums; not of paths, shards or other files.
+
+    Equal for a checkpoint in one file or in many, and whether or not a tied pair is stored twice.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._hash = xxhash.xxh3_128()
+        for name, t in checkpoint.tensors.items():
+            self._hash.update(json.dumps([name, t.dtype, list(t.shape)]).encode())
+
+    def add(self, block_checksum: bytes) -> None:
+        """Add the xxh3 digest of the next block's stored bytes."""
+        self._hash.update(block_checksum)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Read the checkpoint once and return its fingerprint (32 hex digits)."""
+    result = checkpoint.hasher()
+    for name, start, stop in blocks(checkpoint):
+        result.add(xxhash.xxh3_64_digest(checkpoint.raw(name, start, stop).data))
+    return result.hexdigest()
+
+
+def blocks(checkpoint: Checkpoint, size: int = BLOCK) -> Iterator[Block]:
+    """All parameters in the order of flat positions: by name (plain string order), row-major within a tensor."""
+    for name, t in checkpoint.tensors.items():
+        for start in range(0, t.size, size):
+            yield Block(name, start, min(start + size, t.size))
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a folder with ``model.safetensors`` or shards and an index, or one ``.safetensors`` file.
+
+    Reads the headers only. Raises :class:`CpiftError` for a missing file, a pickle checkpoint, a PEFT adapter,
+    a missing shard, an index that leads out of the folder, or a damaged header.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise CpiftError(f"{path}: only safetensors checkpoints are read (pickle can run code); convert it first")
+        folder, stored = path.parent, read_header(path)
+    elif path.is_dir():
+        folder, stored = path, _read_folder(path)
+    else:
+        raise CpiftError(f"{path}: no such checkpoint; give a folder with {SINGLE} or {INDEX}")
+    config_file = folder / "config.json"
+    config = _read_json(config_file) if config_file.is_file() else {}
+    aliases = _tied_aliases(stored, config, path)
+    parameters: dict[str, StoredTensor] = {}
+    others: dict[str, StoredTensor] = {}
+    for name in sorted(stored):
+        kept = name not in aliases and _is_parameter(name, stored[name])
+        (parameters if kept else others)[name] = stored[name]
+    if not parameters:
+        raise CpiftError(f"{path}: holds no floating-point parameter")
+    return Checkpoint(path, parameters, others, config)
+
+
+def _read_folder(folder: Path) -> dict[str, StoredTensor]:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        merge = (
+            'python -c "from peft import AutoPeftModelForCausalLM as A; '
+            f"A.from_pretrained('{folder}', dtype='float32').merge_and_unload().save_pretrained('merged')\""
+        )
+        raise CpiftError(f"{folder}: is a PEFT adapter; merge it first: {merge}")
+    if (folder / INDEX).is_file():
+        return _read_shards(folder)
+    if (folder / SINGLE).is_file():
+        return read_header(folder / SINGLE)
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+    if pickles:
+        raise CpiftError(f"{folder}: {pickles[0]} is a pickle, which can run code; save it again as safetensors")
+    raise CpiftError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
+
+
+def _read_shards(folder: Path) -> dict[str, StoredTensor]:
+    index = _read_json(folder / INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CpiftError(f"{folder / INDEX}: has no usable weight_map")
+    stored: dict[str, StoredTensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard or shard in ("", ".", ".."):
+            raise CpiftError(f"{folder / INDEX}: names {shard!r}, which leads out of the folder")
+        if not (folder / shard).is_file():
+            raise CpiftError(f"{folder / shard}: this shard is missing; fetch the checkpoint again")
+        for name, tensor in read_header(folder / shard).items():
+            if name in stored:
+                raise CpiftError(f"{folder / shard}: tensor {name} also stands in {stored[name].file.name}")
+            if weight_map.get(name) != shard:
+                raise CpiftError(f"{folder / shard}: holds {name}, which the index places elsewhere or not at all")
+            stored[name] = tensor
+    missing = sorted(set(weight_map) - set(stored))
+    if missing:
+        raise CpiftError(f"{folder / weight_map[missing[0]]}: lacks {missing[0]}, which the index promises")
+    return stored
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CpiftError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _is_parameter(name: str, tensor: StoredTensor) -> bool:
+    if not tensor.floating:
+        return False
+    if name.endswith((".attn.bias", ".attention.bias")) and len(tensor.shape) == 4:
+        return False  # GPT-2's and GPT-Neo's causal mask
+    return not any(fnmatch.fnmatchcase(name, pattern) for pattern in _BUFFERS)
+
+
+def _tied_aliases(stored: dict[str, StoredTensor], config: Any, path: Path) -> set[str]:
+    """Output embeddings that are stored beside the input embedding that they are tied to."""
+    found = set()
+    for name in stored:
+        for output, source in _TIED:
+            if not (name == output or name.endswith("." + output)):
+                continue
+            partners = [n for n in stored if n == source or n.endswith("." + source)]
+            if len(partners) == 1 and stored[partners[0]].shape == stored[name].shape and _says_tied(config, path):
+                if not _same_bytes(stored[name], stored[partners[0]]):
+                    raise CpiftError(
+                        f"{path}: config.json ties {name} to {partners[0]}, yet the two differ; "
+                        "set tie_word_embeddings to false, or save the checkpoint again"
+                    )
+                found.add(name)
+    return found
+
+
+def _says_tied(config: Any, path: Path) -> bool:
+    if not isinstance(config, dict):
+        return False
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and "tie_word_embeddings" in part:
+            return bool(part["tie_word_embeddings"])
+    if "model_type" not in config:
+        return False
+    # Left out where it is the class's default, and only transformers knows that; asked in this rare case alone.
+    from transformers import CONFIG_MAPPING
+
+    kind = config["model_type"]
+    return bool(kind in CONFIG_MAPPING and getattr(CONFIG_MAPPING[kind](), "tie_word_embeddings", False))
+
+
+def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
+    if a.dtype != b.dtype:
+        return False
+    left, right = np.memmap(a.file, mode="r"), np.memmap(b.file, mode="r")
+    step = 2**24
+    return all(
+        np.array_equal(
+            left[a.begin + i : min(a.begin + i + step, a.end)], right[b.begin + i : min(b.begin + i + step, b.end)]
+        )
+        for i in range(0, a.nbytes, step)
+    )
+
+
+def align(base: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """``other`` with its parameters under the names of ``base``, the base-model prefix added or removed.
+
+    Raises :class:`CpiftError` that lists what differs: a tensor missing or too many, or another shape.
+    """
+    renamed = _match_names(list(base.tensors), list(other.tensors))
+    missing = [n for n in base.tensors if n not in renamed]
+    surplus = sorted(set(other.tensors) - set(renamed.values()))
+    if missing or surplus:
+        lines = [f"lacks {n}" for n in missing[:3]] + [f"has {n} too many" for n in surplus[:3]]
+        more = len(missing) + len(surplus) - len(lines)
+        raise CpiftError(
+            f"{other.path}: not a checkpoint of {base.path}: {', '.join(lines)}"
+            + (f", and {more} more" if more else "")
+        )
+    for name, theirs in renamed.items():
+        if base.tensors[name].shape != other.tensors[theirs].shape:
+            ours, shape = base.tensors[name].shape, other.tensors[theirs].shape
+            kind = " (vocabularies differ)" if "embed" in name or "wte" in name or "lm_head" in name else ""
+            raise CpiftError(f"{other.path}: {theirs} has shape {list(shape)}, the base has {list(ours)}{kind}")
+    tensors = {name: other.tensors[renamed[name]] for name in base.tensors}
+    return Checkpoint(other.path, tensors, other.others, other.config)
+
+
+def _match_names(wanted: Sequence[str], given: Sequence[str]) -> dict[str, str]:
+    have = set(given)
+    if set(wanted) == have:
+        return {n: n for n in wanted}
+    best = {n: n for n in wanted if n in have}
+    for prefix in sorted({n[: n.index(".") + 1] for n in (*wanted, *given) if "." in n}):
+        match = {}
+        for n in wanted:
+            short = n.removeprefix(prefix)
+            for candidate in (n, prefix + n, short):
+                if candidate in have:
+                    match[n] = candidate
+                    break
+        if len(match) > len(best):
+            best = match
+    return best
+
+
+def excluded(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+    """The names that match one of the shell-style ``patterns``; a pattern that matches none is refused."""
+    names, found = list(names), set()
+    for pattern in patterns:
+        hit = set(fnmatch.filter(names, pattern))
+        if not hit:
+            raise CpiftError(f"exclude: {pattern!r} matches no parameter; names look like {names[0]}")
+        found |= hit
+    return found
+
+
+def element_count(shape: Sequence[int]) -> int:
+    """Elements of a tensor of this shape."""
+    return math.prod(shape)

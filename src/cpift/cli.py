@@ -1,0 +1,355 @@
+"""The command line: parse, call, print. What takes long to import is imported where it is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cpift.errors import CpiftError
+
+app = typer.Typer(
+    help="Fine-tune one language model on several unlike tasks without the seesaw (CPI-FT, arXiv:2508.21741).\n\n"
+    "Start with: cpift init, then cpift plan recipe.yaml, then cpift run recipe.yaml --out runs/mine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file; cpift init writes one.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, dotted: probe.steps=50."),
+]
+Tuned = Annotated[
+    list[str],
+    typer.Option("--tuned", metavar="NAME=CKPT", help="A fine-tuned checkpoint, with a name. One for each task."),
+]
+Base = Annotated[Path, typer.Option("--base", metavar="B", help="The checkpoint that all were fine-tuned from.")]
+Threads = Annotated[int | None, typer.Option(help="Worker threads; by default one a core. Changes speed only.")]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="The run folder. Called again with the same one, it goes on.")],
+    sets: Sets = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Stop after probe, identify, group, backbone, fuse, refine or evaluate."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what is done and what would be done, and stop.")
+    ] = False,
+) -> None:
+    """Run the whole method: from a base model and several data sets to one model.
+
+    Probes each task alone, finds their core regions, groups the tasks, trains a backbone, fuses, refines, and scores
+    every model on every task. What is done and unchanged is skipped; killed and started again, it goes on.
+    """
+    from cpift.recipe import Recipe
+    from cpift.terminal import Terminal, say, scores_table
+
+    loaded = Recipe.load(recipe, _overrides(sets))
+    if dry_run:
+        _show_status(loaded, out)
+        return
+    from cpift.pipeline import run as run_all
+
+    terminal = Terminal()
+    try:
+        result = run_all(loaded, out, until=until, reporter=terminal)
+    except KeyboardInterrupt:
+        terminal.close()
+        say("stopped; run the same command again to go on")
+        raise typer.Exit(130) from None
+    finally:
+        terminal.close()
+    if result:
+        scores_table(result)
+        say(f"\nthe model is in {out / 'model'}; this line loads it:")
+        say(f'model = __import__("transformers").AutoModelForCausalLM.from_pretrained("{out / "model"}")')
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    sets: Sets = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time a few steps on this machine, and predict the rest.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what a run would cost: parameters, steps, tokens, memory, disk, and with --measure the time.
+
+    Writes nothing. Rows are loaded and tokenized to count them.
+    """
+    from cpift.planning import plan as make_plan
+    from cpift.planning import show
+    from cpift.recipe import Recipe
+    from cpift.terminal import say
+
+    result = make_plan(Recipe.load(recipe, _overrides(sets)), measure=measure)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        show(result, say)
+
+
+@app.command()
+def identify(
+    base: Base,
+    tuned: Tuned,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.region.safetensors.")],
+    percent: Annotated[str, typer.Option(help="Share of all parameters that is core, in per cent.")] = "1",
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Parameters that do not count, as a shell-style pattern: '*embed*'.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Above this size, candidates go to a scratch file: 4GB.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Find the core region of each fine-tuned checkpoint: the parameters that it moved most.
+
+    Reads every checkpoint once, the base included, tensor by tensor. Needs no GPU and no training.
+    """
+    from cpift.checkpoint import open_checkpoint
+    from cpift.checkpoint_writer import parse_size
+    from cpift.method import region_warnings
+    from cpift.selection import identify as select
+    from cpift.terminal import Terminal, byte_progress, say, size
+
+    models = _named(tuned, "--tuned")
+    total = sum(open_checkpoint(path).nbytes for path in [str(base), *models.values()])
+    limit = None if max_memory is None else parse_size(max_memory)
+    regions = select(
+        base, models, percent, exclude=exclude or [], max_memory=limit, threads=threads, progress=byte_progress(total)
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for name, region in regions.items():
+        region.save(out / f"{name}.region.safetensors")
+        told = region.statistics
+        ratio = (
+            f"{region.threshold / told['median']:.1f} × the median"
+            if region.threshold and told["median"]
+            else "no median"
+        )
+        say(
+            f"{name}: {region.count} of {region.total} parameters, |Δ| >= {region.threshold or 0:.3g} ({ratio}); "
+            f"zero updates {told['zero_share']:.1%}; candidates {size(told['candidate_bytes'])} in {told['candidates_in']}"
+        )
+        for text in region_warnings(name, region):
+            Terminal().warning(text)
+
+
+@app.command()
+def group(
+    regions: Annotated[
+        list[Path], typer.Argument(metavar="REGION...", help="Region files; the file's name is the task's.")
+    ],
+    threshold: Annotated[float, typer.Option(help="Jaccard overlap from which two tasks are grouped (τ).")] = 0.1,
+    out: Annotated[Path, typer.Option(help="Where to write the result, JSON.")] = Path("groups.json"),
+    seed: Annotated[int, typer.Option(help="Of the shuffled order of the groups.")] = 0,
+) -> None:
+    """Compare core regions, and group the tasks whose regions overlap.
+
+    Shows the overlaps and how often updates agree in sign where they overlap: which tasks get in each other's way?
+    """
+    from cpift.grouping import group as compare
+    from cpift.region import Region
+    from cpift.terminal import say
+
+    names = [path.name.removesuffix(".safetensors").removesuffix(".region") for path in regions]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise CpiftError(f"two region files are named {twice[0]}; names tell the tasks apart")
+    found = compare({n: Region.load(p) for n, p in zip(names, regions, strict=True)}, threshold, seed=seed)
+    _write_text(out, json.dumps(found.to_dict(), indent=1) + "\n")
+    for i, a in enumerate(names):
+        for j in range(i):
+            signs = found.sign_agreement[i][j]
+            told = "unknown" if signs is None else f"{signs:.0%}"
+            say(f"{names[j]} – {a}: overlap {found.jaccard[i][j]:.4f}, same sign {told}")
+    for number, members in enumerate(found.stages, start=1):
+        say(f"stage {number}: {', '.join(members)}")
+
+
+@app.command()
+def fuse(
+    base: Base,
+    tuned: Tuned,
+    out: Annotated[Path, typer.Option(help="The fused checkpoint, a new folder.")],
+    backbone: Annotated[
+        Path | None, typer.Option(metavar="K", help="The model to fuse into; by default the base.")
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Core region of a tuned checkpoint; none: nothing is transplanted."),
+    ] = None,
+    overlap: Annotated[str, typer.Option(help="A position in several regions: largest, order or mean.")] = "largest",
+    interpolation: Annotated[str, typer.Option(help="slerp, karcher or linear.")] = "slerp",
+    space: Annotated[str, typer.Option(help="What is interpolated: weights or updates.")] = "weights",
+    vector: Annotated[str, typer.Option(help="What one interpolation is taken over: tensor or model.")] = "tensor",
+    weight: Annotated[str, typer.Option(help="equal, or a fixed ω from 0 to 1.")] = "equal",
+    max_shard_size: Annotated[str, typer.Option(help="Largest file of the output.")] = "5GB",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; by default the widest of the inputs.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Fuse fine-tuned checkpoints into one, without training.
+
+    Writes a plain Hugging Face checkpoint and fusion.json with angles, coefficients and counts per tensor. Reads
+    every checkpoint twice, tensor by tensor; killed and started again, it goes on.
+    """
+    from cpift.checkpoint import open_checkpoint
+    from cpift.fusion import fuse as combine
+    from cpift.recipe import Fuse
+    from cpift.terminal import byte_progress, say
+
+    models = _named(tuned, "--tuned")
+    options: dict[str, Any] = {"overlap": overlap, "interpolation": interpolation, "space": space, "vector": vector,
+               "weight": weight if weight == "equal" else _number(weight, "--weight")}  # fmt: skip
+    from cpift.recipe import check_part
+
+    check_part(Fuse, options)
+    reads = [str(base), str(backbone or base), *models.values()]
+    report = combine(
+        base, models, out, backbone=backbone, regions=_named(region or [], "--region"), max_shard_size=max_shard_size,
+        dtype=dtype, threads=threads, progress=byte_progress(2 * sum(open_checkpoint(p).nbytes for p in reads)), **options,
+    )  # fmt: skip
+    won = ", ".join(f"{task} {count}" for task, count in report["won"].items())
+    say(f"{out}: {report['total']} parameters, {report['core']} transplanted ({won}), {report['contested']} contested")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint folder.")],
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="Where to write the scores, JSON.")] = Path("scores.json"),
+    sets: Sets = None,
+) -> None:
+    """Score any checkpoint on a recipe's tasks."""
+    from cpift.recipe import Recipe
+    from cpift.scoring import evaluate_recipe
+    from cpift.terminal import Terminal, say
+
+    terminal = Terminal()
+    try:
+        scores = evaluate_recipe(model, Recipe.load(recipe, _overrides(sets)), terminal)
+    finally:
+        terminal.close()
+    _write_text(out, json.dumps({"model": str(model), "tasks": scores}) + "\n")
+    for task, score in scores.items():
+        shown = f"{score['score']:.3f} nats" if score["metric"] == "loss" else f"{100 * score['score']:.1f} %"
+        say(f"{task}: {score['metric']} {shown} ({len(score['items'])} rows)")
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")],
+) -> None:
+    """Show a run's stages: done, running, missing or stale, and why."""
+    from cpift.recipe import Recipe
+
+    if not (folder / "recipe.yaml").is_file():
+        raise CpiftError(f"{folder}: holds no run; cpift run RECIPE --out {folder} starts one")
+    _show_status(Recipe.load(folder / "recipe.yaml"), folder)
+
+
+@app.command()
+def init(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="The recipe to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented recipe to start from."""
+    from importlib.resources import files
+
+    if out.exists():
+        raise CpiftError(f"{out}: exists; name another file, or remove it")
+    _write_text(out, (files("cpift") / "recipe_template.yaml").read_text(encoding="utf-8"))
+    print(f"wrote {out}; edit it, then: cpift plan {out}")
+
+
+def _show_status(recipe: Any, folder: Path) -> None:
+    from cpift.status import stage_states
+    from cpift.terminal import say
+
+    for state in stage_states(recipe, folder):
+        say(f"{state.state:8} {state.name}" + (f"  ({state.why})" if state.why else ""))
+
+
+def _named(values: Sequence[str], option: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for value in values:
+        name, sign, path = value.partition("=")
+        if not sign or not path or not name or name != Path(name).name or name.startswith("."):
+            raise CpiftError(f"{option} {value}: write it as NAME=PATH, the name without slashes")
+        if name in found:
+            raise CpiftError(f"{option}: the name {name} is given twice")
+        found[name] = path
+    return found
+
+
+def _overrides(values: Sequence[str] | None) -> dict[str, Any]:
+    import yaml
+
+    found = {}
+    for value in values or []:
+        key, sign, text = value.partition("=")
+        if not sign or not key:
+            raise CpiftError(f"--set {value}: write it as KEY=VALUE, such as probe.steps=50")
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise CpiftError(f"--set {value}: the value is not YAML") from error
+    return found
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise CpiftError(f"{option} {text}: write equal or a number from 0 to 1") from None
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise CpiftError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars would tear ours
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app()
+    except CpiftError as error:
+        from cpift.terminal import clean
+
+        print(f"cpift: {' '.join(clean(str(error)).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != 28:
+            raise
+        print(
+            f"cpift: the disk is full ({error.filename or 'while writing'}); make room and run again", file=sys.stderr
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

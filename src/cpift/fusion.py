@@ -1,0 +1,359 @@
+"""Stage 3, fuse: one model from a backbone and several fine-tuned checkpoints, without training (paper section 3.3).
+
+One pass reads all checkpoints and accumulates a Gram matrix per tensor, over the entries that belong to no core
+region; a second pass writes Σ cⱼ·θⱼ in float64, core values transplanted, rounded once. No whole tensor is ever held.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+
+from cpift.checkpoint import Block, Checkpoint, align, blocks, open_checkpoint
+from cpift.checkpoint_writer import CheckpointWriter, parse_size
+from cpift.errors import CpiftError
+from cpift.interpolation import Combination, Interpolation, Space, combination
+from cpift.kernels import add_gram, add_scaled, as_float64, round_to_bf16, subtract_first
+from cpift.parallel import ordered_map, thread_local_scratch
+from cpift.region import Region
+
+CHUNK = 2**16  # fixed: sums are taken chunk by chunk, so that threads change nothing
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+Overlap = Literal["largest", "order", "mean"]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    base: Checkpoint
+    backbone: Checkpoint
+    tasks: dict[str, Checkpoint]
+    regions: dict[str, Region]
+
+    @property
+    def models(self) -> list[Checkpoint]:
+        """θ⁰, the backbone, each task: the order of coefficients."""
+        return [self.base, self.backbone, *self.tasks.values()]
+
+
+def fuse(
+    base: str | Path,
+    tuned: Mapping[str, str | Path],
+    out: str | Path,
+    *,
+    backbone: str | Path | None = None,
+    regions: Mapping[str, Region | str | Path] | None = None,
+    overlap: Overlap = "largest",
+    interpolation: Interpolation = "slerp",
+    space: Space = "weights",
+    vector: Literal["tensor", "model"] = "tensor",
+    weight: Literal["equal"] | float = "equal",
+    max_shard_size: str | int = "5GB",
+    dtype: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> dict[str, Any]:
+    """Fuse checkpoints and write a Hugging Face checkpoint to ``out``; killed and called again, it goes on.
+
+    Args:
+        base: θ⁰. tuned: θᵢ by task, in the recipe's order. backbone: θ_base, by default θ⁰.
+        regions: core region of each task that has one; elsewhere nothing is transplanted.
+        overlap: a position in several regions takes the value of the task with the "largest" \\|Δ\\| (equal: the first
+            task), of the last in "order" (each transplanted over the one before), or the "mean" of the tasks' values.
+        interpolation, space, weight: see :func:`cpift.interpolation.combination`.
+        vector: what one SLERP is taken over, each "tensor" or the whole "model".
+        dtype: of the output; by default the widest of the inputs, tensor by tensor.
+        progress: called with the number of bytes read or written since the last call.
+
+    Returns:
+        What ``fusion.json`` holds: per tensor angles (radians), norms, coefficients of base, backbone and tasks, counts.
+
+    Raises:
+        CpiftError: checkpoints that do not match, a region of another base, NaN, ``out`` in use, a full disk.
+    """
+    out = Path(out)
+    inputs = _open(base, backbone, tuned, regions or {})
+    if weight != "equal" and not 0 <= weight <= 1:
+        raise CpiftError(f"weight: {weight} is not in 0 … 1")
+    if dtype is not None and dtype not in DTYPES:
+        raise CpiftError(f"dtype: {dtype} is not one of {', '.join(DTYPES)}")
+    options = {"overlap": overlap, "interpolation": interpolation, "space": space, "vector": vector, "weight": weight,
+               "dtype": dtype, "max_shard_size": parse_size(max_shard_size)}  # fmt: skip
+    layout = {
+        name: (DTYPES[dtype] if dtype else _widest([m.tensors[name].dtype for m in inputs.models]), t.shape)
+        for name, t in inputs.base.tensors.items()
+    }
+    writer = CheckpointWriter(out, layout, parse_size(max_shard_size), _key(inputs, options))
+    if writer.finished:
+        report: dict[str, Any] = json.loads((out / "fusion.json").read_text())
+        return report
+    plan = writer.load("plan.json")
+    if plan is None:
+        plan = _plan(inputs, options, threads, progress)
+        writer.store("plan.json", plan)
+    coefficients = {name: np.array(entry["coefficients"]) for name, entry in plan["tensors"].items()}
+    counts = writer.load("counts.json") or {}
+
+    for shard in writer.missing_shards():
+        won = {name: np.zeros(len(inputs.tasks) + 1, np.int64) for name in shard.names}
+
+        def write(block: Block, shard: Any = shard) -> np.ndarray:
+            data, wins = _fused(inputs, block, coefficients[block.name], overlap, layout[block.name][0])
+            shard.write(block.name, block.start, data.data)
+            return wins
+
+        for block, wins in ordered_map(write, _blocks_of(inputs.base, shard.names), threads):
+            won[block.name] += wins
+            progress((block.stop - block.start) * sum(m.tensors[block.name].itemsize for m in inputs.models))
+        counts |= {name: wins.tolist() for name, wins in won.items()}
+        writer.store("counts.json", counts)
+        shard.close()
+    report = _report(plan, counts, options, inputs)
+    writer.finish(report, inputs.backbone.path, inputs.base.path, inputs.backbone.others)
+    return report
+
+
+def _open(
+    base: str | Path, backbone: str | Path | None, tuned: Mapping[str, str | Path], regions: Mapping[str, Any]
+) -> _Inputs:
+    if not tuned:
+        raise CpiftError("fuse: no tuned checkpoint given")
+    stranger = sorted(set(regions) - set(tuned))
+    if stranger:
+        raise CpiftError(f"fuse: a region is given for {stranger[0]}, which is none of {', '.join(tuned)}")
+    origin = open_checkpoint(base)
+    loaded = {n: r if isinstance(r, Region) else Region.load(r) for n, r in regions.items()}
+    for task, region in loaded.items():
+        for name, positions in region.positions.items():
+            tensor = origin.tensors.get(name)
+            if tensor is None or positions[-1] >= tensor.size or region.shapes.get(name, tensor.shape) != tensor.shape:
+                raise CpiftError(f"region of {task}: {name} does not fit {origin.path}; it is a region of another base")
+    models = {name: align(origin, open_checkpoint(path)) for name, path in tuned.items()}
+    return _Inputs(origin, origin if backbone is None else align(origin, open_checkpoint(backbone)), models, loaded)
+
+
+def _key(inputs: _Inputs, options: Mapping[str, Any]) -> str:
+    """What a half-written output must agree on to be continued: the options, files and regions."""
+    state = xxhash.xxh3_128(json.dumps(options, sort_keys=True).encode())
+    for model in inputs.models:
+        for file in sorted({t.file for t in model.tensors.values()}):
+            stat = file.stat()
+            state.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+    for task in inputs.tasks:
+        state.update(task.encode())
+        if task in inputs.regions:
+            for name, positions in inputs.regions[task].positions.items():
+                state.update(name.encode())
+                state.update(np.ascontiguousarray(positions).data)
+    return state.hexdigest()
+
+
+def _widest(dtypes: list[str]) -> str:
+    kinds = set(dtypes)
+    if len(kinds) == 1:
+        return dtypes[0]
+    return "F64" if "F64" in kinds else "F32"
+
+
+def _blocks_of(base: Checkpoint, names: list[str]) -> Iterator[Block]:
+    return blocks(Checkpoint(base.path, {n: base.tensors[n] for n in sorted(names)}, {}, {}))
+
+
+def _cores(inputs: _Inputs, block: Block) -> list[np.ndarray | None]:
+    """For each task, its core positions within the block, counted from the block's start."""
+    found: list[np.ndarray | None] = []
+    for task in inputs.tasks:
+        region = inputs.regions.get(task)
+        positions = region.positions.get(block.name) if region else None
+        if positions is not None:
+            edges = np.searchsorted(positions, np.array([block.start, block.stop], positions.dtype))
+            positions = positions[edges[0] : edges[1]].astype(np.int64) - block.start
+        found.append(positions if positions is not None and len(positions) else None)
+    return found
+
+
+def _native(raw: np.ndarray) -> np.ndarray:
+    return raw.astype(np.float32) if raw.dtype == np.float16 else raw
+
+
+def _plan(
+    inputs: _Inputs, options: Mapping[str, Any], threads: int | None, progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """First pass: Gram matrices, from them the coefficients; fingerprints on the way."""
+    models = inputs.models
+    distinct = [m for i, m in enumerate(models) if m not in models[:i]]
+    hashes = [m.hasher() for m in distinct]
+
+    def work(block: Block) -> tuple[list[bytes], np.ndarray, int]:
+        gram, free = _block_gram(inputs, block)
+        return [xxhash.xxh3_64_digest(m.raw(*block).data) for m in distinct], gram, free
+
+    grams = {name: np.zeros((len(models), len(models))) for name in inputs.base.tensors}
+    free = dict.fromkeys(inputs.base.tensors, 0)
+    for block, (checksums, gram, count) in ordered_map(work, blocks(inputs.base), threads):
+        for hashed, checksum in zip(hashes, checksums, strict=True):
+            hashed.add(checksum)
+        grams[block.name] += gram
+        free[block.name] += count
+        progress((block.stop - block.start) * sum(m.tensors[block.name].itemsize for m in models))
+    prints = [hashes[distinct.index(m)].hexdigest() for m in models]
+    _check_regions(inputs, prints)
+    joint = sum(grams.values(), np.zeros((len(models), len(models))))
+    tensors = {}
+    shared: Combination | None = None
+    for name, gram in grams.items():
+        if not np.isfinite(gram).all():
+            raise CpiftError(f"{name}: NaN or infinite weights in one of the checkpoints; training diverged")
+        count = free[name]
+        if options["vector"] == "model":
+            gram, count = joint, sum(free.values())
+        if shared is None or options["vector"] == "tensor":
+            shared = combination(gram, count, options["interpolation"], options["space"], options["weight"])
+        tensors[name] = {
+            "coefficients": shared.coefficients.tolist(),
+            "angles": shared.angles,
+            "norms": np.sqrt(np.diag(grams[name])).tolist(),
+            "update_angles": _update_angles(grams[name]),
+            "free": free[name],
+        }
+    return {"tensors": tensors, "fingerprints": prints}
+
+
+def _block_gram(inputs: _Inputs, block: Block) -> tuple[np.ndarray, int]:
+    """Inner products of θ⁰ and all updates over the block's free entries, and how many these are."""
+    models = inputs.models
+    total = np.zeros((len(models), len(models)))
+    cores = [c for c in _cores(inputs, block) if c is not None]
+    core = np.unique(np.concatenate(cores)) if cores else np.empty(0, np.int64)
+    flat = thread_local_scratch("gram", CHUNK * len(models), (np.float64,))[0]
+    for start in range(block.start, block.stop, CHUNK):
+        stop = min(start + CHUNK, block.stop)
+        rows = flat[: (stop - start) * len(models)].reshape(len(models), -1)
+        for row, model in zip(rows, models, strict=True):
+            as_float64(_native(model.raw(block.name, start, stop)), model.tensors[block.name].dtype == "BF16", row)
+        subtract_first(rows)
+        edges = np.searchsorted(core, [start - block.start, stop - block.start])
+        inside = core[edges[0] : edges[1]] - (start - block.start)
+        if len(inside):
+            if not np.isfinite(rows[:, inside]).all():
+                total[:] = np.nan
+            rows[:, inside] = 0.0
+        add_gram(rows, total)
+    return np.tril(total) + np.tril(total, -1).T, block.stop - block.start - len(core)
+
+
+def _update_angles(gram: np.ndarray) -> list[list[float | None]]:
+    """Angle of the updates of backbone and tasks, pair by pair, in radians; None where one is zero."""
+    norms = np.sqrt(np.diag(gram))[1:]
+    result: list[list[float | None]] = []
+    for i, a in enumerate(norms):
+        row = [np.arccos(np.clip(gram[1 + i, 1 + j] / (a * b), -1, 1)) if a * b else None for j, b in enumerate(norms)]
+        result.append([None if value is None else float(value) for value in row])
+    return result
+
+
+def _check_regions(inputs: _Inputs, prints: list[str]) -> None:
+    for task, region in inputs.regions.items():
+        if region.base and region.base != prints[0]:
+            raise CpiftError(
+                f"region of {task}: selected against another base ({region.base[:12]}, not {prints[0][:12]})"
+            )
+        own = prints[2 + list(inputs.tasks).index(task)]
+        if region.tuned and region.tuned != own:
+            raise CpiftError(f"region of {task}: selected on another checkpoint ({region.tuned[:12]}, not {own[:12]})")
+
+
+def _fused(
+    inputs: _Inputs, block: Block, coefficients: np.ndarray, overlap: Overlap, dtype: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The block's fused values, as stored in ``dtype``; and the positions won by each task, and those contested."""
+    size = block.stop - block.start
+    (value,) = thread_local_scratch("fused", 2**20, (np.float64,))
+    value = value[:size]
+    models = inputs.models
+    used = [(c, m) for c, m in zip(coefficients.tolist(), models, strict=True) if c != 0]
+    if not used:
+        value[:] = 0.0
+    for start in range(0, size, CHUNK):
+        stop = min(start + CHUNK, size)
+        for i, (c, model) in enumerate(used):
+            raw = _native(model.raw(block.name, block.start + start, block.start + stop))
+            add_scaled(raw, model.tensors[block.name].dtype == "BF16", c, value[start:stop], i == 0)
+    wins = _transplant(inputs, block, value, overlap)
+    if dtype == "BF16":
+        rounded = np.empty(size, np.uint16)
+        round_to_bf16(value, rounded)
+    else:
+        rounded = value.astype({"F32": np.float32, "F16": np.float16, "F64": np.float64}[dtype])
+    return rounded, wins
+
+
+def _transplant(inputs: _Inputs, block: Block, value: np.ndarray, overlap: Overlap) -> np.ndarray:
+    """Put the tasks' values at their core positions; count the positions each task has won, and the contested ones."""
+    wins = np.zeros(len(inputs.tasks) + 1, np.int64)
+    cores = _cores(inputs, block)
+    present = [c for c in cores if c is not None]
+    if not present:
+        return wins
+    positions = present[0] if len(present) == 1 else np.unique(np.concatenate(present))
+    best = np.full(len(positions), -1.0)
+    owner = np.full(len(positions), -1)
+    chosen, claims = np.zeros(len(positions)), np.zeros(len(positions))
+    origin = _values(inputs.base, block, positions)
+    for i, (core, model) in enumerate(zip(cores, inputs.tasks.values(), strict=True)):
+        if core is None:
+            continue
+        place = np.searchsorted(positions, core)
+        theirs = _values(model, block, core)
+        claims[place] += 1
+        if overlap == "mean":
+            chosen[place] += theirs
+            wins[i] += len(core)
+            continue
+        size = np.abs(theirs.astype(np.float32) - origin[place].astype(np.float32)).astype(np.float64)
+        better = size > best[place] if overlap == "largest" else np.ones(len(core), np.bool_)
+        best[place[better]], chosen[place[better]], owner[place[better]] = size[better], theirs[better], i
+    if overlap == "mean":
+        chosen /= claims
+    else:
+        wins[:-1] = np.bincount(owner, minlength=len(inputs.tasks))
+    value[positions] = chosen
+    wins[-1] = np.count_nonzero(claims > 1)
+    return wins
+
+
+def _values(model: Checkpoint, block: Block, positions: np.ndarray) -> np.ndarray:
+    """Stored elements of the block at these positions, as float64."""
+    picked = np.ascontiguousarray(model.raw(*block)[positions])
+    out = np.empty(len(picked))
+    as_float64(_native(picked), model.tensors[block.name].dtype == "BF16", out)
+    return out
+
+
+def _report(
+    plan: Mapping[str, Any], counts: Mapping[str, list[int]], options: Mapping[str, Any], inputs: _Inputs
+) -> dict[str, Any]:
+    tasks = list(inputs.tasks)
+    tensors = {}
+    for name, entry in plan["tensors"].items():
+        core = inputs.base.tensors[name].size - entry["free"]
+        wins = dict(zip(tasks, counts[name], strict=False))
+        tensors[name] = {**entry, "core": core, "won": wins, "contested": counts[name][-1]}
+    core = sum(t["core"] for t in tensors.values())
+    return {
+        "format": "cpift.fusion/1",
+        "options": dict(options),
+        "models": ["base", "backbone", *tasks],
+        "fingerprints": plan["fingerprints"],
+        "total": inputs.base.total,
+        "core": core,
+        "core_share": core / inputs.base.total,
+        "contested": sum(t["contested"] for t in tensors.values()),
+        "won": {task: sum(t["won"][task] for t in tensors.values()) for task in tasks},
+        "tensors": tensors,
+    }

@@ -1,0 +1,285 @@
+"""The method as stages: probe, identify, group, backbone, fuse, refine, evaluate, in terms of one run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cpift.region import Region
+from cpift.stages import Run, Stage, base_needs, base_settings, probe_steps, trained_stage
+
+Facts = Mapping[str, Mapping[str, Any]]
+
+
+def middle_stages(run: Run) -> list[Stage]:
+    """Probes, regions and groups; the tasks' rows must be there."""
+    steps = probe_steps(run)
+    training = run.recipe.training_of("probe")
+    base = (base_needs(run)[0] if base_needs(run) else "", run.base)
+    probes = [
+        trained_stage(run, f"01-probe/{t}", "probe", f"fine-tune the base on {t} alone", base, [t], training, steps)
+        for t in run.tasks
+    ]
+    return [*probes, *[_identify(run, task) for task in run.tasks], _group(run)]
+
+
+def last_stages(run: Run) -> list[Stage]:
+    """Backbone, fusion, refinement and scores; the groups must be there."""
+    groups = run.groups()
+    assert groups is not None
+    backbone = _backbone(run, groups)
+    base = ("00-base" if base_needs(run) else "", run.base)
+    source = run.recipe.backbone.source
+    if backbone:
+        end = (backbone[-1].name, run.folder(backbone[-1].name))
+    else:
+        end = base if source == "pretrained" else ("", Path(source))
+    fused = _fuse(run, end)
+    refined = _refine(run, groups, (fused.name, run.folder(fused.name)))
+    models = {"base": base, **{f"probe/{t}": _at(run, f"01-probe/{t}") for t in run.tasks}}
+    if end != base:
+        models["backbone"] = end
+    models["fused"] = _at(run, fused.name)
+    models |= {f"refine/{k}": _at(run, stage.name) for k, stage in enumerate(refined, start=1)}
+    scores = [stage for model, place in models.items() for stage in _evaluate(run, model, place)]
+    return [*backbone, fused, *refined, *scores]
+
+
+def _at(run: Run, stage: str) -> tuple[str, Path]:
+    return stage, run.folder(stage)
+
+
+def _identify(run: Run, task: str) -> Stage:
+    part = run.recipe.region
+    settings = {"percent": str(part.percent), "exclude": part.exclude, **base_settings(run)}
+    needs = (*base_needs(run), f"01-probe/{task}")
+
+    def select(folders: Mapping[str, Path]) -> Facts:
+        from cpift.selection import identify
+
+        names = {stage: stage.split("/", 1)[1] for stage in folders}
+        tuned = {name: run.folder(f"01-probe/{name}") for name in names.values()}
+        total = sum(_weight_bytes(folder) for folder in (run.base, *tuned.values()))
+        bar = _Bytes(run, total)
+        regions = identify(run.base, tuned, str(part.percent), exclude=part.exclude, progress=bar)
+        facts = {}
+        for stage, name in names.items():
+            region = regions[name]
+            region.save(folders[stage] / "region.safetensors")
+            facts[stage] = region_facts(region)
+            for text in region_warnings(name, region):
+                run.warn(text)
+        return facts
+
+    return Stage(f"02-identify/{task}", "identify", f"core region of {task}", settings, needs, select, "identify")
+
+
+def region_facts(region: Region) -> dict[str, Any]:
+    """What the report tells of a region: size, threshold to median, share of zero updates, counts per parameter."""
+    return {
+        "count": region.count,
+        "total": region.total,
+        "threshold": region.threshold,
+        **region.statistics,
+        "by_parameter": region.counts(),
+    }
+
+
+def region_warnings(name: str, region: Region) -> list[str]:
+    """What a user should know before trusting the region."""
+    found = []
+    if not region.count:
+        found.append(f"{name}: the core region is empty; raise the percent")
+    zeros = region.statistics.get("zero_share", 0.0)
+    if zeros > 0.05:
+        found.append(
+            f"{name}: {zeros:.0%} of the updates are exactly zero; half precision hides them. "
+            "Save the fine-tuned checkpoint in fp32, trained with fp32 master weights"
+        )
+    if region.count and not region.threshold:
+        found.append(f"{name}: fewer updates than the region holds are not zero; the rest was filled by position")
+    return found
+
+
+def _group(run: Run) -> Stage:
+    part = run.recipe.group
+    settings = {"threshold": part.threshold, "order": part.order, "seed": run.recipe.seed, "tasks": run.tasks}
+
+    def compare(folders: Mapping[str, Path]) -> Facts:
+        from cpift.grouping import group
+
+        regions = {t: Region.load(run.folder(f"02-identify/{t}") / "region.safetensors") for t in run.tasks}
+        found = group(regions, part.threshold, part.order, run.recipe.seed)
+        (folders["03-group"] / "groups.json").write_text(json.dumps(found.to_dict(), indent=1))
+        if len(found.groups) == 1:
+            run.warn("all tasks are one group: the backbone is multi-task SFT, and refining freezes nothing")
+        return {"03-group": {"stages": found.stages}}
+
+    needs = tuple(f"02-identify/{t}" for t in run.tasks)
+    return Stage("03-group", "group", "compare regions, group tasks", settings, needs, compare)
+
+
+def _backbone(run: Run, groups: list[list[str]]) -> list[Stage]:
+    source = run.recipe.backbone.source
+    if source not in ("multi_stage", "multi_task"):
+        return []
+    from cpift.training import batch_rows
+
+    parts = groups if source == "multi_stage" else [run.tasks]
+    training = run.recipe.training_of("backbone")
+    rows = {task: run.facts(f"00-tasks/{task}")["train_rows"] for task in run.tasks}
+    # As many epochs as a probe: that of the mean task, so that every task is seen alike.
+    epochs = probe_steps(run) * batch_rows(run.recipe.training_of("probe")) / (sum(rows.values()) / len(rows))
+    start = ("00-base" if base_needs(run) else "", run.base)
+    stages: list[Stage] = []
+    for k, tasks in enumerate(parts, start=1):
+        steps = max(1, math.ceil(epochs * sum(rows[t] for t in tasks) / batch_rows(training) - 1e-9))
+        what = f"backbone, stage {k} of {len(parts)}: {', '.join(tasks)}"
+        stages.append(trained_stage(run, f"04-backbone/{k}", "backbone", what, start, tasks, training, steps))
+        start = _at(run, stages[-1].name)
+    return stages
+
+
+def _fuse(run: Run, backbone: tuple[str, Path]) -> Stage:
+    part = run.recipe.fuse
+    settings: dict[str, Any] = {**part.model_dump(), "tasks": run.tasks, **base_settings(run)}
+    needs = [*base_needs(run), *(f"{s}/{t}" for t in run.tasks for s in ("01-probe", "02-identify"))]
+    if backbone[0] and backbone[0] not in needs:
+        needs.append(backbone[0])
+    elif not backbone[0] and backbone[1] != run.base:
+        from cpift.stages import checkpoint_identity
+
+        settings["backbone"] = checkpoint_identity(backbone[1])
+
+    def combine(folders: Mapping[str, Path]) -> Facts:
+        from cpift.fusion import fuse
+
+        tuned = {t: run.folder(f"01-probe/{t}") for t in run.tasks}
+        regions = {t: run.folder(f"02-identify/{t}") / "region.safetensors" for t in run.tasks}
+        reads = [run.base, backbone[1], *tuned.values()]
+        target = folders["05-fuse"] / "model"
+        report = fuse(
+            run.base, tuned, target, backbone=backbone[1], regions=regions, **part.model_dump(),
+            progress=_Bytes(run, 2 * sum(_weight_bytes(folder) for folder in reads)),
+        )  # fmt: skip
+        for file in sorted(target.iterdir()):
+            file.replace(folders["05-fuse"] / file.name)
+        target.rmdir()
+        return {"05-fuse": {key: value for key, value in report.items() if key != "tensors"}}
+
+    return Stage(
+        "05-fuse", "fuse", "fuse the probes into the backbone", settings, tuple(needs), combine, writes_model=True
+    )
+
+
+def _refine(run: Run, groups: list[list[str]], start: tuple[str, Path]) -> list[Stage]:
+    from cpift.training import batch_rows
+
+    part, training = run.recipe.refine, run.recipe.training_of("refine")
+    stages: list[Stage] = []
+    for k, tasks in enumerate(groups, start=1):
+        seen = tasks if part.data == "group" else run.tasks
+        rows = sum(min(part.examples_per_task, run.facts(f"00-tasks/{t}")["train_rows"]) for t in seen)
+        steps = max(1, math.ceil(part.epochs * rows / batch_rows(training) - 1e-9))
+        earlier = [t for members in groups[: k - 1] for t in members] if part.freeze else []
+        what = f"refine, stage {k} of {len(groups)}: {', '.join(seen)}"
+        if earlier:
+            what += f"; frozen: {', '.join(earlier)}"
+        stages.append(
+            trained_stage(
+                run,
+                f"06-refine/{k}",
+                "refine",
+                what,
+                start,
+                seen,
+                training,
+                steps,
+                examples=part.examples_per_task,
+                frozen=earlier,
+            )
+        )
+        start = _at(run, stages[-1].name)
+    return stages
+
+
+def _evaluate(run: Run, model: str, place: tuple[str, Path]) -> list[Stage]:
+    from cpift.training import max_length
+
+    limit = max_length(run.recipe.training)
+    folder_of = {f"07-evaluate/{model.replace('/', '-')}/{task}": task for task in run.tasks}
+
+    def score(folders: Mapping[str, Path]) -> Facts:
+        from cpift.evaluation import evaluate
+
+        tasks = {folder_of[stage]: eval_task(run, folder_of[stage]) for stage in folders}
+        total, done = sum(len(t.rows) for t in tasks.values()), 0
+
+        def tick(rows: int) -> None:
+            nonlocal done
+            done += rows
+            run.reporter.progress(done, total, f"{done} of {total} rows")
+
+        scores = evaluate(
+            place[1], tasks, max_length=limit, progress=tick, trust_remote_code=run.recipe.trust_remote_code
+        )
+        for stage, folder in folders.items():
+            (folder / "score.json").write_text(json.dumps(scores[folder_of[stage]].to_dict()))
+        return {stage: {"score": scores[folder_of[stage]].score} for stage in folders}
+
+    stages = []
+    for name, task in folder_of.items():
+        asked = run.recipe.tasks[task]
+        settings: dict[str, Any] = {
+            "max_length": limit, "pattern": asked.pattern, "max_new_tokens": asked.max_new_tokens,
+        }  # fmt: skip
+        needs = [f"00-tasks/{task}"]
+        if place[0]:
+            needs.append(place[0])
+        elif place[1] == run.base:
+            settings |= base_settings(run)
+        else:
+            from cpift.stages import checkpoint_identity
+
+            settings["model"] = checkpoint_identity(place[1])
+        what = f"score {model}"
+        stages.append(Stage(name, "evaluate", what, settings, tuple(needs), score, f"evaluate/{model}"))
+    return stages
+
+
+def eval_task(run: Run, task: str) -> Any:
+    """What :func:`cpift.evaluation.evaluate` needs for a task of the run."""
+    from cpift.evaluation import EvalTask
+
+    asked = run.recipe.tasks[task]
+    metric = run.facts(f"00-tasks/{task}")["metric"]
+    return EvalTask(run.rows(task, "eval"), metric, asked.pattern, asked.max_new_tokens, asked.generate)
+
+
+def _weight_bytes(folder: Path) -> int:
+    from cpift.checkpoint import open_checkpoint
+
+    return open_checkpoint(folder).nbytes
+
+
+class _Bytes:
+    """Turns counts of bytes into the run's progress, with throughput."""
+
+    def __init__(self, run: Run, total: int) -> None:
+        import time
+
+        self._run, self._total, self._done, self._clock, self._began = (
+            run,
+            total,
+            0,
+            time.perf_counter,
+            time.perf_counter(),
+        )
+
+    def __call__(self, nbytes: int) -> None:
+        self._done += nbytes
+        speed = self._done / max(self._clock() - self._began, 1e-9)
+        self._run.reporter.progress(self._done, self._total, f"{self._done / 1e9:.2f} GB, {speed / 1e9:.2f} GB/s")

@@ -1,0 +1,101 @@
+"""Models and tokenizers in and out of memory: the one place that loads or saves a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cpift.checkpoint import open_checkpoint
+from cpift.errors import CpiftError
+
+
+def locate(model: str) -> Path:
+    """The local folder (or GGUF file) of ``model``; a hub id is fetched, safetensors only.
+
+    Raises :class:`CpiftError` where there is no such folder, file or hub repository.
+    """
+    path = Path(model)
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if path.exists() or path.suffix == ".gguf" or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise CpiftError(f"model: {model} is neither a folder, a GGUF file nor a hub id")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except Exception as error:  # offline, no such repository, gated: the library has many kinds
+        raise CpiftError(
+            f"model: {model} is no local folder and cannot be fetched ({' '.join(str(error).split())})"
+        ) from error
+
+
+def convert_gguf(file: Path, out: Path) -> None:
+    """Write a GGUF file as a plain fp32 checkpoint with its tokenizer and chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        except Exception as error:  # damaged files raise whatever the reader trips over
+            raise CpiftError(f"{file}: cannot be read as GGUF ({' '.join(str(error).split())})") from error
+        # The weights are plain numbers now; these marks would make save_pretrained refuse.
+        model.config.__dict__.pop("quantization_config", None)
+        model.config._name_or_path = ""
+        model.hf_quantizer = None
+        model.is_quantized = False
+        save(model, tokenizer, out)
+
+
+def load_model(folder: Path, trust_remote_code: bool = False) -> Any:
+    """A causal language model with fp32 weights. Raises :class:`CpiftError` for damaged or pickle checkpoints."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    open_checkpoint(folder)  # says what is wrong in one line
+    with _quiet():
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+            )
+        except (ValueError, OSError, KeyError, RuntimeError) as error:
+            raise CpiftError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})") from error
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that lies with a checkpoint. Raises :class:`CpiftError` where there is none."""
+    from transformers import AutoTokenizer
+
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            raise CpiftError(f"{folder}: has no tokenizer that loads ({' '.join(str(error).split())[:300]})") from error
+    if not tokenizer.is_fast:
+        raise CpiftError(f"{folder}: its tokenizer has no fast form, which is needed to mark the assistant's part")
+    return tokenizer
+
+
+def save(model: Any, tokenizer: Any, out: Path) -> None:
+    """Write a plain Hugging Face checkpoint."""
+    with _quiet():
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own progress bars, which would tear ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

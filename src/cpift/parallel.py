@@ -1,0 +1,50 @@
+"""Threads over a stream of work, results in order. numpy leaves the interpreter's lock while it computes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+A = TypeVar("A")
+B = TypeVar("B")
+_local = threading.local()
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ordered_map(work: Callable[[A], B], items: Iterable[A], threads: int | None = None) -> Iterator[tuple[A, B]]:
+    """Yield ``(item, work(item))`` in the order of ``items``, worked on by threads, a few items ahead."""
+    threads = threads or core_count()
+    pending: deque[tuple[A, Any]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                pending.append((item, pool.submit(work, item)))
+                if len(pending) > 2 * threads:
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            while pending:
+                first, future = pending.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+
+def thread_local_scratch(purpose: str, size: int, kinds: tuple[Any, ...]) -> list[np.ndarray]:
+    """Scratch arrays of this thread, made once: allocation would cost as much as the arithmetic."""
+    key = f"{purpose}-{size}-{len(kinds)}"
+    found: list[np.ndarray] | None = getattr(_local, key, None)
+    if found is None:
+        found = [np.empty(size, kind) for kind in kinds]
+        setattr(_local, key, found)
+    return found

@@ -1,0 +1,248 @@
+"""``run()``: the stages in their order, each made once; what is done and unchanged is not done again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from cpift import manifest
+from cpift.checkpoint import open_checkpoint
+from cpift.errors import CpiftError
+from cpift.recipe import STAGES, Recipe
+from cpift.reporter import Reporter
+from cpift.stages import Run, Stage, first_stages
+
+VERSIONS = ("cpift", "torch", "transformers", "trl", "accelerate", "datasets", "safetensors", "numpy")
+
+
+def run(
+    recipe: Recipe | str | Path, out: str | Path, *, until: str | None = None, reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """Run the whole method; called again, it goes on where it stopped, and redoes only what changed.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        out: the run folder.
+        until: last kind of stage to run, one of ``STAGES``.
+        reporter: told what happens.
+
+    Returns:
+        What ``scores.json`` holds; empty where ``until`` ends before the scores.
+
+    Raises:
+        CpiftError: bad input; ``out`` holds something else, or another process is at work in it.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    if until is not None and until not in STAGES:
+        raise CpiftError(f"until: {until} is not one of {', '.join(STAGES)}")
+    out = Path(out)
+    check(recipe, out)
+    with _alone(out):
+        current = Run(recipe, out, reporter or Reporter())
+        (out / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+        runner = _Runner(current)
+        for stages in _phases(current):
+            wanted = [s for s in stages if until is None or STAGES.index(s.kind) <= STAGES.index(until)]
+            runner.make(wanted)
+            if len(wanted) < len(stages):
+                return {}
+        if until is not None and until != "evaluate":
+            return {}
+        from cpift.outcome import write_outcome
+
+        return write_outcome(current, [s for stages in _phases(current) for s in stages])
+
+
+def _phases(current: Run) -> Iterator[list[Stage]]:
+    """The stages, as far as each can be known: rows first, then regions and groups, then what the groups decide."""
+    from cpift.method import last_stages, middle_stages
+
+    yield first_stages(current)
+    yield middle_stages(current)
+    yield last_stages(current)
+
+
+def check(recipe: Recipe, out: Path) -> None:
+    """Refuse, before anything is written, what could not work. Raises :class:`CpiftError`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CpiftError("cpift run is one process; start it without torchrun or accelerate launch")
+    if out.exists() and not out.is_dir():
+        raise CpiftError(f"{out}: is a file; --out names a folder")
+    old = out / "recipe.yaml"
+    if old.is_file():
+        before = Recipe.load(old)
+        if before.model != recipe.model or before.seed != recipe.seed or not set(before.tasks) & set(recipe.tasks):
+            what = "model" if before.model != recipe.model else "seed" if before.seed != recipe.seed else "tasks"
+            raise CpiftError(f"{out}: holds another recipe's run (its {what} differ); choose another --out")
+    elif out.is_dir() and any(p.name != ".lock" for p in out.iterdir()):
+        raise CpiftError(f"{out}: is not empty and holds no run; choose another --out")
+    from cpift.models import locate
+    from cpift.training import check_training
+
+    model = locate(recipe.model)
+    if model.is_dir():
+        open_checkpoint(model)
+    for stage in ("probe", "backbone", "refine"):
+        check_training(recipe.training_of(stage), "training" if stage == "probe" else f"{stage}.training")
+    if recipe.group.order != "random":
+        given = sorted(t for members in recipe.group.order for t in members)
+        if given != sorted(recipe.tasks):
+            raise CpiftError(f"group.order: must hold each task once ({', '.join(recipe.tasks)})")
+    if recipe.backbone.source not in ("multi_stage", "multi_task", "pretrained"):
+        open_checkpoint(recipe.backbone.source)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the run folder for this process. Raises :class:`CpiftError` where another has it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CpiftError(
+                f"{out}: another cpift is at work in this folder; wait for it, or choose another --out"
+            ) from None
+        yield
+
+
+class _Runner:
+    def __init__(self, current: Run) -> None:
+        self._run = current
+        self._verified: set[str] = set()
+
+    def make(self, stages: Sequence[Stage]) -> None:
+        """Make what is missing or stale, in order; stages made together when the first of them is due."""
+        done: set[str] = set()
+        for stage in stages:
+            if stage.name in done:
+                continue
+            due = [s for s in stages if s is stage or (stage.together and s.together == stage.together)]
+            due = [s for s in due if self._missing(s)]
+            if due:
+                self._make(due)
+            for s in due:
+                done.add(s.name)
+            if stage not in due:
+                self._run.reporter.skipped(stage.name)
+                self._warn_again(stage)
+
+    def _missing(self, stage: Stage) -> bool:
+        made = manifest.read(self._run.folder(stage.name))
+        return made is None or made.key != manifest.key_of(stage.settings, self._needs(stage))
+
+    def _needs(self, stage: Stage) -> dict[str, str]:
+        return needs_of(self._run, stage)
+
+    def _make(self, due: Sequence[Stage]) -> None:
+        run, first = self._run, due[0]
+        what = first.what if len(due) == 1 else f"{first.what} and {len(due) - 1} more"
+        if first.together.startswith("evaluate"):
+            what = f"{first.what} on {len(due)} tasks"
+        for stage in due:
+            made = manifest.read(run.folder(stage.name))
+            if made is not None:
+                changes = manifest.differences(made, stage.settings, self._needs(stage))
+                run.reporter.message(f"{stage.name} is done again: {', '.join(changes)}")
+            for need in stage.needs:
+                self._verify(need)
+        if any(stage.writes_model for stage in due):
+            _check_room(run, first)
+        run.reporter.stage(first.name, what)
+        folders = {s.name: manifest.begin(run.folder(s.name), manifest.key_of(s.settings, self._needs(s))) for s in due}
+        reset_peak()
+        began = time.perf_counter()
+        try:
+            facts = first.action(folders)
+        except OSError as error:
+            if error.errno == 28:
+                raise CpiftError(
+                    f"{first.name}: the disk is full; make room and run again, finished stages stand"
+                ) from error
+            raise
+        seconds, peak = time.perf_counter() - began, peak_memory()
+        for stage in due:
+            needs = self._needs(stage)
+            full = {
+                **facts.get(stage.name, {}),
+                "seconds": seconds / len(due),
+                "peak_memory": peak,
+                "seed": run.recipe.seed,
+                "versions": versions(),
+            }
+            warnings = full.get("warnings", []) + [w for w in run.warnings if w.startswith(f"{stage.name}:")]
+            key = manifest.key_of(stage.settings, needs)
+            manifest.finish(run.folder(stage.name), key, stage.settings, needs, {**full, "warnings": warnings})
+            self._verified.add(stage.name)
+            self._warn_again(stage, fresh=True)
+            log(run.out, {"event": "stage", "stage": stage.name, "seconds": seconds / len(due), "peak_memory": peak})
+        run.reporter.finished(first.name, full)
+
+    def _verify(self, name: str) -> None:
+        """Hash what a stage has left, once, before it is used."""
+        if name not in self._verified:
+            made = manifest.read(self._run.folder(name))
+            if made is None:
+                raise CpiftError(f"stage {name} is needed, but is not there")
+            manifest.verify(self._run.folder(name), made)
+            self._verified.add(name)
+
+    def _warn_again(self, stage: Stage, fresh: bool = False) -> None:
+        for text in self._run.facts(stage.name).get("warnings", []):
+            if not fresh or text not in self._run.warnings:
+                self._run.warn(text)
+
+
+def needs_of(current: Run, stage: Stage) -> dict[str, str]:
+    """Digests of the stages that this one is made from; "" for one that is not there."""
+    found = {name: manifest.read(current.folder(name)) for name in stage.needs}
+    return {name: made.digest if made else "" for name, made in found.items()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of python and of the libraries that decide about results."""
+    import importlib.metadata
+
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in VERSIONS}}
+
+
+def log(out: Path, event: Mapping[str, Any]) -> None:
+    """Append one line to ``log.jsonl``."""
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **event}) + "\n")
+
+
+def _check_room(current: Run, stage: Stage) -> None:
+    """Raise :class:`CpiftError` where the disk cannot hold the model that the stage will write, in fp32."""
+    if stage.name == "00-base":
+        return
+    needed = int(open_checkpoint(current.base).total * 4 * 1.05)
+    free = shutil.disk_usage(current.out).free
+    if free < needed:
+        raise CpiftError(
+            f"{stage.name}: needs {needed / 1e9:.1f} GB in {current.out}, the disk has {free / 1e9:.1f} GB free; make room first"
+        )
+
+
+def reset_peak() -> None:
+    """Let :func:`peak_memory` count from here, where the system can."""
+    with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the process so far
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Peak memory of this process in bytes, since the last reset where the system can tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if platform.system() == "Linux" else 1)

@@ -1,0 +1,152 @@
+"""One safetensors file: read its header with every claim checked, write one without holding it in memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpift.errors import CpiftError
+
+HEADER_LIMIT = 100_000_000  # as the safetensors library has it
+# bf16 has no numpy dtype: its bits come as uint16.
+_FLOATING = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+_OTHER = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
+_NUMPY = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
+_NAME_OF = {np.dtype(np.int32): "I32", np.dtype(np.int64): "I64", np.dtype(np.float32): "F32"}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: bytes ``begin:end`` of ``file``."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def floating(self) -> bool:
+        return self.dtype in _FLOATING
+
+    @property
+    def numpy_dtype(self) -> Any:
+        """The numpy type of the stored bits (uint16 for bf16)."""
+        return _FLOATING.get(self.dtype) or _NUMPY.get(self.dtype, np.uint8)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def itemsize(self) -> int:
+        return itemsize(self.dtype)
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of an element of a safetensors dtype name."""
+    return np.dtype(_FLOATING[dtype]).itemsize if dtype in _FLOATING else _OTHER[dtype]
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file by name. Raises :class:`CpiftError` where the header is damaged or lies."""
+    return read_header_and_metadata(path)[0]
+
+
+def read_header_and_metadata(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """As :func:`read_header`, with the file's metadata."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, HEADER_LIMIT):
+                raise CpiftError(f"{path}: truncated or not safetensors (header of {length} bytes, file of {size})")
+            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+    except OSError as error:
+        raise CpiftError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise CpiftError(f"{path}: damaged header ({error})") from error
+    if not isinstance(header, dict):
+        raise CpiftError(f"{path}: damaged header (not a table)")
+    metadata = header.pop("__metadata__", None) or {}
+    tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    position = 8 + length
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if tensor.begin != position:
+            what = "overlaps another" if tensor.begin < position else "leaves a gap before it"
+            raise CpiftError(f"{path}: damaged header (tensor {name} {what})")
+        position = tensor.end
+    if position != size:
+        what = "truncated" if position > size else "has bytes that belong to no tensor"
+        raise CpiftError(f"{path}: {what} ({size} bytes, the header speaks of {position})")
+    return tensors, metadata
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [k for k, _ in pairs]
+        raise ValueError(f"duplicate name {next(n for n in names if names.count(n) > 1)!r}")
+    return result
+
+
+def _tensor(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise CpiftError(f"{path}: damaged header (tensor {name!r})")
+    if dtype not in _FLOATING and dtype not in _OTHER:
+        raise CpiftError(f"{path}: tensor {name} is of type {dtype}, which is not supported; use F32, BF16 or F16")
+    if end - begin != math.prod(shape) * itemsize(dtype):
+        raise CpiftError(f"{path}: tensor {name} of shape {list(shape)} does not take {end - begin} bytes")
+    if data + end > size:
+        raise CpiftError(f"{path}: truncated (tensor {name} ends at byte {data + end}, the file at {size})")
+    return StoredTensor(path, dtype, shape, data + begin, data + end)
+
+
+def header_bytes(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """The head of a file that holds ``tensors`` (name to dtype and shape) in this order, and each one's first byte."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset, begins = 0, {}
+    for name, (dtype, shape) in tensors.items():
+        end = offset + math.prod(shape) * itemsize(dtype)
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        begins[name], offset = offset, end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_LIMIT:
+        raise CpiftError("the header of a safetensors file would be over 100 MB")
+    head = len(text).to_bytes(8, "little") + text
+    return head, {name: len(head) + begin for name, begin in begins.items()}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write int32, int64 or float32 arrays in the order given; the file appears whole or not at all."""
+    head, _ = header_bytes({n: (_NAME_OF[a.dtype], a.shape) for n, a in arrays.items()}, metadata)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(head)
+            for array in arrays.values():
+                file.write(np.ascontiguousarray(array).data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

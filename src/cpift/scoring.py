@@ -1,0 +1,39 @@
+"""Score any checkpoint on a recipe's tasks, outside a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cpift.checkpoint import open_checkpoint
+from cpift.evaluation import EvalTask, evaluate
+from cpift.recipe import Recipe
+from cpift.reporter import Reporter
+from cpift.tasks import load_rows, metric_of
+from cpift.training import max_length
+
+
+def evaluate_recipe(model: str | Path, recipe: Recipe, reporter: Reporter | None = None) -> dict[str, dict[str, Any]]:
+    """Scores of the checkpoint ``model``, by task, each as :class:`cpift.evaluation.Score` has it.
+
+    Raises :class:`CpiftError` for a checkpoint or rows that cannot be used.
+    """
+    reporter = reporter or Reporter()
+    open_checkpoint(model)
+    tasks = {}
+    for name, task in recipe.tasks.items():
+        _, rows, warnings = load_rows(name, task, recipe.seed)
+        for text in warnings:
+            reporter.warning(text)
+        tasks[name] = EvalTask(rows, metric_of(name, task, rows), task.pattern, task.max_new_tokens, task.generate)
+    total, done = sum(len(task.rows) for task in tasks.values()), 0
+
+    def tick(rows: int) -> None:
+        nonlocal done
+        done += rows
+        reporter.progress(done, total, f"{done} of {total} rows")
+
+    reporter.stage(str(model), f"score on {len(tasks)} tasks")
+    limit = max_length(recipe.training)
+    scores = evaluate(model, tasks, max_length=limit, progress=tick, trust_remote_code=recipe.trust_remote_code)
+    return {name: score.to_dict() for name, score in scores.items()}

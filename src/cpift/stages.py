@@ -1,0 +1,244 @@
+"""The stages of a run: what each needs, what it is made of, and the function that makes it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cpift import manifest
+from cpift.checkpoint import fingerprint, open_checkpoint
+from cpift.errors import CpiftError
+from cpift.models import convert_gguf, locate
+from cpift.recipe import Recipe
+from cpift.region import Region
+from cpift.reporter import Reporter
+from cpift.tasks import load_rows, metric_of, read_jsonl, sample, write_jsonl
+
+# Given the folders to fill (by stage name), returns facts for each.
+Action = Callable[[Mapping[str, Path]], Mapping[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One folder below ``stages/``. Stages with the same ``together`` that are to be made are made by one call."""
+
+    name: str
+    kind: str
+    what: str
+    settings: Mapping[str, Any]
+    needs: tuple[str, ...]
+    action: Action
+    together: str = ""
+    writes_model: bool = False
+
+
+@dataclass
+class Run:
+    """A run's recipe and folder, and what has been found out so far."""
+
+    recipe: Recipe
+    out: Path
+    reporter: Reporter = field(default_factory=Reporter)
+    warnings: list[str] = field(default_factory=list)
+
+    def folder(self, stage: str) -> Path:
+        return self.out / "stages" / stage
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(self.recipe.tasks)
+
+    @property
+    def base(self) -> Path:
+        """The folder of θ⁰."""
+        model = locate(self.recipe.model)
+        return self.folder("00-base") if model.suffix == ".gguf" else model
+
+    def rows(self, task: str, part: str) -> list[dict[str, Any]]:
+        """``train`` or ``eval`` rows of a task whose stage is done."""
+        return read_jsonl(self.folder(f"00-tasks/{task}") / f"{part}.jsonl")
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """Facts of a finished stage."""
+        made = manifest.read(self.folder(stage))
+        assert made is not None, stage
+        return made.facts
+
+    def groups(self) -> list[list[str]] | None:
+        """The stages' groups of tasks, once they are known."""
+        file = self.folder("03-group") / "groups.json"
+        if manifest.read(self.folder("03-group")) is None:
+            return None
+        found = json.loads(file.read_text())
+        return [found["groups"][i] for i in found["order"]]
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.reporter.warning(text)
+
+
+def first_stages(run: Run) -> list[Stage]:
+    """The base, where it must be converted, and the tasks' rows."""
+    stages = []
+    model = locate(run.recipe.model)
+    if model.suffix == ".gguf":
+
+        def convert(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
+            convert_gguf(model, folders["00-base"])
+            return {"00-base": {}}
+
+        settings = {"gguf": manifest.file_hash(model)}
+        stages.append(Stage("00-base", "probe", "convert the base model", settings, (), convert, writes_model=True))
+    stages += [_task_stage(run, name) for name in run.tasks]
+    return stages
+
+
+def base_needs(run: Run) -> tuple[str, ...]:
+    return ("00-base",) if locate(run.recipe.model).suffix == ".gguf" else ()
+
+
+def base_settings(run: Run) -> dict[str, Any]:
+    """What stands for θ⁰ in the settings of a stage, where it is no stage itself."""
+    return {} if base_needs(run) else {"base": checkpoint_identity(run.base)}
+
+
+_identities: dict[Path, tuple[Any, str]] = {}
+
+
+def checkpoint_identity(path: Path) -> str:
+    """Fingerprint of weights, configuration and tokenizer of a checkpoint; read once in a process."""
+    checkpoint = open_checkpoint(path)
+    files = sorted({t.file for t in checkpoint.tensors.values()})
+    state = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    if path not in _identities or _identities[path][0] != state:
+        parts = [fingerprint(checkpoint)]
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            parts.append(manifest.file_hash(path / name) if (path / name).is_file() else "")
+        _identities[path] = state, "-".join(part[:16] for part in parts)
+    return _identities[path][1]
+
+
+def _task_stage(run: Run, name: str) -> Stage:
+    task, seed = run.recipe.tasks[name], run.recipe.seed
+    settings: dict[str, Any] = {"task": task.model_dump(exclude={"licence"}), "seed": seed}
+    for part in ("train", "eval"):
+        source = Path(str(getattr(task, part)))
+        if task.generate is None and source.is_file():
+            settings["task"][part] = {"file": manifest.file_hash(source)}
+    if task.generate is not None:
+        import importlib.metadata
+
+        settings["reasoning_gym"] = importlib.metadata.version("reasoning_gym")
+    stage = f"00-tasks/{name}"
+
+    def load(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
+        train, evaluation, warnings = load_rows(name, task, seed)
+        facts = {
+            "train_rows": len(train),
+            "eval_rows": len(evaluation),
+            "metric": metric_of(name, task, evaluation),
+            "warnings": warnings,
+        }
+        write_jsonl(folders[stage] / "train.jsonl", train)
+        write_jsonl(folders[stage] / "eval.jsonl", evaluation)
+        return {stage: facts}
+
+    return Stage(stage, "probe", f"rows of {name}", settings, (), load)
+
+
+def probe_steps(run: Run) -> int:
+    """Steps of each probe. ``auto`` is settled once in a run folder, so that a task added later has the same budget."""
+    from cpift.training import batch_rows
+
+    if run.recipe.probe.steps != "auto":
+        return int(run.recipe.probe.steps)
+    rows = {task: run.facts(f"00-tasks/{task}")["train_rows"] for task in run.tasks}
+    batch = batch_rows(run.recipe.training_of("probe"))
+    steps: int = max(1, math.ceil(sum(rows.values()) / len(rows) / batch))
+    file = run.out / "state.json"
+    if file.is_file():
+        kept = json.loads(file.read_text())
+        if kept.get("batch") == batch and set(kept["rows"]) != set(rows):
+            if kept["probe_steps"] != steps:
+                run.reporter.message(
+                    f"probe.steps: auto stays at {kept['probe_steps']}, as when this run began, so that earlier probes "
+                    f"stand; of all tasks it would be {steps} (--set probe.steps={steps})"
+                )
+            return int(kept["probe_steps"])
+        if kept.get("batch") == batch and kept["rows"] == rows:
+            return int(kept["probe_steps"])
+    file.write_text(json.dumps({"probe_steps": steps, "batch": batch, "rows": rows}))
+    return steps
+
+
+def trained_stage(
+    run: Run,
+    name: str,
+    kind: str,
+    what: str,
+    start: tuple[str, Path],
+    tasks: list[str],
+    training: Mapping[str, Any],
+    steps: int,
+    *,
+    examples: int | None = None,
+    frozen: list[str] | None = None,
+) -> Stage:
+    """A stage that fine-tunes ``start`` (stage name or "", folder) on the rows of ``tasks``."""
+    seed = run.recipe.seed
+    settings: dict[str, Any] = {"training": dict(training), "steps": steps, "seed": seed, "tasks": tasks}
+    needs = [f"00-tasks/{task}" for task in tasks]
+    if start[0]:
+        needs.append(start[0])
+    else:
+        settings |= base_settings(run)
+    if examples is not None:
+        settings["examples"] = examples
+    needs += [f"02-identify/{task}" for task in frozen or []]
+
+    def train(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
+        from cpift.encoding import encode_all
+        from cpift.freezing import regions_by_name
+        from cpift.models import load_tokenizer
+        from cpift.training import fine_tune, max_length
+
+        tokenizer = load_tokenizer(start[1], run.recipe.trust_remote_code)
+        encoded: list[Any] = []
+        empty = 0
+        for task in tasks:
+            rows = run.rows(task, "train")
+            if examples is not None:
+                if len(rows) < examples:
+                    run.warn(f"{name}: {task} has {len(rows)} training rows, fewer than examples_per_task {examples}")
+                rows = sample(rows, examples, seed, task)
+            kept, dropped = encode_all(rows, tokenizer, max_length(training))
+            if not kept:
+                raise CpiftError(f"{name}: no row of {task} has a trained part left; raise training.max_length")
+            encoded, empty = encoded + kept, empty + dropped
+        if empty:
+            run.warn(f"{name}: {empty} rows have no trained part after truncation and were left out")
+        regions = {task: Region.load(run.folder(f"02-identify/{task}") / "region.safetensors") for task in frozen or []}
+
+        def tick(event: Mapping[str, Any]) -> None:
+            loss = f"loss {event['loss']:.3f}  " if event["loss"] is not None else ""
+            run.reporter.progress(event["step"], event["steps"], f"{loss}{event['tokens_per_second']:.0f} tokens/s")
+
+        trained = fine_tune(
+            start[1],
+            encoded,
+            folders[name],
+            training,
+            steps=steps,
+            seed=seed,
+            frozen=regions_by_name(regions, frozen or []),
+            work=folders[name] / "work",
+            tick=tick,
+            trust_remote_code=run.recipe.trust_remote_code,
+        )
+        return {name: {**asdict(trained), "rows": len(encoded), "rows_left_out": empty}}
+
+    return Stage(name, kind, what, settings, tuple(needs), train, writes_model=True)

@@ -1,0 +1,229 @@
+"""Data in: rows of a task from a file, the hub or a generator, checked, split and sampled by seed.
+
+A row is ``{"messages": [...]}`` or ``{"prompt": ..., "completion": ...}``, as TRL takes them, with an optional ``answer``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cpift.errors import CpiftError
+from cpift.recipe import Task
+
+Row = dict[str, Any]
+
+
+def load_rows(name: str, task: Task, seed: int) -> tuple[list[Row], list[Row], list[str]]:
+    """Training rows, evaluation rows, and warnings.
+
+    Raises:
+        CpiftError: a missing or malformed file (file and line), an empty set, a row with no assistant turn.
+    """
+    if task.generate is not None:
+        train, evaluation = _generated(name, task, seed)
+    elif isinstance(task.eval, int):
+        rows = _rows(name, str(task.train), task.split)
+        if len(rows) <= task.eval:
+            raise CpiftError(f"tasks.{name}: eval is {task.eval}, but {task.train} has only {len(rows)} rows")
+        chosen = set(_rng(seed, name, "split").sample(range(len(rows)), task.eval))
+        train = [row for i, row in enumerate(rows) if i not in chosen]
+        evaluation = [row for i, row in enumerate(rows) if i in chosen]
+    else:
+        train = _rows(name, str(task.train), task.split)
+        evaluation = _rows(name, str(task.eval), task.eval_split)
+    warnings = []
+    if task.train_rows is not None:
+        if task.train_rows > len(train):
+            warnings.append(f"task {name}: train_rows is {task.train_rows}, there are only {len(train)}; all are used")
+        train = sample(train, task.train_rows, seed, name)
+    known = {_content(row) for row in train}
+    shared = sum(_content(row) in known for row in evaluation)
+    if shared:
+        warnings.append(
+            f"task {name}: {shared} of {len(evaluation)} evaluation rows also stand in the training rows; "
+            "its score is too good by what was learnt by heart"
+        )
+    return train, evaluation, warnings
+
+
+def metric_of(name: str, task: Task, rows: Sequence[Row]) -> str:
+    """The task's metric, with the default resolved. Raises :class:`CpiftError` where the rows do not allow it."""
+    answered = all(row.get("answer") is not None for row in rows)
+    metric = task.metric or ("exact_match" if answered else "loss")
+    if metric != "loss" and not answered:
+        raise CpiftError(f"tasks.{name}: metric {metric} needs an answer in each evaluation row; or use metric: loss")
+    if metric == "exact_match" and task.pattern is None and any(not answer_is_text(row) for row in rows):
+        raise CpiftError(
+            f"tasks.{name}: the answers are not the whole assistant text; add a pattern that extracts them, "
+            "such as pattern: '#### (.+)'"
+        )
+    return metric
+
+
+def answer_is_text(row: Row) -> bool:
+    """Is the answer the whole of the last assistant turn? Then no generation is needed to score it."""
+    text = row["messages"][-1]["content"] if "messages" in row else row["completion"]
+    if isinstance(text, list):
+        text = text[-1]["content"]
+    return bool(str(text).strip() == str(row.get("answer")).strip())
+
+
+def sample(rows: Sequence[Row], count: int, seed: int, name: str) -> list[Row]:
+    """``count`` rows drawn by seed, in their original order; all of them where there are fewer."""
+    if count >= len(rows):
+        return list(rows)
+    return [rows[i] for i in sorted(_rng(seed, name, "sample").sample(range(len(rows)), count))]
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """Rows of a file that :func:`write_jsonl` wrote or a user gave. Raises :class:`CpiftError` with file and line."""
+    rows = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise CpiftError(f"{path}, line {number}: not JSON ({error})") from error
+                rows.append(check_row(row, f"{path}, line {number}"))
+    except UnicodeDecodeError as error:
+        raise CpiftError(f"{path}: not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise CpiftError(f"{path}: cannot be read ({error.strerror})") from error
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """One row a line."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def check_row(row: Any, where: str) -> Row:
+    """The row, if it can be trained on. Raises :class:`CpiftError` that says what it lacks."""
+    if not isinstance(row, dict):
+        raise CpiftError(f"{where}: a row is an object with messages, or with prompt and completion")
+    if "messages" in row:
+        _check_messages(row["messages"], where, last_is_assistant=True)
+    elif "prompt" in row and "completion" in row:
+        prompt, completion = row["prompt"], row["completion"]
+        if isinstance(prompt, str) != isinstance(completion, str):
+            raise CpiftError(f"{where}: prompt and completion must both be text or both be messages")
+        if isinstance(prompt, str):
+            if not completion.strip():
+                raise CpiftError(f"{where}: the completion is empty")
+        else:
+            _check_messages(prompt, where, last_is_assistant=False)
+            _check_messages(completion, where, last_is_assistant=True)
+    else:
+        raise CpiftError(
+            f"{where}: has neither messages nor prompt and completion, but {', '.join(map(str, row)) or 'nothing'}"
+        )
+    return row
+
+
+def _check_messages(messages: Any, where: str, last_is_assistant: bool) -> None:
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    ):
+        raise CpiftError(f"{where}: messages must be a list of objects with role and content, both text")
+    if last_is_assistant and not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
+        raise CpiftError(f"{where}: has no assistant turn, so there is nothing to learn")
+
+
+def _rows(name: str, source: str, split: str) -> list[Row]:
+    path = Path(source)
+    if path.suffix == ".jsonl" and (path.is_file() or not path.exists()):
+        if not path.is_file():
+            raise CpiftError(f"tasks.{name}: {path} is missing; paths count from the recipe's folder")
+        rows = read_jsonl(path)
+    else:
+        rows = _from_datasets(name, source, split)
+    if not rows:
+        raise CpiftError(f"tasks.{name}: {source} holds no rows")
+    return rows
+
+
+def _from_datasets(name: str, source: str, split: str) -> list[Row]:
+    import datasets
+
+    path = Path(source)
+    kind = {".json": "json", ".parquet": "parquet"}.get(path.suffix)
+    if kind and not path.is_file():
+        raise CpiftError(f"tasks.{name}: {path} is missing; paths count from the recipe's folder")
+    try:
+        if kind:
+            data = datasets.load_dataset(kind, data_files=str(path), split="train")
+        else:
+            data = datasets.load_dataset(source, split=split)
+    except Exception as error:  # the library raises many kinds, some of its dependencies
+        raise CpiftError(
+            f"tasks.{name}: {source} (split {split}) cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
+    return [check_row(_without_empty(row), f"{source}, row {i}") for i, row in enumerate(data)]
+
+
+def _without_empty(row: Row) -> Row:
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _generated(name: str, task: Task, seed: int) -> tuple[list[Row], list[Row]]:
+    """Different seeds make the two sets; a question of the evaluation set is left out of the training set."""
+    assert isinstance(task.train, int)
+    assert isinstance(task.eval, int)
+    evaluation = _generate(name, task, task.eval, seed * 2 + 1_000_003, set())
+    train = _generate(name, task, task.train, seed * 2 + 1_000_004, {_content(row) for row in evaluation})
+    return train, evaluation
+
+
+def _generate(name: str, task: Task, count: int, seed: int, avoid: set[str]) -> list[Row]:
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if task.generate not in DATASETS:
+        import difflib
+
+        near = difflib.get_close_matches(str(task.generate), DATASETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise CpiftError(f"tasks.{name}.generate: {task.generate!r} is no reasoning_gym task{hint}")
+    rows: list[Row] = []
+    try:
+        source = reasoning_gym.create_dataset(task.generate, size=4 * count + 64, seed=seed, **task.config)
+        for entry in source:
+            messages = [
+                {"role": "user", "content": entry["question"]},
+                {"role": "assistant", "content": str(entry["answer"])},
+            ]
+            row = {"messages": messages, "answer": str(entry["answer"]), "entry": _plain(entry)}
+            if _content(row) not in avoid:
+                rows.append(row)
+            if len(rows) == count:
+                return rows
+    except CpiftError:
+        raise
+    except Exception as error:  # the generators check their settings by assertions
+        raise CpiftError(f"tasks.{name}.config: reasoning_gym refuses it ({error})") from error
+    raise CpiftError(f"tasks.{name}: {task.generate} makes too few different rows for {count}; ask for fewer")
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _content(row: Row) -> str:
+    """What makes two rows the same: all that the model reads, not metadata."""
+    kept = {key: row[key] for key in ("messages", "prompt", "completion") if key in row}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _rng(seed: int, *purpose: str) -> random.Random:
+    """A stream of its own for each purpose, so that adding a task leaves the others as they were."""
+    return random.Random("/".join([str(seed), *purpose]))

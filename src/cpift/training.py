@@ -1,0 +1,255 @@
+"""fine_tune(): the one call of TRL's SFTTrainer, used by every stage and baseline."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from cpift.encoding import Encoded
+from cpift.errors import CpiftError
+from cpift.freezing import freeze
+from cpift.models import load_model, load_tokenizer, save
+from cpift.region import Region
+
+# Where these differ from SFTConfig's own defaults there is a reason.
+DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-4,
+    "train_sampling_strategy": "group_by_length",  # batches of like length waste no padding
+    "activation_checkpointing": False,  # memory for time: for those who lack memory
+    "report_to": "none",
+    "save_total_limit": 1,
+}
+# Set by cpift itself: the stage decides about these.
+_OWN = {"output_dir", "max_steps", "num_train_epochs", "seed", "data_seed", "disable_tqdm", "dataset_kwargs"}
+
+Tick = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training did. ``losses``: (step, mean loss since the last entry, learning rate)."""
+
+    steps: int
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    load_seconds: float
+    save_seconds: float
+    losses: list[tuple[int, float, float]]
+    frozen: int
+    frozen_changed: int
+
+
+def check_training(training: Mapping[str, Any], where: str = "training") -> None:
+    """Raise :class:`CpiftError` for a key that SFTConfig does not know, one that cpift sets, or a value it refuses."""
+    known = set(SFTConfig.__dataclass_fields__)
+    for key in training:
+        if key in _OWN:
+            raise CpiftError(f"{where}.{key}: is set by cpift; use probe.steps, refine.epochs or seed")
+        if key not in known:
+            near = difflib.get_close_matches(key, known - _OWN, n=1)
+            raise CpiftError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    try:
+        config = _config(training, Path("unused"), steps=1, seed=0)
+    except Exception as error:  # dataclass and enums: whatever they raise is about the value given
+        raise CpiftError(f"{where}: SFTConfig refuses it ({' '.join(str(error).split())[:300]})") from error
+    if config.per_device_train_batch_size < 1 or config.gradient_accumulation_steps < 1:
+        raise CpiftError(f"{where}: batch size and gradient_accumulation_steps must be at least 1")
+    if config.packing:
+        raise CpiftError(f"{where}.packing: is not supported; rows are batched by length instead")
+
+
+def batch_rows(training: Mapping[str, Any]) -> int:
+    """Rows in one optimizer step."""
+    each = int(training.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"]))
+    return each * int(training.get("gradient_accumulation_steps", 1))
+
+
+def max_length(training: Mapping[str, Any]) -> int | None:
+    """Tokens after which a row is cut."""
+    value = training.get("max_length", SFTConfig.__dataclass_fields__["max_length"].default)
+    return None if value is None else int(value)
+
+
+def fine_tune(
+    start: Path,
+    rows: Sequence[Encoded],
+    out: Path,
+    training: Mapping[str, Any],
+    *,
+    steps: int,
+    seed: int,
+    frozen: Region | None = None,
+    work: Path | None = None,
+    tick: Tick = lambda event: None,
+    trust_remote_code: bool = False,
+) -> Trained:
+    """Fine-tune the checkpoint ``start`` on ``rows`` and save it, fp32, to ``out``.
+
+    Args:
+        training: fields of SFTConfig, on top of ``DEFAULTS``.
+        steps: optimizer steps; rows are shuffled anew each epoch.
+        frozen: region that stays bit-identical.
+        work: folder for the trainer's own checkpoints; one found there is resumed.
+        tick: called with step, steps, loss and tokens per second as it goes.
+
+    Raises:
+        CpiftError: no rows; a loss that is NaN or infinite, with the step and what to change; a frozen element
+            that changed.
+    """
+    if not rows:
+        raise CpiftError(f"{out.name}: no row to train on is left; raise training.max_length")
+    began = time.perf_counter()
+    model, tokenizer = load_model(start, trust_remote_code), load_tokenizer(start, trust_remote_code)
+    loaded = time.perf_counter() - began
+    config = _config(training, work or out, steps, seed)
+    data = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+    watch = _Watch(steps, tick)
+    trainer = SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
+    _only_our_progress(trainer)
+    guard = FreezeCallback(frozen) if frozen is not None and frozen.count else None
+    if guard:
+        trainer.add_callback(guard)
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        if guard:
+            stack.callback(guard.release)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    seconds = time.perf_counter() - began
+    if guard and guard.changed:
+        raise CpiftError(f"{guard.changed} frozen elements changed; this is a fault of cpift or of the optimizer used")
+    began = time.perf_counter()
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.accelerator.is_main_process:
+        save(trained, tokenizer, out)
+    trainer.accelerator.wait_for_everyone()
+    return Trained(
+        steps=trainer.state.global_step,
+        tokens=int(trainer.state.num_input_tokens_seen),
+        trained_tokens=watch.trained_tokens(rows, config),
+        seconds=seconds,
+        load_seconds=loaded,
+        save_seconds=time.perf_counter() - began,
+        losses=watch.losses,
+        frozen=guard.count if guard else 0,
+        frozen_changed=guard.changed if guard else 0,
+    )
+
+
+def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int) -> SFTConfig:
+    settings: dict[str, Any] = {
+        **DEFAULTS,
+        "bf16": _bf16_helps() and not training.get("fp16", False),
+        "use_cpu": not torch.accelerator.is_available(),
+        "logging_steps": max(1, steps // 100),
+        "include_num_input_tokens_seen": "non_padding",
+        **training,
+        "output_dir": str(output),
+        "max_steps": steps,
+        "seed": seed,
+        "data_seed": seed,
+        "disable_tqdm": True,
+        "dataset_kwargs": {"skip_prepare_dataset": True},  # rows come as token ids with labels
+    }
+    if "gradient_checkpointing" in training:  # the older name, which many recipes have
+        settings["activation_checkpointing"] = settings.pop("gradient_checkpointing")
+    return SFTConfig(**settings)
+
+
+def _bf16_helps() -> bool:
+    """Autocast over fp32 master weights: where the processor multiplies bf16 itself."""
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported()  # type: ignore[union-attr]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return capability.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
+
+
+def _only_our_progress(trainer: SFTTrainer) -> None:
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    for kind in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(kind)
+
+
+def _last_checkpoint(work: Path | None) -> str | None:
+    found = list(work.glob("checkpoint-*/trainer_state.json")) if work else []
+    return str(max(found, key=lambda f: int(f.parent.name.split("-")[1])).parent) if found else None
+
+
+class FreezeCallback(TrainerCallback):  # type: ignore[misc]
+    """Keeps a region bit-identical during a ``Trainer``'s training: ``Trainer(..., callbacks=[FreezeCallback(region)])``."""
+
+    def __init__(self, region: Region) -> None:
+        self.region, self.count, self.changed = region, 0, 0
+        self._stack = ExitStack()
+        self._frozen: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._frozen = self._stack.enter_context(freeze(kwargs["model"], self.region, kwargs["optimizer"]))
+        self.count = self._frozen.count
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.changed = self._frozen.changed()
+        self.release()
+
+    def release(self) -> None:
+        """Remove the hooks; done by itself at the end of a training."""
+        self._stack.close()
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Collects the losses, tells how it goes, and stops at a loss that is no number."""
+
+    def __init__(self, steps: int, tick: Tick) -> None:
+        self.losses: list[tuple[int, float, float]] = []
+        self._steps, self._tick, self._began = steps, tick, time.perf_counter()
+        self._first_tokens: int | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began, self._first_tokens = time.perf_counter(), int(state.num_input_tokens_seen)
+        self.losses = [
+            (int(entry["step"]), float(entry["loss"]), float(entry.get("learning_rate", 0.0)))
+            for entry in state.log_history
+            if "loss" in entry
+        ]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        tokens = int(state.num_input_tokens_seen) - (self._first_tokens or 0)
+        speed = tokens / max(time.perf_counter() - self._began, 1e-9)
+        loss = self.losses[-1][1] if self.losses else None
+        self._tick(
+            {
+                "step": state.global_step,
+                "steps": self._steps,
+                "loss": loss,
+                "tokens": tokens,
+                "tokens_per_second": speed,
+            }
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        loss = float(logs["loss"])
+        self.losses.append((state.global_step, loss, float(logs.get("learning_rate", 0.0))))
+        if not math.isfinite(loss):
+            raise CpiftError(
+                f"the loss is {loss} at step {state.global_step}; lower training.learning_rate, or look at the data"
+            )
+
+    def trained_tokens(self, rows: Sequence[Encoded], config: SFTConfig) -> int:
+        """Tokens the loss was taken on, from the mean row."""
+        seen: int = config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
+        return round(seen * sum(row.trained for row in rows) / len(rows))
