@@ -227,6 +227,8 @@ def _plan(
 def _block_gram(inputs: _Inputs, block: Block) -> tuple[np.ndarray, int]:
     """Inner products of θ⁰ and all updates over the block's free entries, and how many these are."""
     models = inputs.models
+    if inputs.backbone is inputs.base:  # its update is zero: no need to read it again to find that out
+        models = [inputs.base, *inputs.tasks.values()]
     total = np.zeros((len(models), len(models)))
     cores = [c for c in _cores(inputs, block) if c is not None]
     core = np.unique(np.concatenate(cores)) if cores else np.empty(0, np.int64)
@@ -244,7 +246,10 @@ def _block_gram(inputs: _Inputs, block: Block) -> tuple[np.ndarray, int]:
                 total[:] = np.nan
             rows[:, inside] = 0.0
         add_gram(rows, total)
-    return np.tril(total) + np.tril(total, -1).T, block.stop - block.start - len(core)
+    gram = np.tril(total) + np.tril(total, -1).T
+    if inputs.backbone is inputs.base:
+        gram = np.insert(np.insert(gram, 1, 0.0, axis=0), 1, 0.0, axis=1)
+    return gram, block.stop - block.start - len(core)
 
 
 def _update_angles(gram: np.ndarray) -> list[list[float | None]]:

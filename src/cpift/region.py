@@ -209,10 +209,15 @@ def _windows(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, slice]]:
     """Slices of two sorted arrays that fall in the same window of positions, where both have any."""
     end = min(int(a[-1]), int(b[-1])) + 1
     for low in range(max(int(a[0]), int(b[0])) // WINDOW * WINDOW, end, WINDOW):
-        left = slice(*np.searchsorted(a, np.array([low, low + WINDOW], a.dtype)).tolist())
-        right = slice(*np.searchsorted(b, np.array([low, low + WINDOW], b.dtype)).tolist())
+        left, right = _within(a, low), _within(b, low)
         if left.start < left.stop and right.start < right.stop:
             yield left, right
+
+
+def _within(sorted_positions: np.ndarray, low: int) -> slice:
+    kind = sorted_positions.dtype.type  # of the same type, or searchsorted would convert the whole array
+    start = np.searchsorted(sorted_positions, kind(low))
+    return slice(int(start), int(np.searchsorted(sorted_positions, kind(low + WINDOW - 1), side="right")))
 
 
 def _member(a: np.ndarray, b: np.ndarray) -> np.ndarray:

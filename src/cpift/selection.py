@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ def identify(
     segments = [(name, start) for name, t in origin.tensors.items() for start in range(0, t.size, _SEGMENT)]
     number = {segment: i for i, segment in enumerate(segments)}
     spill = max_memory is not None and 16 * count * len(models) > max_memory
-    with tempfile.TemporaryDirectory(prefix="cpift-") if spill else _Nowhere() as scratch:
+    with tempfile.TemporaryDirectory(prefix="cpift-") if spill else nullcontext() as scratch:
         found = {
             name: _Candidates(name, count, len(segments), Path(scratch) / f"{i}" if scratch else None)
             for i, name in enumerate(models)
@@ -115,14 +116,6 @@ def identify(
             )
             for i, name in enumerate(models)
         }
-
-
-class _Nowhere:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *exc: object) -> None:
-        return None
 
 
 class _Found(NamedTuple):
@@ -191,8 +184,10 @@ class _Candidates:
         self._per_segment = np.zeros(segments, np.int64)
         self._zeros = self._uncounted = 0
         self._histogram = np.zeros(2**16, np.int64)
-        # Only what is greater than the bound can still be chosen. Nothing is, but NaN, where k = 0.
+        # Only what is greater than the bound can still be chosen. Nothing is, but NaN, where k = 0. What is held
+        # already may be dropped below the floor only: it may hold the first few of many equal to the bound.
         self.bound = -1 if count else _INFINITE - 1
+        self._floor = 0
 
     def add(self, segment: int, found: _Found) -> None:
         """Take what a block brought; blocks come in order."""
@@ -201,6 +196,7 @@ class _Candidates:
         if not self.count or not len(entries):
             return
         self._histogram += found.histogram
+        entries = entries[entries > _last(self.bound)] if self.bound >= 0 else entries  # it may have risen since
         while len(entries):
             part = entries[: self._room - self._filled]
             self._buffer[self._filled : self._filled + len(part)] = part
@@ -208,7 +204,7 @@ class _Candidates:
             self._per_segment[segment] += len(part)
             entries = entries[len(part) :]
             if self._filled == self._room:
-                self._keep(self.bound + 1, self._filled)
+                self._keep(self._floor, self._filled)
                 if self._filled > self._room * 3 // 4:  # ties: cut exactly
                     self._compact()
             if len(entries):
@@ -216,13 +212,15 @@ class _Candidates:
         self._uncounted += len(found.entries)
         if self._filled >= self.count and self._uncounted > self.count // 64:
             edge, _ = _cut(self._histogram, self.count)
-            self.bound, self._uncounted = max(self.bound, (edge << 15) - 1), 0
+            self._uncounted = 0
+            if edge << 15 > self.bound:
+                self._floor, self.bound = edge << 15, (edge << 15) - 1
 
     def _compact(self) -> None:
         """Keep the best k; from now on only what is greater than the smallest of them can be chosen."""
         smallest, ties = self._kth_largest()
         self._keep(smallest, ties)
-        self.bound = smallest
+        self._floor = self.bound = smallest
 
     def _keep(self, least: int, ties: int) -> None:
         """Drop what is below the key ``least``, and all but the first ``ties`` of those equal to it."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "activation_checkpointing": False,  # memory for time: for those who lack memory
     "report_to": "none",
     "save_total_limit": 1,
+    "logging_nan_inf_filter": False,  # a loss that is no number must be seen
 }
 # Set by cpift itself: the stage decides about these.
 _OWN = {"output_dir", "max_steps", "num_train_epochs", "seed", "data_seed", "disable_tqdm", "dataset_kwargs"}
@@ -114,7 +116,24 @@ def fine_tune(
     began = time.perf_counter()
     model, tokenizer = load_model(start, trust_remote_code), load_tokenizer(start, trust_remote_code)
     loaded = time.perf_counter() - began
-    config = _config(training, work or out, steps, seed)
+    with tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work) as scratch:
+        return _fine_tune(model, tokenizer, rows, out, training, steps, seed, frozen, Path(scratch), tick, loaded)
+
+
+def _fine_tune(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Encoded],
+    out: Path,
+    training: Mapping[str, Any],
+    steps: int,
+    seed: int,
+    frozen: Region | None,
+    work: Path,
+    tick: Tick,
+    loaded: float,
+) -> Trained:
+    config = _config(training, work, steps, seed)
     data = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
     watch = _Watch(steps, tick)
     trainer = SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
@@ -183,8 +202,8 @@ def _only_our_progress(trainer: SFTTrainer) -> None:
         trainer.remove_callback(kind)
 
 
-def _last_checkpoint(work: Path | None) -> str | None:
-    found = list(work.glob("checkpoint-*/trainer_state.json")) if work else []
+def _last_checkpoint(work: Path) -> str | None:
+    found = list(work.glob("checkpoint-*/trainer_state.json"))
     return str(max(found, key=lambda f: int(f.parent.name.split("-")[1])).parent) if found else None
 
 

@@ -1,0 +1,74 @@
+"""What freezing costs: a training step of a SmolLM2-135M-shaped model with and without, in turn, in one process.
+
+python benchmarks/freeze_step.py: prints one line of JSON. Batch of 8 rows of 64 tokens, bf16 autocast, AdamW.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cpift.freezing import freeze
+from cpift.region import Region
+
+ROUNDS, ROWS, TOKENS = 15, 8, 64
+
+
+def region(model: torch.nn.Module, percent: float) -> Region:
+    """A random region of this share."""
+    rng = np.random.default_rng(0)
+    positions = {}
+    for name, parameter in model.named_parameters():
+        count = int(parameter.numel() * percent / 100)
+        if count:
+            positions[name] = np.unique(rng.integers(0, parameter.numel(), count, dtype=np.int32))
+    return Region(positions, sum(p.numel() for p in model.parameters()))
+
+
+def main() -> None:
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    ids = torch.randint(0, 49152, (ROWS, TOKENS))
+
+    def step() -> float:
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.perf_counter() - began
+
+    ways: dict[str, Any] = {"none": nullcontext, "1 %": None, "3 %": None}
+    for percent in (1, 3):
+        held = region(model, percent)
+        ways[f"{percent} %"] = lambda held=held: freeze(model, held, optimizer)
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for round_number in range(ROUNDS + 2):
+        for way, enter in ways.items():
+            with enter():
+                taken = step()
+            if round_number >= 2:
+                times[way].append(taken)
+    # Pair by pair, so that a drift of the machine's speed cancels.
+    result = {"step_seconds": [min(times["none"]), statistics.median(times["none"]), max(times["none"])]}
+    for way in ("1 %", "3 %"):
+        ratios = sorted(a / b - 1 for a, b in zip(times[way], times["none"], strict=True))
+        result[way] = [ratios[0], statistics.median(ratios), ratios[-1]]
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

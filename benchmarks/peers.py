@@ -1,0 +1,87 @@
+"""What cpift is set beside: reading alone, a straightforward torch version of selection, and mergekit's merges."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import torch
+import yaml
+
+MERGEKIT = ("mergekit==0.1.5", "torch==2.13.0")
+
+
+def read_alone(folders: list[Path], threads: int) -> None:
+    """Read all weights into nothing, by ``threads`` threads."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def read(file: Path) -> None:
+        buffer = memoryview(bytearray(2**20))
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, [f for folder in folders for f in sorted(folder.glob("*.safetensors"))]))
+
+
+def straightforward(folders: list[Path], percent: float, threads: int) -> None:
+    """The core regions as one would write them: all of |Δ| in one vector, then topk. Ties fall as they may."""
+    from safetensors import safe_open
+
+    torch.set_num_threads(threads)
+
+    def tensors(folder: Path) -> dict[str, torch.Tensor]:
+        found = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as stream:
+                found |= {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        return found
+
+    base = tensors(folders[0])
+    for folder in folders[1:]:
+        tuned = tensors(folder)
+        size = torch.cat([(tuned[n].float() - base[n].float()).abs().flatten() for n in sorted(base)])
+        torch.topk(size, int(percent * size.numel() / 100))
+
+
+def mergekit_environment(scratch: Path) -> Path:
+    """A virtual environment with mergekit alone; returns its ``mergekit-yaml``."""
+    place = scratch / "mergekit-env"
+    command = place / "bin" / "mergekit-yaml"
+    if not command.exists():
+        venv.create(place, with_pip=True)
+        subprocess.run([place / "bin" / "pip", "install", "--quiet", *MERGEKIT], check=True)
+    return command
+
+
+def mergekit_command(command: Path, method: str, folders: list[Path], out: Path, threads: int) -> list[str]:
+    """The merge of the same checkpoints, with the fastest flags that it has for a CPU."""
+    base, *tasks = (str(folder) for folder in folders)
+    models = [{"model": task, "parameters": {"weight": 1.0, **({"density": 0.2} if method == "ties" else {})}} for task in tasks]
+    recipe = {"merge_method": method, "models": models, "dtype": "bfloat16"}
+    if method == "ties":
+        recipe["base_model"] = base
+    out.parent.mkdir(parents=True, exist_ok=True)
+    file = out.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(recipe))
+    flags = ["--lazy-unpickle", "--low-cpu-memory", "--no-copy-tokenizer", "--no-write-model-card", "--quiet"]
+    return [str(command), str(file), str(out), *flags, "--num-threads", str(threads)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["read", "topk"])
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--percent", type=float, default=1.0)
+    args = parser.parse_args()
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    if args.what == "read":
+        read_alone(args.folders, threads)
+    else:
+        straightforward(args.folders, args.percent, threads)
+    sys.exit(0)

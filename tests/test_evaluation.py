@@ -1,0 +1,107 @@
+"""Scores: teacher-forced exact match, generation, loss; shares of the specialists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from cpift import evaluation
+from cpift.encoding import IGNORED, encode
+from cpift.evaluation import EvalTask, evaluate, extract, generate, normalise
+from cpift.models import load_model, load_tokenizer
+from cpift.scores import summary
+from cpift.training import fine_tune
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that has learnt to answer with a letter, now and then the right one."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    words = tiny.tokenizer()
+    data = [encode(row, words) for row in tiny.rows("first", 64, 0)]
+    settings = {"per_device_train_batch_size": 16, "bf16": False, "learning_rate": 1e-2}
+    fine_tune(tiny.base(folder / "base"), data, folder / "model", settings, steps=60, seed=0)
+    return folder / "model"
+
+
+def test_teacher_forced_exact_match_is_what_generation_gives(model: Path) -> None:
+    """On 240 items, right and wrong ones among them, not one outcome differs."""
+    rows = tiny.rows("first", 240, 1)
+    forced = evaluate(model, {"t": EvalTask(rows, "exact_match")})["t"]
+    with torch.inference_mode():
+        answers = generate(load_model(model).eval(), load_tokenizer(model), rows, max_new_tokens=8)
+    generated = [float(text == row["answer"] and count < 8) for (text, count), row in zip(answers, rows, strict=True)]
+    assert forced.items == generated
+    assert 10 < sum(generated) < 230
+    assert forced.score == pytest.approx(sum(generated) / 240)
+
+
+def test_the_loss_is_the_mean_over_the_assistants_tokens(model: Path) -> None:
+    """As computed row by row, without padding."""
+    rows = tiny.rows("reverse", 9, 2)
+    got = evaluate(model, {"t": EvalTask(rows, "loss")})["t"]
+    network, words = load_model(model).eval(), load_tokenizer(model)
+    total = count = 0.0
+    for i, row in enumerate(rows):
+        e = encode(row, words)
+        with torch.inference_mode():
+            logs = network(input_ids=torch.tensor([e.input_ids])).logits[0].log_softmax(-1)
+        own = [-float(logs[j - 1, label]) for j, label in enumerate(e.labels) if label != IGNORED]
+        assert got.items[i] == pytest.approx(sum(own) / len(own), rel=1e-5)
+        total, count = total + sum(own), count + len(own)
+    assert got.score == pytest.approx(total / count, rel=1e-5)
+
+
+def test_batches_change_no_outcome(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row at a time, or all at once."""
+    tasks = {"t": EvalTask(tiny.rows("first", 30, 3), "exact_match")}
+    together = evaluate(model, tasks)["t"]
+    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 1)
+    assert evaluate(model, tasks)["t"].items == together.items
+
+
+def test_answers_that_are_part_of_the_text_are_generated_and_extracted(model: Path) -> None:
+    """By the pattern, as in gsm8k."""
+    rows = tiny.rows("first", 20, 1)
+    plain = evaluate(model, {"t": EvalTask(rows, "exact_match")})["t"]
+    wordy = [{"messages": [r["messages"][0], {"role": "assistant", "content": f"it is #### {r['answer']}"}], "answer": r["answer"]} for r in rows]
+    got = evaluate(model, {"t": EvalTask(wordy, "exact_match", pattern=r"(\w)", max_new_tokens=8)})["t"]
+    assert sum(got.items) >= sum(plain.items)
+    assert sum(evaluate(model, {"t": EvalTask(wordy, "exact_match", pattern=r"#### (\w)", max_new_tokens=8)})["t"].items) == 0
+
+
+def test_extraction_and_normalising() -> None:
+    """The last match's group; nothing where nothing matches; case, space, full stop, thousands do not count."""
+    assert extract("1 #### 2 #### 3", re.compile(r"#### (\d)")) == "3"
+    assert extract("none", re.compile(r"#### (\d)")) == ""
+    assert normalise("  The\nAnswer. ") == "the answer"
+    assert normalise("1,234,567.") == "1234567"
+    assert normalise("1, 2") == "1, 2"
+
+
+def test_reasoning_gyms_own_scorer_judges_generated_tasks(model: Path) -> None:
+    """metric: generate on a generated task."""
+    from cpift.recipe import Task
+    from cpift.tasks import load_rows
+
+    _, rows, _ = load_rows("t", Task(generate="letter_counting", train=1, eval=4), 0)
+    got = evaluate(model, {"t": EvalTask(rows, "generate", max_new_tokens=4, generator="letter_counting")})["t"]
+    assert len(got.items) == 4
+    assert all(0 <= item <= 1 for item in got.items)
+
+
+def test_shares_of_the_specialists() -> None:
+    """1.0 is as good as the specialist; loss counts the other way round; what is worse by over 5 % is counted."""
+    def row(a: float, b: float) -> dict:
+        return {"a": {"metric": "exact_match", "score": a}, "b": {"metric": "loss", "score": b}}
+
+    table = {"base": row(0.1, 3.0), "probe/a": row(0.8, 4.0), "probe/b": row(0.0, 2.0), "model": row(0.6, 2.05)}
+    told = summary(table, ["a", "b"])["model"]
+    assert told["shares"] == {"a": pytest.approx(0.75), "b": pytest.approx(2.0 / 2.05)}
+    assert (told["worst_task"], told["below_base"], told["below_specialist"]) == ("a", 0, 1)
+    assert told["mean_score"] == 0.6
+    assert summary(table, ["a", "b"])["probe/b"]["below_base"] == 1

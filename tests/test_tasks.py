@@ -1,0 +1,127 @@
+"""Rows in: checked, split, drawn by seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from cpift.errors import CpiftError
+from cpift.recipe import Task
+from cpift.tasks import answer_is_text, load_rows, metric_of, sample
+
+GOOD = tiny.rows("reverse", 1, 0)[0]
+
+
+def load(path: Path, **more: Any) -> tuple[list, list, list[str]]:
+    return load_rows("t", Task(train=str(path), **{"eval": str(path), **more}), 0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([GOOD, "{nope"], "line 2: not JSON"),
+        (["[1]"], "line 1: a row is an object"),
+        ([{"text": "x"}], "line 1: has neither messages nor prompt and completion, but text"),
+        ([{"messages": []}], "line 1: has no assistant turn"),
+        ([{"messages": [{"role": "user", "content": "x"}]}], "line 1: has no assistant turn"),
+        ([{"messages": [{"role": "assistant", "content": "  "}]}], "line 1: has no assistant turn"),
+        ([{"messages": "x"}], "line 1: messages must be a list"),
+        ([{"messages": [{"role": "user", "content": 3}]}], "line 1: messages must be a list"),
+        ([{"prompt": "x", "completion": " "}], "line 1: the completion is empty"),
+        ([{"prompt": "x", "completion": [{"role": "assistant", "content": "y"}]}], "line 1: prompt and completion must both"),
+        ([], "holds no rows"),
+        (["", "  "], "holds no rows"),
+    ],
+)
+def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, lines: list[Any], words: str) -> None:
+    """Before anything is trained."""
+    file = tiny.jsonl(tmp_path / "data.jsonl", lines)
+    with pytest.raises(CpiftError, match=words) as caught:
+        load(file)
+    assert "data.jsonl" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.json", "none.parquet"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    """With the folder that paths count from."""
+    with pytest.raises(CpiftError, match=f"{name} is missing; paths count from"):
+        load(tmp_path / name)
+
+
+def test_other_files_and_forms_of_rows(tmp_path: Path) -> None:
+    """Parquet and JSON; prompt and completion in text and in messages."""
+    import datasets
+
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    for name in ("d.parquet", "d.json"):
+        assert load(tmp_path / name)[0] == rows
+    pair = {"prompt": GOOD["messages"][:1], "completion": GOOD["messages"][1:]}
+    assert load(tiny.jsonl(tmp_path / "p.jsonl", [pair]))[0] == [pair]
+
+
+def test_a_single_file_is_split_by_seed(tmp_path: Path) -> None:
+    """Disjoint, complete, the same for the same seed, and no prefix."""
+    rows = [{"prompt": str(i), "completion": "x"} for i in range(50)]
+    file = tiny.jsonl(tmp_path / "d.jsonl", rows)
+    train, evaluation, _ = load(file, eval=10)
+    assert (len(train), len(evaluation)) == (40, 10)
+    assert sorted(int(r["prompt"]) for r in train + evaluation) == list(range(50))
+    assert (train, evaluation) == load(file, eval=10)[:2]
+    assert evaluation not in (rows[:10], rows[-10:])
+    assert evaluation != load_rows("t", Task(train=str(file), eval=10), 1)[1]
+    with pytest.raises(CpiftError, match="has only 50 rows"):
+        load(file, eval=50)
+
+
+def test_evaluation_rows_that_stand_in_the_training_rows_are_counted(tmp_path: Path) -> None:
+    """And warned of; metadata does not hide them."""
+    train = tiny.jsonl(tmp_path / "train.jsonl", tiny.rows("reverse", 9, 0))
+    leaked = [{**tiny.rows("reverse", 9, 0)[4], "id": 7}, *tiny.rows("upper", 3, 1)]
+    _, _, warnings = load(train, eval=str(tiny.jsonl(tmp_path / "eval.jsonl", leaked)))
+    assert len(warnings) == 1
+    assert "1 of 4 evaluation rows also stand in the training rows" in warnings[0]
+
+
+def test_a_sample_is_drawn_by_seed() -> None:
+    """Not the first rows; the same for the same seed; all where there are fewer."""
+    rows = [{"n": i} for i in range(100)]
+    drawn = sample(rows, 10, 0, "t")
+    assert len(drawn) == 10
+    assert drawn != rows[:10]
+    assert drawn == sample(rows, 10, 0, "t")
+    assert drawn != sample(rows, 10, 1, "t")
+    assert sample(rows[:5], 10, 0, "t") == rows[:5]
+
+
+def test_generated_tasks(tmp_path: Path) -> None:
+    """Reproducible, training and evaluation rows disjoint, another seed gives others."""
+    task = Task(generate="letter_counting", train=60, eval=30)
+    train, evaluation, warnings = load_rows("t", task, 0)
+    assert (len(train), len(evaluation), warnings) == (60, 30, [])
+    questions = [{r["messages"][0]["content"] for r in part} for part in (train, evaluation)]
+    assert not questions[0] & questions[1]
+    assert load_rows("t", task, 0) == (train, evaluation, [])
+    assert load_rows("t", task, 1)[0] != train
+    assert all(answer_is_text(r) for r in train)
+    with pytest.raises(CpiftError, match="did you mean 'letter_counting'"):
+        load_rows("t", Task(generate="leter_counting", train=1, eval=1), 0)
+    with pytest.raises(CpiftError, match="reasoning_gym refuses"):
+        load_rows("t", Task(generate="letter_counting", train=1, eval=1, config={"nope": 1}), 0)
+
+
+def test_the_metric_fits_the_rows() -> None:
+    """Exact match where there are answers, else loss; a pattern where the answer is part of the text."""
+    wordy = {**GOOD, "answer": "other"}
+    assert metric_of("t", Task(train="x", eval="y"), [GOOD]) == "exact_match"
+    assert metric_of("t", Task(train="x", eval="y"), [{"messages": GOOD["messages"]}]) == "loss"
+    assert metric_of("t", Task(train="x", eval="y", pattern="#"), [wordy]) == "exact_match"
+    with pytest.raises(CpiftError, match="add a pattern"):
+        metric_of("t", Task(train="x", eval="y"), [wordy])
+    with pytest.raises(CpiftError, match="needs an answer"):
+        metric_of("t", Task(train="x", eval="y", metric="exact_match"), [{"messages": GOOD["messages"]}])

@@ -1,0 +1,107 @@
+"""fine_tune(): the same again for the same seed, resumable, with frozen elements kept, and stopped when it diverges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+
+from cpift.encoding import encode
+from cpift.errors import CpiftError
+from cpift.region import Region
+from cpift.training import batch_rows, check_training, fine_tune
+
+SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 4, "bf16": False, "learning_rate": 1e-2}
+CORE = Region({"model.embed_tokens.weight": np.arange(0, 4000, 3, dtype=np.int32)}, 10)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.base(tmp_path_factory.mktemp("training") / "base")
+
+
+def train(base: Path, out: Path, **more: Any) -> dict[str, np.ndarray]:
+    """Six steps on the reversed words; returns the weights."""
+    training = {**SETTINGS, **more.pop("training", {})}
+    encoded = [encode(row, tiny.tokenizer()) for row in tiny.rows("reverse", 20, 0)]
+    fine_tune(base, encoded, out, training, steps=6, seed=more.pop("seed", 0), **more)
+    return load_file(out / "model.safetensors")
+
+
+def same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
+    return all(np.array_equal(a[n].view(np.int32), b[n].view(np.int32)) for n in a)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(base: Path, tmp_path: Path) -> None:
+    """Order of rows and everything drawn hangs on the seed."""
+    first = train(base, tmp_path / "a")
+    assert same(first, train(base, tmp_path / "b"))
+    assert not same(first, train(base, tmp_path / "c", seed=1))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd", "adafactor"])
+def test_a_frozen_region_stays_and_the_rest_moves(base: Path, tmp_path: Path, optimizer: str) -> None:
+    """Through the trainer, with clipping, accumulation and weight decay."""
+    more = {"optim": optimizer, "weight_decay": 0.1, "max_grad_norm": 0.1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    name, positions = "model.embed_tokens.weight", CORE.positions["model.embed_tokens.weight"]
+    after = train(base, tmp_path / "o", frozen=CORE, training=more)[name].ravel()
+    before = load_file(base / "model.safetensors")[name].ravel()
+    assert np.array_equal(after[positions].view(np.int32), before[positions].view(np.int32))
+    assert not np.array_equal(after, before)
+
+
+@pytest.mark.parametrize("frozen", [None, CORE], ids=["free", "frozen"])
+def test_a_training_cut_off_goes_on_to_the_same_bits(base: Path, tmp_path: Path, frozen: Region | None) -> None:
+    """From the trainer's own checkpoint, in the middle of an epoch."""
+
+    class Cut(Exception):
+        pass
+
+    def cut(event: Mapping[str, Any]) -> None:
+        if event["step"] == 3:
+            raise Cut
+
+    more = {"training": {"save_steps": 2}, "frozen": frozen}
+    whole = train(base, tmp_path / "whole", work=tmp_path / "w1", **more)
+    with pytest.raises(Cut):
+        train(base, tmp_path / "cut", work=tmp_path / "w2", tick=cut, **more)
+    assert not (tmp_path / "cut").exists()
+    steps: list[int] = []
+    resumed = train(base, tmp_path / "cut", work=tmp_path / "w2", tick=lambda e: steps.append(e["step"]), **more)
+    assert steps[0] == 3
+    assert same(whole, resumed)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(base: Path, tmp_path: Path) -> None:
+    """With the step and what to change; nothing is saved."""
+    with pytest.raises(CpiftError, match=r"at step \d+; lower training.learning_rate"):
+        train(base, tmp_path / "o", training={"learning_rate": 1e30, "max_grad_norm": 0.0})
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"learning_rte": 1}, "did you mean 'learning_rate'"),
+        ({"max_steps": 3}, "set by cpift"),
+        ({"output_dir": "x"}, "set by cpift"),
+        ({"lr_scheduler_type": "nope"}, "SFTConfig refuses"),
+        ({"per_device_train_batch_size": 0}, "at least 1"),
+        ({"packing": True}, "packing"),
+    ],
+)
+def test_settings_are_checked_before_anything_starts(training: dict[str, Any], words: str) -> None:
+    """A misspelt key, one that the stage decides about, a value that is refused."""
+    with pytest.raises(CpiftError, match=words):
+        check_training(training)
+
+
+def test_settings_that_are_fine() -> None:
+    """Any field of SFTConfig, the older name of activation checkpointing too."""
+    check_training({"gradient_checkpointing": True, "weight_decay": 0.1, "warmup_steps": 5})
+    assert batch_rows({"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}) == 12
