@@ -62,7 +62,10 @@ def mergekit_environment(scratch: Path) -> Path:
 def mergekit_command(command: Path, method: str, folders: list[Path], out: Path, threads: int) -> list[str]:
     """The merge of the same checkpoints, with the fastest flags that it has for a CPU."""
     base, *tasks = (str(folder) for folder in folders)
-    models = [{"model": task, "parameters": {"weight": 1.0, **({"density": 0.2} if method == "ties" else {})}} for task in tasks]
+    models = [
+        {"model": task, "parameters": {"weight": 1.0, **({"density": 0.2} if method == "ties" else {})}}
+        for task in tasks
+    ]
     recipe = {"merge_method": method, "models": models, "dtype": "bfloat16"}
     if method == "ties":
         recipe["base_model"] = base

@@ -53,7 +53,9 @@ class Bench:
 
     def identify(self, folders: list[Path], *more: str) -> list[Measured]:
         out = self.scratch / "regions"
-        return self.measure([*CPIFT, "identify", *arguments(folders), "--percent", PERCENT, "--out", str(out), *more], out)
+        return self.measure(
+            [*CPIFT, "identify", *arguments(folders), "--percent", PERCENT, "--out", str(out), *more], out
+        )
 
     def fuse(self, folders: list[Path], *more: str) -> list[Measured]:
         out = self.scratch / "fused"
@@ -61,7 +63,9 @@ class Bench:
 
     def row(self, name: str, runs: list[Measured], note: str = "") -> None:
         memory = max(r.private for r in runs) / 1e9
-        self.say(f"| {name} | {spread([r.wall for r in runs])} | {spread([r.cpu for r in runs])} | {memory:.2f} | {note} |")
+        self.say(
+            f"| {name} | {spread([r.wall for r in runs])} | {spread([r.cpu for r in runs])} | {memory:.2f} | {note} |"
+        )
 
 
 def arguments(folders: list[Path]) -> list[str]:
@@ -167,7 +171,9 @@ def main() -> None:
     os.environ["BENCH_THREADS"] = str(args.threads)
     args.scratch.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.scratch, args.repeat, args.threads)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     bench.say("# Benchmarks\n")
     bench.say(

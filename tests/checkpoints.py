@@ -59,9 +59,7 @@ def family(folder: Path, kind: str, tasks: int = 2, shard: str = "1GB", quantum:
     return paths
 
 
-def write(
-    folder: Path, arrays: Mapping[str, Any], shards: int = 1, config: Mapping[str, Any] | None = None
-) -> Path:
+def write(folder: Path, arrays: Mapping[str, Any], shards: int = 1, config: Mapping[str, Any] | None = None) -> Path:
     """Any arrays (numpy or torch) as a checkpoint, in one file or several with an index."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {n: torch.from_numpy(a.copy()) if isinstance(a, np.ndarray) else a for n, a in arrays.items()}

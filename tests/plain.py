@@ -84,7 +84,9 @@ def karcher(vectors: list[np.ndarray]) -> np.ndarray:
     return mean / np.linalg.norm(mean) * np.mean(lengths)
 
 
-def interpolate(base: np.ndarray, backbone: np.ndarray, tasks: list[np.ndarray], how: str, space: str, weight: str | float) -> np.ndarray:
+def interpolate(
+    base: np.ndarray, backbone: np.ndarray, tasks: list[np.ndarray], how: str, space: str, weight: str | float
+) -> np.ndarray:
     """One vector's free entries."""
     shift = base if space == "updates" else np.zeros_like(base)
     value, others = backbone - shift, [t - shift for t in tasks]
@@ -131,5 +133,7 @@ def fuse(
         for i, claimed in claims.items():
             values = [flat(tasks[t], name)[i] for t in claimed]
             sizes = [abs(np.float32(v) - np.float32(flat(base, name)[i])) for v in values]
-            result[name][i] = {"mean": np.mean(values), "order": values[-1], "largest": values[int(np.argmax(sizes))]}[overlap]
+            result[name][i] = {"mean": np.mean(values), "order": values[-1], "largest": values[int(np.argmax(sizes))]}[
+                overlap
+            ]
     return {name: result[name].reshape(base[name].shape) for name in names}

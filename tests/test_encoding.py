@@ -34,7 +34,10 @@ def test_only_the_completion_of_prompt_and_completion_is_marked() -> None:
     words = tiny.tokenizer()
     assert marked({"prompt": TURNS[:3], "completion": TURNS[3:]}, words) == "ho<|im_end|>\n"
     assert marked({"prompt": "2 + 2 =", "completion": " 4"}, words) == " 4<|im_end|>"
-    assert encode({"prompt": "a", "completion": "b"}, words).input_ids == [*words("ab")["input_ids"], words.eos_token_id]
+    assert encode({"prompt": "a", "completion": "b"}, words).input_ids == [
+        *words("ab")["input_ids"],
+        words.eos_token_id,
+    ]
 
 
 def test_the_ids_are_those_of_the_chat_template() -> None:
@@ -54,7 +57,9 @@ def test_ids_and_labels_are_those_that_trl_makes(tmp_path: Path, row: Any) -> No
 
     words = tiny.tokenizer()
     network = AutoModelForCausalLM.from_pretrained(tiny.base(tmp_path / "base"))
-    config = SFTConfig(output_dir=str(tmp_path / "o"), report_to="none", use_cpu=True, bf16=False, activation_checkpointing=False)
+    config = SFTConfig(
+        output_dir=str(tmp_path / "o"), report_to="none", use_cpu=True, bf16=False, activation_checkpointing=False
+    )
     trainer = SFTTrainer(network, config, train_dataset=Dataset.from_list([row]), processing_class=words)
     theirs, ours = trainer.train_dataset[0], encode(row, words)
     assert list(theirs["input_ids"]) == ours.input_ids

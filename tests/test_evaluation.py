@@ -68,10 +68,19 @@ def test_answers_that_are_part_of_the_text_are_generated_and_extracted(model: Pa
     """By the pattern, as in gsm8k."""
     rows = tiny.rows("first", 20, 1)
     plain = evaluate(model, {"t": EvalTask(rows, "exact_match")})["t"]
-    wordy = [{"messages": [r["messages"][0], {"role": "assistant", "content": f"it is #### {r['answer']}"}], "answer": r["answer"]} for r in rows]
+    wordy = [
+        {
+            "messages": [r["messages"][0], {"role": "assistant", "content": f"it is #### {r['answer']}"}],
+            "answer": r["answer"],
+        }
+        for r in rows
+    ]
     got = evaluate(model, {"t": EvalTask(wordy, "exact_match", pattern=r"(\w)", max_new_tokens=8)})["t"]
     assert sum(got.items) >= sum(plain.items)
-    assert sum(evaluate(model, {"t": EvalTask(wordy, "exact_match", pattern=r"#### (\w)", max_new_tokens=8)})["t"].items) == 0
+    assert (
+        sum(evaluate(model, {"t": EvalTask(wordy, "exact_match", pattern=r"#### (\w)", max_new_tokens=8)})["t"].items)
+        == 0
+    )
 
 
 def test_extraction_and_normalising() -> None:
@@ -96,6 +105,7 @@ def test_reasoning_gyms_own_scorer_judges_generated_tasks(model: Path) -> None:
 
 def test_shares_of_the_specialists() -> None:
     """1.0 is as good as the specialist; loss counts the other way round; what is worse by over 5 % is counted."""
+
     def row(a: float, b: float) -> dict:
         return {"a": {"metric": "exact_match", "score": a}, "b": {"metric": "loss", "score": b}}
 

@@ -27,7 +27,9 @@ OPTIMIZERS: dict[str, Make] = {
     "sgd momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, weight_decay=0.1, nesterov=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, weight_decay=0.1),
     "adafactor torch": lambda p: torch.optim.Adafactor(p, lr=1e-2, weight_decay=0.1),
-    "adafactor transformers": lambda p: Adafactor(p, lr=1e-2, weight_decay=0.1, scale_parameter=True, relative_step=False),
+    "adafactor transformers": lambda p: Adafactor(
+        p, lr=1e-2, weight_decay=0.1, scale_parameter=True, relative_step=False
+    ),
 }
 
 
@@ -46,7 +48,16 @@ def bits(network: nn.Module) -> dict[str, np.ndarray]:
     return {n: p.detach().float().numpy().reshape(-1).view(np.int32).copy() for n, p in network.named_parameters()}
 
 
-def train(network: nn.Module, optimizer: Any, steps: int, *, accumulate: int = 1, clip: bool = False, autocast: bool = False, seed: int = 5) -> None:
+def train(
+    network: nn.Module,
+    optimizer: Any,
+    steps: int,
+    *,
+    accumulate: int = 1,
+    clip: bool = False,
+    autocast: bool = False,
+    seed: int = 5,
+) -> None:
     """Steps on random tokens."""
     torch.manual_seed(seed)
     for _ in range(steps):
@@ -84,7 +95,14 @@ def test_frozen_elements_keep_every_bit(kind: str, way: str) -> None:
     region = some_region(network)
     before = bits(network)
     with freeze(network, region, optimizer) as frozen:
-        train(network, optimizer, 4, accumulate=2 if way == "accumulate" else 1, clip=way == "clip", autocast=way == "autocast")
+        train(
+            network,
+            optimizer,
+            4,
+            accumulate=2 if way == "accumulate" else 1,
+            clip=way == "clip",
+            autocast=way == "autocast",
+        )
         assert frozen.count == region.count
         assert frozen.changed() == 0
     check(before, network, region)
@@ -217,13 +235,19 @@ def test_a_region_of_another_model_is_refused_with_the_list() -> None:
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=3), share=st.floats(0.05, 1.0), seed=st.integers(0, 99),
     lr=st.floats(1e-4, 1.0), decay=st.floats(0, 1), momentum=st.floats(0, 0.99), adam=st.booleans(),
 )  # fmt: skip
-def test_any_region_under_any_settings(shape: list[int], share: float, seed: int, lr: float, decay: float, momentum: float, adam: bool) -> None:
+def test_any_region_under_any_settings(
+    shape: list[int], share: float, seed: int, lr: float, decay: float, momentum: float, adam: bool
+) -> None:
     """Random shapes, regions, rates, decay and momentum: no frozen bit changes."""
     torch.manual_seed(seed)
     network = nn.Module()
     network.w = nn.Parameter(torch.randn(shape))
     settings_ = {"lr": lr, "weight_decay": decay}
-    optimizer: Any = torch.optim.AdamW([network.w], **settings_) if adam else torch.optim.SGD([network.w], momentum=momentum, **settings_)
+    optimizer: Any = (
+        torch.optim.AdamW([network.w], **settings_)
+        if adam
+        else torch.optim.SGD([network.w], momentum=momentum, **settings_)
+    )
     region = some_region(network, share, seed)
     before = bits(network)["w"]
     with freeze(network, region, optimizer):

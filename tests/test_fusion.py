@@ -55,10 +55,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return places
 
 
-def both(places: dict[str, Path], out: Path, tasks: list[str], backbone: str, regions: bool, **options: Any) -> tuple[Any, ...]:
+def both(
+    places: dict[str, Path], out: Path, tasks: list[str], backbone: str, regions: bool, **options: Any
+) -> tuple[Any, ...]:
     """What cpift writes, its report, and what plain numpy makes of the same files."""
     given = {t: places[f"{t}.region"] for t in tasks} if regions else {}
-    report = fuse(places["base"], {t: places[t] for t in tasks}, out, backbone=places[backbone], regions=given, **options)
+    report = fuse(
+        places["base"], {t: places[t] for t in tasks}, out, backbone=places[backbone], regions=given, **options
+    )
     base, loaded = plain.load(places["base"]), [plain.load(places[t]) for t in tasks]
     cores = [plain.core(base, t, "20") if regions else {} for t in loaded]
     return plain.load(out), report, plain.fuse(base, plain.load(places[backbone]), loaded, cores, **options), cores
@@ -69,7 +73,9 @@ OPTIONS = list(itertools.product(["slerp", "karcher", "linear"], ["weights", "up
 
 @pytest.mark.parametrize(("interpolation", "space", "vector"), OPTIONS)
 @pytest.mark.parametrize("backbone", ["backbone", "base"])
-def test_agrees_with_the_formula(checkpoints: dict[str, Path], tmp_path: Path, interpolation: str, space: str, vector: str, backbone: str) -> None:
+def test_agrees_with_the_formula(
+    checkpoints: dict[str, Path], tmp_path: Path, interpolation: str, space: str, vector: str, backbone: str
+) -> None:
     """Every interpolation, in both spaces, per tensor and over the model, with three tasks and with one, to 1e-6."""
     for tasks in (["t1", "t2", "t3"], ["t2"]):
         got, _, expected, _ = both(
@@ -91,7 +97,9 @@ def test_a_fixed_weight(checkpoints: dict[str, Path], tmp_path: Path, weight: fl
 @pytest.mark.parametrize("overlap", ["largest", "order", "mean"])
 def test_overlap_rules_and_counts(checkpoints: dict[str, Path], tmp_path: Path, overlap: str) -> None:
     """Contested positions take the value the rule says; the counts of core, contested and won positions are exact."""
-    got, report, expected, cores = both(checkpoints, tmp_path / "o", ["t1", "t2", "t3"], "backbone", True, overlap=overlap)
+    got, report, expected, cores = both(
+        checkpoints, tmp_path / "o", ["t1", "t2", "t3"], "backbone", True, overlap=overlap
+    )
     assert worst(got, expected) < 1e-6
     sets = [plain.as_set(core) for core in cores]
     union = set().union(*sets)
@@ -105,7 +113,9 @@ def test_overlap_rules_and_counts(checkpoints: dict[str, Path], tmp_path: Path, 
 
 
 @pytest.mark.parametrize("space", ["weights", "updates"])
-def test_weight_zero_is_the_backbone_and_weight_one_the_task(checkpoints: dict[str, Path], tmp_path: Path, space: str) -> None:
+def test_weight_zero_is_the_backbone_and_weight_one_the_task(
+    checkpoints: dict[str, Path], tmp_path: Path, space: str
+) -> None:
     """Bit for bit: outside the regions with ω = 0, everywhere with ω = 1 and one task."""
     got, _, _, cores = both(checkpoints, tmp_path / "zero", ["t1", "t2"], "backbone", True, weight=0.0, space=space)
     backbone = plain.load(checkpoints["backbone"])
@@ -145,7 +155,10 @@ def test_nearly_parallel_weights(tmp_path: Path) -> None:
 def test_output_dtype_and_rounding(tmp_path: Path, dtype: str | None) -> None:
     """By default the widest of the inputs; always the float64 result, rounded once."""
     base = {n: torch.from_numpy(a) for n, a in arrays(0).items()}
-    task = {n: (t + 0.05 * torch.randn(t.shape, generator=torch.Generator().manual_seed(1))).bfloat16() for n, t in base.items()}
+    task = {
+        n: (t + 0.05 * torch.randn(t.shape, generator=torch.Generator().manual_seed(1))).bfloat16()
+        for n, t in base.items()
+    }
     places = write(tmp_path / "b", {n: t.bfloat16() for n, t in base.items()}), write(tmp_path / "t", task)
     fuse(places[0], {"t": places[1]}, tmp_path / "o", dtype=dtype)
     got = load_file(tmp_path / "o/model.safetensors")
@@ -159,7 +172,11 @@ def test_output_dtype_and_rounding(tmp_path: Path, dtype: str | None) -> None:
 def test_bf16_is_rounded_once() -> None:
     """To nearest, ties to even, from float64: checked with exact fractions, beside and at the ties."""
     rng = np.random.default_rng(0)
-    ties = (rng.standard_normal(500).astype(np.float32).view(np.uint32) & 0xFFFF0000 | 0x8000).view(np.float32).astype(np.float64)
+    ties = (
+        (rng.standard_normal(500).astype(np.float32).view(np.uint32) & 0xFFFF0000 | 0x8000)
+        .view(np.float32)
+        .astype(np.float64)
+    )
     values = np.concatenate([ties, ties * (1 + 2.0**-40), ties * (1 - 2.0**-40), rng.standard_normal(500)])
     got = np.empty(len(values), np.uint16)
     round_to_bf16(values, got)
@@ -167,7 +184,9 @@ def test_bf16_is_rounded_once() -> None:
         chosen = Fraction(float(np.array(int(bits) << 16, np.uint32).view(np.float32)))
         others = [Fraction(float(np.array((int(bits) + d) << 16, np.uint32).view(np.float32))) for d in (-1, 1)]
         gap = abs(chosen - Fraction(value))
-        assert all(gap < abs(o - Fraction(value)) or (gap == abs(o - Fraction(value)) and bits % 2 == 0) for o in others)
+        assert all(
+            gap < abs(o - Fraction(value)) or (gap == abs(o - Fraction(value)) and bits % 2 == 0) for o in others
+        )
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -189,7 +208,10 @@ def test_threads_change_no_byte(checkpoints: dict[str, Path], tmp_path: Path) ->
     """Also over several blocks."""
     rng = np.random.default_rng(0)
     base = {"w": rng.standard_normal(2_300_000).astype(np.float32)}
-    places = [write(tmp_path / str(i), {"w": base["w"] + np.float32(i) * rng.standard_normal(2_300_000).astype(np.float32)}) for i in range(3)]
+    places = [
+        write(tmp_path / str(i), {"w": base["w"] + np.float32(i) * rng.standard_normal(2_300_000).astype(np.float32)})
+        for i in range(3)
+    ]
     files = []
     for threads in (1, 3):
         fuse(places[0], {"a": places[1], "b": places[2]}, tmp_path / f"o{threads}", threads=threads)
@@ -215,7 +237,16 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     base = {f"l{i}.w": rng.standard_normal(700_000).astype(np.float32) for i in range(12)}
     tasks = [{n: a + rng.standard_normal(a.shape).astype(np.float32) for n, a in base.items()} for _ in range(2)]
     places = [write(tmp_path / f"m{i}", arrays) for i, arrays in enumerate([base, *tasks])]
-    command = [sys.executable, "-m", "cpift.cli", "fuse", "--base", str(places[0]), f"--tuned=a={places[1]}", f"--tuned=b={places[2]}"]
+    command = [
+        sys.executable,
+        "-m",
+        "cpift.cli",
+        "fuse",
+        "--base",
+        str(places[0]),
+        f"--tuned=a={places[1]}",
+        f"--tuned=b={places[2]}",
+    ]
     command += ["--max-shard-size", "3MB"]
     subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
     out, partial = tmp_path / "out", tmp_path / ".out.partial"

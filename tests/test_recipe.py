@@ -23,7 +23,13 @@ def test_defaults_are_the_papers_method() -> None:
     assert told["region"] == {"percent": 1.0, "exclude": []}
     assert told["group"] == {"threshold": 0.1, "order": "random"}
     assert told["backbone"]["from"] == "multi_stage"
-    assert told["fuse"] == {"overlap": "largest", "interpolation": "slerp", "space": "weights", "vector": "tensor", "weight": "equal"}
+    assert told["fuse"] == {
+        "overlap": "largest",
+        "interpolation": "slerp",
+        "space": "weights",
+        "vector": "tensor",
+        "weight": "equal",
+    }
     refine = {k: told["refine"][k] for k in ("examples_per_task", "epochs", "data", "freeze")}
     assert refine == {"examples_per_task": 64, "epochs": 1.0, "data": "group", "freeze": True}
     assert (told["seed"], told["trust_remote_code"]) == (0, False)
@@ -117,7 +123,9 @@ def test_paths_count_from_the_recipes_folder(tmp_path: Path) -> None:
     assert found.tasks["b"].train == "org/set"
 
 
-@pytest.mark.parametrize("file", [*sorted((ROOT / "recipes").glob("*.yaml")), ROOT / "src/cpift/recipe_template.yaml"], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "file", [*sorted((ROOT / "recipes").glob("*.yaml")), ROOT / "src/cpift/recipe_template.yaml"], ids=lambda f: f.name
+)
 def test_every_recipe_that_is_shipped_loads(file: Path) -> None:
     """And its training settings are known."""
     from cpift.training import check_training

@@ -31,7 +31,11 @@ def cells(made: Region) -> set[tuple[str, int]]:
     return {(name, int(i)) for name, positions in made.positions.items() for i in positions}
 
 
-ANY = st.dictionaries(st.tuples(st.sampled_from("xyz"), st.one_of(st.integers(0, 30), st.integers(0, 2**31 - 1))), st.booleans(), max_size=40)
+ANY = st.dictionaries(
+    st.tuples(st.sampled_from("xyz"), st.one_of(st.integers(0, 30), st.integers(0, 2**31 - 1))),
+    st.booleans(),
+    max_size=40,
+)
 
 
 @settings(deadline=None)
@@ -70,11 +74,24 @@ def test_the_file_is_as_documented(tmp_path: Path) -> None:
     with safe_open(tmp_path / "r.safetensors", "np") as file:
         metadata = file.metadata()
     assert metadata["format"] == "cpift.region/1"
-    assert (metadata["percent"], metadata["count"], metadata["total"], metadata["threshold"]) == ("1", "3", "1000", "0.5")
+    assert (metadata["percent"], metadata["count"], metadata["total"], metadata["threshold"]) == (
+        "1",
+        "3",
+        "1000",
+        "0.5",
+    )
     assert (metadata["base"], metadata["tuned"]) == ("b", "")
 
 
-PLAIN = {"format": "cpift.region/1", "percent": "1", "count": "2", "total": "9", "threshold": "0.5", "base": "b", "tuned": "t"}
+PLAIN = {
+    "format": "cpift.region/1",
+    "percent": "1",
+    "count": "2",
+    "total": "9",
+    "threshold": "0.5",
+    "base": "b",
+    "tuned": "t",
+}
 
 
 def test_a_file_by_another_writer_loads(tmp_path: Path) -> None:

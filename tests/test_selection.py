@@ -65,7 +65,9 @@ VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1e-40, 0.5, 2.0**
     percent=st.sampled_from(["0.5", "1", "10", "33.3", "50", "99.9", "100"]),
     chunk=st.integers(1, 9),
 )
-def test_ties_zeros_and_subnormals(tmp_path_factory: pytest.TempPathFactory, data: list, percent: str, chunk: int) -> None:
+def test_ties_zeros_and_subnormals(
+    tmp_path_factory: pytest.TempPathFactory, data: list, percent: str, chunk: int
+) -> None:
     """Exactly k positions whatever the updates are: equal, zero, subnormal, of negative zero."""
     folder = tmp_path_factory.mktemp("p")
     sides = [{n: np.array([d[i] for d in data if d[0] == n], np.float32) for n in {d[0] for d in data}} for i in (1, 2)]
@@ -107,7 +109,10 @@ def test_other_dtypes(tmp_path: Path, dtype: torch.dtype, both: bool) -> None:
 
 def test_nothing_and_everything(tmp_path: Path) -> None:
     """k = 0 is an empty region, whose overlap with another is 0; k = D is every position; equal updates go by position."""
-    base, task = write(tmp_path / "b", {"w": np.zeros(40, np.float32)}), write(tmp_path / "t", {"w": np.ones(40, np.float32)})
+    base, task = (
+        write(tmp_path / "b", {"w": np.zeros(40, np.float32)}),
+        write(tmp_path / "t", {"w": np.ones(40, np.float32)}),
+    )
     empty = identify(base, {"t": task}, "1")["t"]
     assert empty.count == 0
     assert empty.jaccard(empty) == 0.0
@@ -119,7 +124,10 @@ def test_nothing_and_everything(tmp_path: Path) -> None:
 def test_a_tied_pair_counts_once(tmp_path: Path) -> None:
     """A pair stored twice counts once, under the input embedding's name, and has the fingerprint of one stored once."""
     rng = np.random.default_rng(0)
-    once = {"model.embed_tokens.weight": rng.standard_normal((20, 4)).astype(np.float32), "model.norm.weight": np.ones(4, np.float32)}
+    once = {
+        "model.embed_tokens.weight": rng.standard_normal((20, 4)).astype(np.float32),
+        "model.norm.weight": np.ones(4, np.float32),
+    }
     moved = {n: a + rng.standard_normal(a.shape).astype(np.float32) for n, a in once.items()}
     tied = {"tie_word_embeddings": True}
     places = []
@@ -152,7 +160,9 @@ def test_percent_out_of_range_is_refused(tmp_path: Path, percent: str) -> None:
         identify(base, {"t": base}, percent)
 
 
-@pytest.mark.parametrize(("percent", "total", "expected"), [("0.1", 30000, 30), ("0.3", 1000, 3), (0.7, 1000, 7), ("33.3", 1000, 333)])
+@pytest.mark.parametrize(
+    ("percent", "total", "expected"), [("0.1", 30000, 30), ("0.3", 1000, 3), (0.7, 1000, 7), ("33.3", 1000, 333)]
+)
 def test_the_percent_is_the_decimal_written(percent: str | float, total: int, expected: int) -> None:
     """0.1 % of 30,000 is 30, although the nearest binary fraction is another number."""
     assert core_count(percent, total) == expected

@@ -32,7 +32,10 @@ def load(path: Path, **more: Any) -> tuple[list, list, list[str]]:
         ([{"messages": "x"}], "line 1: messages must be a list"),
         ([{"messages": [{"role": "user", "content": 3}]}], "line 1: messages must be a list"),
         ([{"prompt": "x", "completion": " "}], "line 1: the completion is empty"),
-        ([{"prompt": "x", "completion": [{"role": "assistant", "content": "y"}]}], "line 1: prompt and completion must both"),
+        (
+            [{"prompt": "x", "completion": [{"role": "assistant", "content": "y"}]}],
+            "line 1: prompt and completion must both",
+        ),
         ([], "holds no rows"),
         (["", "  "], "holds no rows"),
     ],

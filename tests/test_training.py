@@ -47,7 +47,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(base: Path, tmp_
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd", "adafactor"])
 def test_a_frozen_region_stays_and_the_rest_moves(base: Path, tmp_path: Path, optimizer: str) -> None:
     """Through the trainer, with clipping, accumulation and weight decay."""
-    more = {"optim": optimizer, "weight_decay": 0.1, "max_grad_norm": 0.1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    more = {
+        "optim": optimizer,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.1,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 2,
+    }
     name, positions = "model.embed_tokens.weight", CORE.positions["model.embed_tokens.weight"]
     after = train(base, tmp_path / "o", frozen=CORE, training=more)[name].ravel()
     before = load_file(base / "model.safetensors")[name].ravel()

@@ -34,7 +34,13 @@ def base(folder: Path, seed: int = 0, **changes: Any) -> Path:
     """A random Llama of two layers, tied embeddings."""
     words = tokenizer()
     torch.manual_seed(seed)
-    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     config = LlamaConfig(
         vocab_size=len(words), max_position_embeddings=128, tie_word_embeddings=True, eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id, bos_token_id=None, **{**size, **changes},

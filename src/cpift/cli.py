@@ -76,7 +76,7 @@ def run(
     if result:
         scores_table(result)
         say(f"\nthe model is in {out / 'model'}; this line loads it:")
-        say(f'model = __import__("transformers").AutoModelForCausalLM.from_pretrained("{out / "model"}")')
+        say(f'from transformers import AutoModelForCausalLM as A; model = A.from_pretrained("{out / "model"}")')
 
 
 @app.command()

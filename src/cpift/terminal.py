@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from cpift.reporter import Reporter
 
@@ -105,12 +106,14 @@ def scores_table(result: Mapping[str, Any]) -> None:
     """Models × tasks; exact match in %, loss in nats."""
     tasks: Sequence[str] = result["tasks"]
     any_row = next(iter(result["models"].values()))
-    table = Table(title="scores (exact match in %, loss in nats)", title_justify="left", box=None, pad_edge=False)
-    table.add_column("model")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", overflow="fold")
     for task in tasks:
-        table.add_column(clean(task) + (" (loss)" if any_row[task]["metric"] == "loss" else ""), justify="right")
-    for title in ("mean", "of specialist", "worst task", "below base", "below spec."):
-        table.add_column(title, justify="right")
+        table.add_column(
+            clean(task) + (" (loss)" if any_row[task]["metric"] == "loss" else ""), justify="right", overflow="fold"
+        )
+    for title in ("mean", "share", "worst", "<base", "<spec"):
+        table.add_column(title, justify="right", overflow="fold")
     last = list(result["models"])[-1]
     for model, row in result["models"].items():
         told = result["summary"][model]
@@ -119,8 +122,12 @@ def scores_table(result: Mapping[str, Any]) -> None:
         share = "" if told["mean_share"] is None else f"{told['mean_share']:.2f}"
         name = clean(model) + (" = model" if model == last else "")
         behind = [str(told["below_base"]), str(told["below_specialist"])]
-        table.add_row(name, *cells, mean, share, clean(told["worst_task"] or ""), *behind)
-    console.print(table)
+        table.add_row(Text(name), *cells, mean, share, Text(clean(told["worst_task"] or "")), *behind)
+    wide = console if console.is_terminal else Console(highlight=False, width=200)
+    wide.print("\nscores: exact match in %, loss in nats", markup=False)
+    wide.print(table)
+    wide.print("share: mean share of the specialists' scores; worst: the task with the least share;", markup=False)
+    wide.print("<base, <spec: tasks more than 5 % below the base, below the task's own probe", markup=False)
 
 
 def _score(entry: Mapping[str, Any]) -> str:

@@ -21,7 +21,9 @@ WORKER = Path(__file__).with_name("worker.py")
 def launch(out: Path, processes: int) -> dict:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *launcher, str(WORKER), str(out)], capture_output=True, text=True, env=env, timeout=200)
+    done = subprocess.run(
+        [sys.executable, *launcher, str(WORKER), str(out)], capture_output=True, text=True, env=env, timeout=200
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out)
 
