@@ -179,3 +179,20 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, bad: float, sid
     base, task = write(tmp_path / "base", sides["base"]), write(tmp_path / "task", sides["task"])
     with pytest.raises(CpiftError, match=f"{side}: w holds NaN or infinite"):
         identify(base, {"t": task}, percent)
+
+
+def test_a_first_bound_that_was_guessed_too_high(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample that misleads costs a second read of that checkpoint, and changes nothing."""
+    from cpift import selection
+
+    rng = np.random.default_rng(0)
+    base = {"w": np.zeros(300_000, np.float32)}
+    sides = [{"w": rng.standard_normal(300_000).astype(np.float32)} for _ in range(2)]
+    sides[1]["w"][:4096] *= 1000  # the sample sees these only
+    places = [write(tmp_path / str(i), arrays) for i, arrays in enumerate([base, *sides])]
+    monkeypatch.setattr(selection, "_SAMPLED", 4096)
+    monkeypatch.setattr(selection, "_WINDOW", 4096)
+    found = identify(places[0], {"a": places[1], "b": places[2]}, "10")
+    assert [found[n].statistics["reads"] for n in "ab"] == [1, 2]
+    for name, arrays in zip("ab", sides, strict=True):
+        assert same(found[name], plain.core(base, arrays, "10"))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,10 +89,6 @@ class Checkpoint:
         data = self._maps[t.file]
         item = t.itemsize
         return np.asarray(data[t.begin + start * item : t.begin + stop * item]).view(t.numpy_dtype)
-
-    def widened(self, name: str, start: int, stop: int, out: np.ndarray) -> np.ndarray:
-        """Elements as float32 (float64 stays): a view where stored so, else written into ``out`` (float32)."""
-        return widen(self.raw(name, start, stop), self.tensors[name].dtype, out)
 
     def hasher(self) -> Fingerprint:
         """A fingerprint to be fed with the checksums of this checkpoint's blocks, in order."""
@@ -328,8 +323,3 @@ def excluded(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
             raise CpiftError(f"exclude: {pattern!r} matches no parameter; names look like {names[0]}")
         found |= hit
     return found
-
-
-def element_count(shape: Sequence[int]) -> int:
-    """Elements of a tensor of this shape."""
-    return math.prod(shape)

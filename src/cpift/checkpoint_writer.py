@@ -17,7 +17,7 @@ from typing import Any
 
 from cpift.checkpoint import INDEX, SINGLE
 from cpift.errors import CpiftError
-from cpift.safetensors_file import StoredTensor, header_bytes, itemsize
+from cpift.safetensors_file import header_bytes, itemsize
 
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # name to dtype and shape
 # What a checkpoint folder holds beside weights: configuration, generation settings, tokenizer, chat template.
@@ -121,11 +121,8 @@ class CheckpointWriter:
                 shard.open()
                 yield shard
 
-    def finish(
-        self, report: Mapping[str, Any], model: Path, fallback: Path, others: Mapping[str, StoredTensor]
-    ) -> None:
+    def finish(self, report: Mapping[str, Any], model: Path, fallback: Path) -> None:
         """Add index, configuration and tokenizer, taken from ``model`` or else ``fallback``; rename the folder."""
-        del others
         for folder in (fallback, model):
             _copy_companions(folder if folder.is_dir() else folder.parent, self._partial)
         kinds = {dtype for layout in self._shards.values() for dtype, _ in layout.values()}

@@ -146,6 +146,7 @@ def identify(
         say(
             f"{name}: {region.count} of {region.total} parameters, |Δ| >= {region.threshold or 0:.3g} ({ratio}); "
             f"zero updates {told['zero_share']:.1%}; candidates {size(told['candidate_bytes'])} in {told['candidates_in']}"
+            + (", read twice" if told["reads"] > 1 else "")
         )
         for text in region_warnings(name, region):
             Terminal().warning(text)

@@ -114,7 +114,7 @@ def fuse(
         writer.store("counts.json", counts)
         shard.close()
     report = _report(plan, counts, options, inputs)
-    writer.finish(report, inputs.backbone.path, inputs.base.path, inputs.backbone.others)
+    writer.finish(report, inputs.backbone.path, inputs.base.path)
     return report
 
 

@@ -49,7 +49,7 @@ def run(
     with _alone(out):
         current = Run(recipe, out, reporter or Reporter())
         (out / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
-        runner = _Runner(current)
+        runner, began = _Runner(current), time.perf_counter()
         for stages in _phases(current):
             wanted = [s for s in stages if until is None or STAGES.index(s.kind) <= STAGES.index(until)]
             runner.make(wanted)
@@ -59,7 +59,9 @@ def run(
             return {}
         from cpift.outcome import write_outcome
 
-        return write_outcome(current, [s for stages in _phases(current) for s in stages])
+        result = write_outcome(current, [s for stages in _phases(current) for s in stages])
+        log(out, {"event": "run", "seconds": time.perf_counter() - began})
+        return result
 
 
 def _phases(current: Run) -> Iterator[list[Stage]]:

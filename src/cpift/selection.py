@@ -3,7 +3,8 @@
 The bit pattern of a non-negative float orders as the float does. While blocks stream by in the order of flat
 positions, candidates above a lower bound are appended to a buffer of 2k. A histogram of all candidates gives the
 bound: at least k values seen lie at or above it. A full buffer is compacted to what is still above the bound, or, where
-ties are too many for that, to the best k. One base serves all checkpoints in the same pass.
+ties are too many for that, to the best k. The bound begins at a guess from a sample; should it have been too high, and only
+then, the checkpoint is read again. One base serves all checkpoints in the same pass.
 """
 
 from __future__ import annotations
@@ -12,25 +13,24 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
+from cpift.candidates import SEGMENT, Candidates, cut, value_of
 from cpift.checkpoint import BLOCK, Block, Checkpoint, align, blocks, excluded, open_checkpoint, widen
 from cpift.errors import CpiftError
-from cpift.kernels import count_keys, keep_best, scan_updates
+from cpift.kernels import scan_updates
 from cpift.parallel import ordered_map, thread_local_scratch
 from cpift.region import Region
 
 CHUNK = 2**18  # elements of one checkpoint in work at a time
-_SEGMENT = 2**31  # positions within a segment fit in 32 bits
+_WINDOW, _SAMPLED = 2**13, 2**22  # elements read together, and in all, to guess the first bound
 _INFINITE = 0x7F800000  # bits of |Δ| from here on are infinite or NaN
-
-# A candidate is one uint64: 31 bits of |Δ|, one of sign, 32 of position within the segment.
-_KEY, _SIGN = np.uint64(33), np.uint64(32)
 
 
 def core_count(percent: str | float | int, total: int) -> int:
@@ -80,42 +80,121 @@ def identify(
     skipped = excluded(origin.tensors, exclude)
     total = sum(t.size for name, t in origin.tensors.items() if name not in skipped)
     count = core_count(percent, total)
-    segments = [(name, start) for name, t in origin.tensors.items() for start in range(0, t.size, _SEGMENT)]
-    number = {segment: i for i, segment in enumerate(segments)}
     spill = max_memory is not None and 16 * count * len(models) > max_memory
+    job = _Job(origin, models, skipped, count, chunk, threads, progress)
     with tempfile.TemporaryDirectory(prefix="cpift-") if spill else nullcontext() as scratch:
-        found = {
-            name: _Candidates(name, count, len(segments), Path(scratch) / f"{i}" if scratch else None)
-            for i, name in enumerate(models)
+        folder = Path(scratch) if scratch else None
+        done = job.read(_first_bounds(job, total), folder)
+        short = [name for name, held in done.candidates.items() if held.filled < count]
+        if short:  # the bound guessed from a sample was too high: rare, and only then is anything read twice
+            again = replace(job, models={name: models[name] for name in short})
+            done.candidates.update(again.read(dict.fromkeys(short, -1), folder).candidates)
+        shapes = {name: t.shape for name, t in origin.tensors.items()}
+        result = {}
+        for i, (name, held) in enumerate(done.candidates.items()):
+            statistics = {
+                "zero_share": done.zeros[name] / total if total else 0.0,
+                "median": _median(done.sample[i]),  # of every 64th |Δ|, to 2**-8 of its size
+                "candidate_bytes": held.nbytes,
+                "candidates_in": "scratch file" if spill else "memory",
+                "reads": 2 if name in short else 1,
+            }
+            positions, negative = held.take(job.segments, shapes)
+            result[name] = Region(
+                positions,
+                total,
+                negative,
+                {n: shapes[n] for n in positions},
+                percent=str(percent),
+                threshold=held.threshold,
+                base=done.base,
+                tuned=done.tuned[name],
+                statistics=statistics,
+            )
+        return result
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What one read brought: candidates, zero updates, a sample of sizes, fingerprints."""
+
+    candidates: dict[str, Candidates]
+    zeros: dict[str, int]
+    sample: np.ndarray
+    base: str
+    tuned: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Job:
+    origin: Checkpoint
+    models: dict[str, Checkpoint]
+    skipped: set[str]
+    count: int
+    chunk: int
+    threads: int | None
+    progress: Callable[[int], None]
+
+    @property
+    def segments(self) -> list[tuple[str, int]]:
+        """Pieces of the parameters whose positions fit in 32 bits: name and first element."""
+        return [(name, start) for name, t in self.origin.tensors.items() for start in range(0, t.size, SEGMENT)]
+
+    def read(self, bounds: Mapping[str, int], folder: Path | None) -> _Done:
+        """Read base and models once."""
+        names, models = list(self.models), list(self.models.values())
+        number = {segment: i for i, segment in enumerate(self.segments)}
+        held = {
+            name: Candidates(self.count, len(number), bounds[name], folder / f"{name}.candidates" if folder else None)
+            for name in names
         }
         samples: dict[int, np.ndarray] = {}
-        hashes = {name: model.hasher() for name, model in models.items()}
-        base_hash = origin.hasher()
+        zeros = dict.fromkeys(names, 0)
+        base_hash, hashes = self.origin.hasher(), {name: model.hasher() for name, model in self.models.items()}
 
         def work(block: Block) -> tuple[bytes, list[_Found]]:
-            bounds = [c.bound for c in found.values()] if block.name not in skipped else None
-            mine = samples.setdefault(threading.get_ident(), np.zeros((len(models), 2**16), np.int64))
-            return _scan(origin, list(models.values()), block, bounds, mine, chunk)
+            now = [held[name].bound for name in names] if block.name not in self.skipped else None
+            mine = samples.setdefault(threading.get_ident(), np.zeros((len(names), 2**16), np.int64))
+            return _scan(self.origin, models, block, now, mine, self.chunk)
 
-        for block, (checksum, results) in ordered_map(work, blocks(origin), threads):
+        for block, (checksum, results) in ordered_map(work, blocks(self.origin), self.threads):
             base_hash.add(checksum)
-            segment = number[block.name, block.start // _SEGMENT * _SEGMENT]
-            for name, result in zip(models, results, strict=True):
+            segment = number[block.name, block.start // SEGMENT * SEGMENT]
+            for name, result in zip(names, results, strict=True):
                 hashes[name].add(result.checksum)
-                if result.finite:
-                    found[name].add(segment, result)
-                else:
-                    _blame(origin, models[name], block)
-            progress((block.stop - block.start) * origin.tensors[block.name].itemsize * (1 + len(models)))
-        shapes = {name: t.shape for name, t in origin.tensors.items()}
-        base_print = base_hash.hexdigest()
-        sampled = sum(samples.values(), np.zeros((len(models), 2**16), np.int64))
-        return {
-            name: found[name].region(
-                segments, shapes, total, str(percent), base_print, hashes[name].hexdigest(), sampled[i]
-            )
-            for i, name in enumerate(models)
-        }
+                zeros[name] += result.zeros
+                if not result.finite:
+                    _blame(self.origin, self.models[name], block)
+                held[name].add(segment, result.entries, result.histogram)
+            self.progress((block.stop - block.start) * self.origin.tensors[block.name].itemsize * (1 + len(names)))
+        prints = {name: hashed.hexdigest() for name, hashed in hashes.items()}
+        sample = sum(samples.values(), np.zeros((len(names), 2**16), np.int64))
+        return _Done(held, zeros, sample, base_hash.hexdigest(), prints)
+
+
+def _first_bounds(job: _Job, total: int) -> dict[str, int]:
+    """A bound to begin with, guessed from a sample so low that more than k updates are all but sure to lie above it.
+
+    It saves taking in, and throwing out again, four times k candidates while the bound is still rising.
+    """
+    counted = [b for b in blocks(job.origin) if b.name not in job.skipped]
+    if not job.count or total < _SAMPLED * 16:
+        return dict.fromkeys(job.models, -1 if job.count else _INFINITE - 1)
+    step = max(1, len(counted) * _WINDOW // _SAMPLED)
+    windows = [Block(b.name, b.start, min(b.start + _WINDOW, b.stop)) for b in counted[::step]]
+    seen = sum(w.stop - w.start for w in windows)
+    histograms = np.zeros((len(job.models), 2**16), np.int64)
+    unused, everything = np.zeros_like(histograms), [-1] * len(job.models)
+    for window in windows:
+        _, found = _scan(job.origin, list(job.models.values()), window, everything, unused, _WINDOW)
+        histograms += np.stack([f.histogram for f in found])
+    rank = int(1.3 * job.count * seen / total) + 2000
+    return {name: (cut(histograms[i], min(rank, seen))[0] << 15) - 1 for i, name in enumerate(job.models)}
+
+
+def _median(sample: np.ndarray) -> float | None:
+    half = (int(sample.sum()) + 1) // 2
+    return value_of(int(np.searchsorted(np.cumsum(sample), half)) << 15) if half else None
 
 
 class _Found(NamedTuple):
@@ -149,7 +228,7 @@ def _scan(
         origin, *tuned = (raw.astype(np.float32) if raw.dtype == np.float16 else raw for raw in stored)
         for i, raw in enumerate(tuned):
             found, none = scan_updates(
-                origin, flags[0], raw, flags[1 + i], start % _SEGMENT, bounds[i], candidates, histograms[i], samples[i]
+                origin, flags[0], raw, flags[1 + i], start % SEGMENT, bounds[i], candidates, histograms[i], samples[i]
             )
             zeros[i] += none
             if found:
@@ -168,138 +247,3 @@ def _blame(base: Checkpoint, model: Checkpoint, block: Block) -> None:
         if not np.isfinite(values).all():
             raise CpiftError(f"{checkpoint.path}: {block.name} holds NaN or infinite weights; training diverged")
     raise CpiftError(f"{model.path}: the update of {block.name} overflows float32")
-
-
-class _Candidates:
-    """The best candidates of one task, in the order of flat positions; ties fall to the earlier one by that order."""
-
-    def __init__(self, name: str, count: int, segments: int, file: Path | None) -> None:
-        self.name, self.count = name, count
-        self._room = 2 * count
-        self._buffer: np.ndarray = (
-            np.memmap(file, np.uint64, "w+", shape=(self._room,)) if file and count else np.empty(self._room, np.uint64)
-        )
-        self._spilled = file is not None
-        self._filled = 0
-        self._per_segment = np.zeros(segments, np.int64)
-        self._zeros = self._uncounted = 0
-        self._histogram = np.zeros(2**16, np.int64)
-        # Only what is greater than the bound can still be chosen. Nothing is, but NaN, where k = 0. What is held
-        # already may be dropped below the floor only: it may hold the first few of many equal to the bound.
-        self.bound = -1 if count else _INFINITE - 1
-        self._floor = 0
-
-    def add(self, segment: int, found: _Found) -> None:
-        """Take what a block brought; blocks come in order."""
-        self._zeros += found.zeros
-        entries = found.entries
-        if not self.count or not len(entries):
-            return
-        self._histogram += found.histogram
-        entries = entries[entries > _last(self.bound)] if self.bound >= 0 else entries  # it may have risen since
-        while len(entries):
-            part = entries[: self._room - self._filled]
-            self._buffer[self._filled : self._filled + len(part)] = part
-            self._filled += len(part)
-            self._per_segment[segment] += len(part)
-            entries = entries[len(part) :]
-            if self._filled == self._room:
-                self._keep(self._floor, self._filled)
-                if self._filled > self._room * 3 // 4:  # ties: cut exactly
-                    self._compact()
-            if len(entries):
-                entries = entries[entries > _last(self.bound)]
-        self._uncounted += len(found.entries)
-        if self._filled >= self.count and self._uncounted > self.count // 64:
-            edge, _ = _cut(self._histogram, self.count)
-            self._uncounted = 0
-            if edge << 15 > self.bound:
-                self._floor, self.bound = edge << 15, (edge << 15) - 1
-
-    def _compact(self) -> None:
-        """Keep the best k; from now on only what is greater than the smallest of them can be chosen."""
-        smallest, ties = self._kth_largest()
-        self._keep(smallest, ties)
-        self._floor = self.bound = smallest
-
-    def _keep(self, least: int, ties: int) -> None:
-        """Drop what is below the key ``least``, and all but the first ``ties`` of those equal to it."""
-        self._filled = keep_best(self._buffer[: self._filled], self._per_segment, least, ties)
-
-    def _kth_largest(self) -> tuple[int, int]:
-        """The k-th largest key, and how many of the keys equal to it belong to the best k."""
-        filled = self._buffer[: self._filled]
-        high, low = np.zeros(2**16, np.int64), np.zeros(2**15, np.int64)
-        count_keys(filled, -1, high)
-        upper, rest = _cut(high, self.count)
-        count_keys(filled, upper, low)
-        lower, ties = _cut(low, rest)
-        return (upper << 15) | lower, ties
-
-    def region(
-        self,
-        segments: list[tuple[str, int]],
-        shapes: Mapping[str, tuple[int, ...]],
-        total: int,
-        percent: str,
-        base: str,
-        tuned: str,
-        sample: np.ndarray,
-    ) -> Region:
-        """The region of the k best."""
-        if self._filled > self.count:
-            self._compact()
-        positions: dict[str, list[np.ndarray]] = {}
-        negative: dict[str, list[np.ndarray]] = {}
-        smallest, start = None, 0
-        for (name, offset), length in zip(segments, self._per_segment.tolist(), strict=True):
-            entries = self._buffer[start : start + length]
-            start += length
-            if not length:
-                continue
-            kind = np.int32 if np.prod(shapes[name], dtype=np.int64) < 2**31 else np.int64
-            place = (entries & np.uint64(0xFFFFFFFF)).astype(kind)
-            positions.setdefault(name, []).append(place + np.asarray(offset, kind))
-            negative.setdefault(name, []).append(((entries >> _SIGN) & np.uint64(1)).astype(np.bool_))
-            least = int((entries >> _KEY).min())
-            smallest = least if smallest is None else min(smallest, least)
-        held = 8 * self._room
-        spilled, self._buffer = self._spilled, np.empty(0, np.uint64)
-        return Region(
-            {n: p[0] if len(p) == 1 else np.concatenate(p) for n, p in positions.items()},
-            total,
-            {n: p[0] if len(p) == 1 else np.concatenate(p) for n, p in negative.items()},
-            {n: shapes[n] for n in positions},
-            percent,
-            None if smallest is None else _value(smallest),
-            base,
-            tuned,
-            self._statistics(total, held, spilled, sample),
-        )
-
-    def _statistics(self, total: int, held: int, spilled: bool, sample: np.ndarray) -> dict[str, Any]:
-        half = (int(sample.sum()) + 1) // 2
-        median = _value(int(np.searchsorted(np.cumsum(sample), half)) << 15) if half else None
-        return {
-            "zero_share": self._zeros / total if total else 0.0,
-            "median": median,  # of every 64th |Δ|, to 2**-8 of its size
-            "candidate_bytes": held,
-            "candidates_in": "scratch file" if spilled else "memory",
-        }
-
-
-def _last(key: int) -> np.uint64:
-    """The greatest candidate of this key."""
-    return np.uint64(((key + 1) << 33) - 1)
-
-
-def _cut(histogram: np.ndarray, count: int) -> tuple[int, int]:
-    """The bin in which the count-th largest lies, and how many of that bin belong to the count largest."""
-    from_top = np.cumsum(histogram[::-1])
-    place = int(np.searchsorted(from_top, count))
-    above = int(from_top[place - 1]) if place else 0
-    return len(histogram) - 1 - place, count - above
-
-
-def _value(bits: int) -> float:
-    return float(np.array(bits, np.uint32).view(np.float32))

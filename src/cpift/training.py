@@ -46,7 +46,7 @@ class Trained:
     steps: int
     tokens: int
     trained_tokens: int
-    seconds: float
+    train_seconds: float
     load_seconds: float
     save_seconds: float
     losses: list[tuple[int, float, float]]
@@ -158,7 +158,7 @@ def _fine_tune(
         steps=trainer.state.global_step,
         tokens=int(trainer.state.num_input_tokens_seen),
         trained_tokens=watch.trained_tokens(rows, config),
-        seconds=seconds,
+        train_seconds=seconds,
         load_seconds=loaded,
         save_seconds=time.perf_counter() - began,
         losses=watch.losses,
