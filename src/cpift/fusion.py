@@ -22,10 +22,10 @@ from cpift.interpolation import Combination, Interpolation, Space, combination
 from cpift.kernels import add_gram, add_scaled, as_float64, round_to_bf16, subtract_first
 from cpift.parallel import ordered_map, thread_local_scratch
 from cpift.region import Region
+from cpift.transplant import Overlap, core_positions, native, transplant
 
 CHUNK = 2**16  # fixed: sums are taken chunk by chunk, so that threads change nothing
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
-Overlap = Literal["largest", "order", "mean"]
 
 
 @dataclass(frozen=True)
@@ -164,23 +164,6 @@ def _blocks_of(base: Checkpoint, names: list[str]) -> Iterator[Block]:
     return blocks(Checkpoint(base.path, {n: base.tensors[n] for n in sorted(names)}, {}, {}))
 
 
-def _cores(inputs: _Inputs, block: Block) -> list[np.ndarray | None]:
-    """For each task, its core positions within the block, counted from the block's start."""
-    found: list[np.ndarray | None] = []
-    for task in inputs.tasks:
-        region = inputs.regions.get(task)
-        positions = region.positions.get(block.name) if region else None
-        if positions is not None:
-            edges = np.searchsorted(positions, np.array([block.start, block.stop], positions.dtype))
-            positions = positions[edges[0] : edges[1]].astype(np.int64) - block.start
-        found.append(positions if positions is not None and len(positions) else None)
-    return found
-
-
-def _native(raw: np.ndarray) -> np.ndarray:
-    return raw.astype(np.float32) if raw.dtype == np.float16 else raw
-
-
 def _plan(
     inputs: _Inputs, options: Mapping[str, Any], threads: int | None, progress: Callable[[int], None]
 ) -> dict[str, Any]:
@@ -230,14 +213,14 @@ def _block_gram(inputs: _Inputs, block: Block) -> tuple[np.ndarray, int]:
     if inputs.backbone is inputs.base:  # its update is zero: no need to read it again to find that out
         models = [inputs.base, *inputs.tasks.values()]
     total = np.zeros((len(models), len(models)))
-    cores = [c for c in _cores(inputs, block) if c is not None]
+    cores = [c for c in core_positions(inputs.regions, inputs.tasks, block) if c is not None]
     core = np.unique(np.concatenate(cores)) if cores else np.empty(0, np.int64)
     flat = thread_local_scratch("gram", CHUNK * len(models), (np.float64,))[0]
     for start in range(block.start, block.stop, CHUNK):
         stop = min(start + CHUNK, block.stop)
         rows = flat[: (stop - start) * len(models)].reshape(len(models), -1)
         for row, model in zip(rows, models, strict=True):
-            as_float64(_native(model.raw(block.name, start, stop)), model.tensors[block.name].dtype == "BF16", row)
+            as_float64(native(model.raw(block.name, start, stop)), model.tensors[block.name].dtype == "BF16", row)
         subtract_first(rows)
         edges = np.searchsorted(core, [start - block.start, stop - block.start])
         inside = core[edges[0] : edges[1]] - (start - block.start)
@@ -287,57 +270,15 @@ def _fused(
     for start in range(0, size, CHUNK):
         stop = min(start + CHUNK, size)
         for i, (c, model) in enumerate(used):
-            raw = _native(model.raw(block.name, block.start + start, block.start + stop))
+            raw = native(model.raw(block.name, block.start + start, block.start + stop))
             add_scaled(raw, model.tensors[block.name].dtype == "BF16", c, value[start:stop], i == 0)
-    wins = _transplant(inputs, block, value, overlap)
+    wins = transplant(inputs.base, inputs.tasks, inputs.regions, block, value, overlap)
     if dtype == "BF16":
         rounded = np.empty(size, np.uint16)
         round_to_bf16(value, rounded)
     else:
         rounded = value.astype({"F32": np.float32, "F16": np.float16, "F64": np.float64}[dtype])
     return rounded, wins
-
-
-def _transplant(inputs: _Inputs, block: Block, value: np.ndarray, overlap: Overlap) -> np.ndarray:
-    """Put the tasks' values at their core positions; count the positions each task has won, and the contested ones."""
-    wins = np.zeros(len(inputs.tasks) + 1, np.int64)
-    cores = _cores(inputs, block)
-    present = [c for c in cores if c is not None]
-    if not present:
-        return wins
-    positions = present[0] if len(present) == 1 else np.unique(np.concatenate(present))
-    best = np.full(len(positions), -1.0)
-    owner = np.full(len(positions), -1)
-    chosen, claims = np.zeros(len(positions)), np.zeros(len(positions))
-    origin = _values(inputs.base, block, positions)
-    for i, (core, model) in enumerate(zip(cores, inputs.tasks.values(), strict=True)):
-        if core is None:
-            continue
-        place = np.searchsorted(positions, core)
-        theirs = _values(model, block, core)
-        claims[place] += 1
-        if overlap == "mean":
-            chosen[place] += theirs
-            wins[i] += len(core)
-            continue
-        size = np.abs(theirs.astype(np.float32) - origin[place].astype(np.float32)).astype(np.float64)
-        better = size > best[place] if overlap == "largest" else np.ones(len(core), np.bool_)
-        best[place[better]], chosen[place[better]], owner[place[better]] = size[better], theirs[better], i
-    if overlap == "mean":
-        chosen /= claims
-    else:
-        wins[:-1] = np.bincount(owner, minlength=len(inputs.tasks))
-    value[positions] = chosen
-    wins[-1] = np.count_nonzero(claims > 1)
-    return wins
-
-
-def _values(model: Checkpoint, block: Block, positions: np.ndarray) -> np.ndarray:
-    """Stored elements of the block at these positions, as float64."""
-    picked = np.ascontiguousarray(model.raw(*block)[positions])
-    out = np.empty(len(picked))
-    as_float64(_native(picked), model.tensors[block.name].dtype == "BF16", out)
-    return out
 
 
 def _report(

@@ -1,0 +1,81 @@
+"""Core values in their place: the positions of regions within a block, and who wins where several claim one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+
+from cpift.checkpoint import Block, Checkpoint
+from cpift.kernels import as_float64
+from cpift.region import Region
+
+Overlap = Literal["largest", "order", "mean"]
+
+
+def core_positions(regions: Mapping[str, Region], tasks: Iterable[str], block: Block) -> list[np.ndarray | None]:
+    """For each task, its core positions within the block, counted from the block's start."""
+    found: list[np.ndarray | None] = []
+    for task in tasks:
+        region = regions.get(task)
+        positions = region.positions.get(block.name) if region else None
+        if positions is not None:
+            edges = np.searchsorted(positions, np.array([block.start, block.stop], positions.dtype))
+            positions = positions[edges[0] : edges[1]].astype(np.int64) - block.start
+        found.append(positions if positions is not None and len(positions) else None)
+    return found
+
+
+def transplant(
+    base: Checkpoint,
+    tasks: Mapping[str, Checkpoint],
+    regions: Mapping[str, Region],
+    block: Block,
+    value: np.ndarray,
+    overlap: Overlap,
+) -> np.ndarray:
+    """Put the tasks' values at their core positions; count the positions each task has won, and the contested ones."""
+    wins = np.zeros(len(tasks) + 1, np.int64)
+    cores = core_positions(regions, tasks, block)
+    present = [c for c in cores if c is not None]
+    if not present:
+        return wins
+    positions = present[0] if len(present) == 1 else np.unique(np.concatenate(present))
+    best = np.full(len(positions), -1.0)
+    owner = np.full(len(positions), -1)
+    chosen, claims = np.zeros(len(positions)), np.zeros(len(positions))
+    origin = _values(base, block, positions)
+    for i, (core, model) in enumerate(zip(cores, tasks.values(), strict=True)):
+        if core is None:
+            continue
+        place = np.searchsorted(positions, core)
+        theirs = _values(model, block, core)
+        claims[place] += 1
+        if overlap == "mean":
+            chosen[place] += theirs
+            wins[i] += len(core)
+            continue
+        size = np.abs(theirs.astype(np.float32) - origin[place].astype(np.float32)).astype(np.float64)
+        better = size > best[place] if overlap == "largest" else np.ones(len(core), np.bool_)
+        best[place[better]], chosen[place[better]], owner[place[better]] = size[better], theirs[better], i
+    if overlap == "mean":
+        chosen /= claims
+    else:
+        wins[:-1] = np.bincount(owner, minlength=len(tasks))
+    value[positions] = chosen
+    wins[-1] = np.count_nonzero(claims > 1)
+    return wins
+
+
+def _values(model: Checkpoint, block: Block, positions: np.ndarray) -> np.ndarray:
+    """Stored elements of the block at these positions, as float64."""
+    picked = np.ascontiguousarray(model.raw(*block)[positions])
+    out = np.empty(len(picked))
+    as_float64(native(picked), model.tensors[block.name].dtype == "BF16", out)
+    return out
+
+
+def native(raw: np.ndarray) -> np.ndarray:
+    """Stored elements in a type that the kernels know: numba has no float16."""
+    return raw.astype(np.float32) if raw.dtype == np.float16 else raw
