@@ -26,13 +26,14 @@ PERCENT = "1"
 
 
 class Bench:
-    def __init__(self, scratch: Path, repeat: int, threads: int) -> None:
-        self.scratch, self.repeat, self.threads = scratch, repeat, threads
+    def __init__(self, scratch: Path, repeat: int, threads: int, out: Path) -> None:
+        self.scratch, self.repeat, self.threads, self.out = scratch, repeat, threads, out
         self.lines: list[str] = []
 
     def say(self, line: str = "") -> None:
         print(line, flush=True)
         self.lines.append(line)
+        self.out.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
 
     def checkpoints(self, size: str, dtype: str, tasks: int = 3) -> list[Path]:
         return make(self.scratch / f"{size}-{dtype}", size, getattr(torch, dtype), tasks)
@@ -40,10 +41,10 @@ class Bench:
     def drop(self, size: str, dtype: str) -> None:
         shutil.rmtree(self.scratch / f"{size}-{dtype}", ignore_errors=True)
 
-    def measure(self, command: list[str], out: Path | None = None, repeat: int | None = None) -> list[Measured]:
-        """Several runs, after one that warms up (compiles, fills the cache) for our own commands."""
+    def measure(self, command: list[str], out: Path | None = None, warm_up: int = 1) -> list[Measured]:
+        """Several runs, after one that warms up (compiles, fills the cache); slow peers go without."""
         runs = []
-        for i in range((repeat or self.repeat) + 1):
+        for i in range(1 - warm_up, self.repeat + 1):
             if out is not None:
                 shutil.rmtree(out, ignore_errors=True)
             taken = run(command, self.threads)
@@ -89,7 +90,7 @@ def side_by_side(bench: Bench, dtype: str, peers: bool) -> None:
     bench.row("cpift identify", ours, f"{share:.2f} of the speed of reading; 16·k·N is {16 * k * 3 / 1e9:.2f} GB")
     bench.row("cpift identify --max-memory 100MB", bench.identify(folders, "--max-memory", "100MB"), "scratch file")
     if peers and dtype == "bfloat16":
-        naive = bench.measure([*PEERS, "topk", *map(str, folders)], repeat=3)
+        naive = bench.measure([*PEERS, "topk", *map(str, folders)], warm_up=0)
         times = median(naive, "wall") / median(ours, "wall")
         bench.row("torch.topk on one vector", naive, f"{times:.1f} × cpift")
     regions = bench.scratch / "regions"
@@ -101,7 +102,7 @@ def side_by_side(bench: Bench, dtype: str, peers: bool) -> None:
         command = mergekit_environment(bench.scratch)
         for method in ("multislerp", "ties"):
             out = bench.scratch / "merged"
-            taken = bench.measure(mergekit_command(command, method, folders, out, bench.threads), out, repeat=3)
+            taken = bench.measure(mergekit_command(command, method, folders, out, bench.threads), out, warm_up=0)
             times = median(taken, "wall") / median(fused, "wall")
             memory = max(r.private for r in taken) / max(r.private for r in fused)
             bench.row(f"mergekit {method}", taken, f"{times:.1f} × the time, {memory:.1f} × the memory of cpift fuse")
@@ -170,7 +171,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["BENCH_THREADS"] = str(args.threads)
     args.scratch.mkdir(parents=True, exist_ok=True)
-    bench = Bench(args.scratch, args.repeat, args.threads)
+    bench = Bench(args.scratch, args.repeat, args.threads, args.out)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
     ).stdout.strip()
@@ -187,7 +188,6 @@ def main() -> None:
     bench.drop("1.1B", "bfloat16")
     side_by_side(bench, "float32", not args.no_peers)
     bench.drop("1.1B", "float32")
-    args.out.write_text("\n".join(bench.lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from pydantic import BaseModel
 
 from cpift.errors import CpiftError
-from cpift.recipe import Recipe
+from cpift.recipe import Backbone, Fuse, Group, Probe, Recipe, Refine, RegionPart, Task
 
 TASK = {"generate": "letter_counting", "train": 4, "eval": 2}
 LEAST: dict[str, Any] = {"model": "some/model", "tasks": {"a": TASK}}
-ROOT = Path(__file__).parents[1]
 
 
 def test_defaults_are_the_papers_method() -> None:
@@ -32,7 +31,28 @@ def test_defaults_are_the_papers_method() -> None:
     }
     refine = {k: told["refine"][k] for k in ("examples_per_task", "epochs", "data", "freeze")}
     assert refine == {"examples_per_task": 64, "epochs": 1.0, "data": "group", "freeze": True}
-    assert (told["seed"], told["trust_remote_code"]) == (0, False)
+    assert (told["seed"], told["trust_remote_code"], told["training"]) == (0, False, {})
+
+
+PARTS: dict[str, type[BaseModel]] = {
+    "": Recipe, "tasks.a.": Task, "probe.": Probe, "region.": RegionPart, "group.": Group, "backbone.": Backbone,
+    "fuse.": Fuse, "refine.": Refine,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "part"), PARTS.items(), ids=lambda v: v if isinstance(v, str) else "")
+def test_every_misspelt_key_is_refused_with_the_right_one(where: str, part: type[BaseModel]) -> None:
+    """At every level, for every key that there is."""
+    for name, field in part.model_fields.items():
+        key = field.alias or name
+        wrong = key[:-1] + key[-2:-1] + key[-1] if len(key) > 4 else key + key[-1]
+        data: dict[str, Any] = {**LEAST, "tasks": {"a": dict(TASK)}}
+        inner = data
+        for step in where.split(".")[:-1]:
+            inner = inner.setdefault(step, {})
+        inner[wrong] = 1
+        with pytest.raises(CpiftError, match=f"unknown key '{where}{wrong}'; did you mean '{key}'"):
+            Recipe.parse(data)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +65,10 @@ def test_defaults_are_the_papers_method() -> None:
         ({"region": {"percent": 0}}, "region.percent: .*greater than 0"),
         ({"region": {"percent": 100.5}}, "region.percent: .*less than or equal to 100"),
         ({"region": {"percent": "x"}}, r"region.percent: .*\(got 'x'\)"),
+        ({"region": {"percent": -1}}, "region.percent"),
+        ({"region": {"percent": float("nan")}}, "region.percent"),
         ({"group": {"threshold": -1}}, "group.threshold"),
+        ({"group": {"threshold": float("nan")}}, "group.threshold"),
         ({"fuse": {"overlap": "bigest"}}, "fuse.overlap: .*'largest', 'order' or 'mean'"),
         ({"fuse": {"weight": 1.5}}, "fuse.*weight must be equal or a number from 0 to 1"),
         ({"fuse": {"interpolation": "karcher", "weight": 0.5}}, "karcher takes all models alike"),
@@ -57,6 +80,16 @@ def test_defaults_are_the_papers_method() -> None:
         ({"tasks": {"a": {**TASK, "eval": 0}}}, "at least one row"),
         ({"tasks": {"../a": TASK}}, "cannot be the name of a task"),
         ({"tasks": {".a": TASK}}, "cannot be the name of a task"),
+        ({"tasks": {"a/b": TASK}}, "cannot be the name of a task"),
+        ({"tasks": {"..": TASK}}, "cannot be the name of a task"),
+        ({"tasks": {"": TASK}}, "cannot be the name of a task"),
+        ({"tasks": {"a\\b": TASK}}, "cannot be the name of a task"),
+        ({"tasks": {"x" * 101: TASK}}, "cannot be the name of a task"),
+        ({"tasks": {"a\x00": TASK}}, "unprintable"),
+        ({"tasks": {"a\u202eb": TASK}}, "unprintable"),
+        ({"tasks": {"a": 3}}, "tasks.a"),
+        ({"probe": None}, "probe"),
+        ({"trust_remote_code": "perhaps"}, "trust_remote_code"),
         ({"tasks": {"a\x1b[2J": TASK}}, "unprintable"),
     ],
 )
@@ -73,63 +106,51 @@ def test_all_problems_are_told_together() -> None:
     assert all(word in str(caught.value) for word in ("'sed'", "region.percent", "fuse.space"))
 
 
+@pytest.mark.xfail(strict=True, reason="bug: refine.epochs takes infinity; plan and run then end in OverflowError")
+def test_endless_epochs_are_refused() -> None:
+    """A number of steps comes of them."""
+    with pytest.raises(CpiftError, match=r"refine\.epochs"):
+        Recipe.parse({**LEAST, "refine": {"epochs": float("inf")}})
+
+
+@pytest.mark.xfail(
+    strict=True, reason="bug: the length of a task's name is taken in characters, a folder's is in bytes"
+)
+def test_a_name_too_long_for_a_folder_is_refused() -> None:
+    """A folder's name has at most 255 bytes, with the marks that a stage being made has."""
+    with pytest.raises(CpiftError, match="cannot be the name of a task"):
+        Recipe.parse({**LEAST, "tasks": {"漢" * 100: TASK}})
+
+
 @pytest.mark.parametrize(
-    ("text", "words"),
+    "training",
     [
-        ("- a", "a table of keys"),
-        ("", "a table of keys"),
-        ("model: [", "not a YAML file"),
-        ("model: !!python/object/apply:os.system [ls]", "not a YAML file"),
-        ("a: &a [x]\nb: *a", "aliases are not supported, line 2"),
-        ("model: x\nmodel: y", "'model' stands twice, line 2"),
-        ("1: x", "the key 1 is not text"),
-        ("\x00", "not a YAML file"),
+        pytest.param({"learning_rate": "1e-4"}, id="a rate"),
+        pytest.param({"weight_decay": "1e-2"}, id="a decay"),
     ],
 )
-def test_files_that_are_no_recipe(tmp_path: Path, text: str, words: str) -> None:
-    """Tags, aliases (and with them bombs), doubled keys, other text: the file is named."""
-    (tmp_path / "r.yaml").write_text(text)
-    with pytest.raises(CpiftError, match=words) as caught:
-        Recipe.load(tmp_path / "r.yaml")
-    assert "r.yaml" in str(caught.value)
+@pytest.mark.xfail(strict=True, reason="bug: YAML reads 1e-4 as text, and the training ends in a TypeError")
+def test_a_number_that_yaml_takes_for_text_is_used_or_refused(training: dict[str, Any]) -> None:
+    """1e-4 without a dot is text in YAML 1.1, and what most people write."""
+    from cpift.training import _config, check_training
 
-
-def test_a_bare_word_stands_for_a_backbone_and_overrides_are_dotted(tmp_path: Path) -> None:
-    """As in the documentation; an override goes as deep as it needs to."""
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**LEAST, "backbone": "pretrained"}))
-    found = Recipe.load(tmp_path / "r.yaml", {"probe.steps": 7, "refine.training.learning_rate": 0.5})
-    assert found.backbone.source == "pretrained"
-    assert found.probe.steps == 7
-    assert found.training_of("refine") == {"learning_rate": 0.5}
-    with pytest.raises(CpiftError, match="did you mean 'steps'"):
-        Recipe.load(tmp_path / "r.yaml", {"probe.stesp": 7})
-
-
-def test_what_is_dumped_loads_as_the_same(tmp_path: Path) -> None:
-    """With every default written out."""
-    recipe = Recipe.parse({**LEAST, "backbone": "multi_task", "group": {"order": [["a"]]}})
-    (tmp_path / "r.yaml").write_text(recipe.dump())
-    assert Recipe.load(tmp_path / "r.yaml") == recipe
-
-
-def test_paths_count_from_the_recipes_folder(tmp_path: Path) -> None:
-    """Files that are there, and names of files that are not; hub ids stay."""
-    (tmp_path / "base").mkdir()
-    data = {"model": "base", "tasks": {"a": {"train": "x.jsonl", "eval": 2}, "b": {"train": "org/set", "eval": 2}}}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(data))
-    found = Recipe.load(tmp_path / "r.yaml")
-    assert found.model == str(tmp_path / "base")
-    assert found.tasks["a"].train == str(tmp_path / "x.jsonl")
-    assert found.tasks["b"].train == "org/set"
+    try:
+        check_training(training)
+    except CpiftError:
+        return
+    config = _config(training, Path("unused"), 1, 0)
+    assert all(isinstance(getattr(config, key), float) for key in training)
 
 
 @pytest.mark.parametrize(
-    "file", [*sorted((ROOT / "recipes").glob("*.yaml")), ROOT / "src/cpift/recipe_template.yaml"], ids=lambda f: f.name
-)
-def test_every_recipe_that_is_shipped_loads(file: Path) -> None:
-    """And its training settings are known."""
+    "training",
+    [{"run_name": __import__("datetime").date(2026, 1, 1)}, {"max_length": "x"}, {"per_device_train_batch_size": "x"}, {"learning_rate": -1.0}],
+    ids=["a date", "length", "batch", "negative rate"],
+)  # fmt: skip
+@pytest.mark.xfail(strict=True, reason="bug: ends in a traceback, some of them only in the first training")
+def test_settings_of_the_wrong_kind_are_refused_before_anything_starts(training: dict[str, Any]) -> None:
+    """By what is called before anything is written."""
     from cpift.training import check_training
 
-    recipe = Recipe.load(file)
-    for stage in ("probe", "backbone", "refine"):
-        check_training(recipe.training_of(stage))  # type: ignore[arg-type]
+    with pytest.raises(CpiftError, match=next(iter(training))):
+        check_training(training)

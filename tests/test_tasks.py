@@ -36,6 +36,9 @@ def load(path: Path, **more: Any) -> tuple[list, list, list[str]]:
             [{"prompt": "x", "completion": [{"role": "assistant", "content": "y"}]}],
             "line 1: prompt and completion must both",
         ),
+        ([{"prompt": GOOD["messages"][:1], "completion": []}], "line 1: has no assistant turn"),
+        ([{"prompt": "x"}], "line 1: has neither messages nor prompt and completion"),
+        ([GOOD, "", "[" * 100_000], "line 3: not JSON"),
         ([], "holds no rows"),
         (["", "  "], "holds no rows"),
     ],
@@ -46,6 +49,21 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, lines: list[Any], w
     with pytest.raises(CpiftError, match=words) as caught:
         load(file)
     assert "data.jsonl" in str(caught.value)
+
+
+def test_text_in_another_encoding_is_named(tmp_path: Path) -> None:
+    """Latin-1 is no UTF-8."""
+    (tmp_path / "data.jsonl").write_bytes('{"prompt": "ä", "completion": "b"}'.encode("latin-1"))
+    with pytest.raises(CpiftError, match=r"data\.jsonl: not UTF-8"):
+        load(tmp_path / "data.jsonl")
+
+
+@pytest.mark.xfail(strict=True, reason="bug: a lone surrogate is read, and writing the rows ends in UnicodeEncodeError")
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    r"""JSON may hold \ud800, which no UTF-8 file can."""
+    line = '{"prompt": "a", "completion": "\\ud800"}'
+    with pytest.raises(CpiftError, match=r"data\.jsonl, line 1"):
+        load(tiny.jsonl(tmp_path / "data.jsonl", [line]))
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.json", "none.parquet"])
@@ -64,6 +82,12 @@ def test_other_files_and_forms_of_rows(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text(json.dumps(rows))
     for name in ("d.parquet", "d.json"):
         assert load(tmp_path / name)[0] == rows
+    (tmp_path / "bad.json").write_text("{nope")
+    (tmp_path / "bad.parquet").write_text("{nope")
+    (tmp_path / "row.json").write_text(json.dumps([*rows, {"prompt": "e", "completion": None}]))
+    for name, words in (("bad.json", "bad.json"), ("bad.parquet", "bad.parquet"), ("row.json", "row.json, row 2")):
+        with pytest.raises(CpiftError, match=words):
+            load(tmp_path / name)
     pair = {"prompt": GOOD["messages"][:1], "completion": GOOD["messages"][1:]}
     assert load(tiny.jsonl(tmp_path / "p.jsonl", [pair]))[0] == [pair]
 
@@ -78,6 +102,7 @@ def test_a_single_file_is_split_by_seed(tmp_path: Path) -> None:
     assert (train, evaluation) == load(file, eval=10)[:2]
     assert evaluation not in (rows[:10], rows[-10:])
     assert evaluation != load_rows("t", Task(train=str(file), eval=10), 1)[1]
+    assert evaluation != load_rows("other", Task(train=str(file), eval=10), 0)[1]
     with pytest.raises(CpiftError, match="has only 50 rows"):
         load(file, eval=50)
 
@@ -100,6 +125,34 @@ def test_a_sample_is_drawn_by_seed() -> None:
     assert drawn == sample(rows, 10, 0, "t")
     assert drawn != sample(rows, 10, 1, "t")
     assert sample(rows[:5], 10, 0, "t") == rows[:5]
+    assert drawn != sample(rows, 10, 0, "another task")
+
+
+def test_fewer_rows_by_train_rows(tmp_path: Path) -> None:
+    """Drawn by seed from the training rows; where there are fewer, all, and it is said."""
+    file = tiny.jsonl(tmp_path / "d.jsonl", [{"prompt": str(i), "completion": "x"} for i in range(30)])
+    train, evaluation, warnings = load(file, eval=10, train_rows=5)
+    assert (len(train), len(evaluation), warnings) == (5, 10, [])
+    everything = load(file, eval=10)
+    assert evaluation == everything[1]
+    assert all(row in everything[0] for row in train)
+    assert train not in (everything[0][:5], everything[0][-5:])
+    train, _, warnings = load(file, eval=10, train_rows=99)
+    assert len(train) == 20
+    assert "train_rows is 99, there are only 20" in warnings[0]
+
+
+def test_another_task_leaves_the_rows_as_they_are(tmp_path: Path) -> None:
+    """Each task has a stream of its own: loaded first, last or alone, it has the same rows."""
+    file = tiny.jsonl(tmp_path / "d.jsonl", [{"prompt": str(i), "completion": "x"} for i in range(30)])
+    tasks = {
+        "split": Task(train=str(file), eval=10),
+        "drawn": Task(train=str(file), eval=5, train_rows=7),
+        "made": Task(generate="letter_counting", train=9, eval=4),
+    }
+    alone = {name: load_rows(name, task, 0) for name, task in tasks.items()}
+    after = {name: load_rows(name, tasks[name], 0) for name in reversed(tasks)}
+    assert alone == after
 
 
 def test_generated_tasks(tmp_path: Path) -> None:
