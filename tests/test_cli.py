@@ -1,4 +1,4 @@
-"""The commands: what they write, and what they say to bad input: one line, exit code 2, nothing written."""
+"""The commands: what they are, what they write, and what they print."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,18 @@ import numpy as np
 import plain
 import pytest
 import tiny
+import tiny_run
 import typer
 import yaml
-from checkpoints import write
+from tiny_run import call
 
 from cpift import cli
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    """Run a command in this process; exit code, output, errors."""
-    before, sys.argv = sys.argv, ["cpift", *map(str, arguments)]
-    try:
-        cli.main()
-        code: Any = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv = before
-    said = capsys.readouterr()
-    return int(code), said.out, said.err
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    with tiny_run.one_thread():
+        yield
 
 
 @pytest.fixture
@@ -101,6 +94,8 @@ def test_from_checkpoints_to_a_fused_model(family: Path, capsys: pytest.CaptureF
     found = json.loads((family / "groups.json").read_text())
     assert {"tasks", "jaccard", "groups", "order"} <= set(found)
     assert found["tasks"] == ["a", "b", "c"]
+    assert sorted(t for members in found["groups"] for t in members) == ["a", "b", "c"]
+    assert sorted(found["order"]) == list(range(len(found["groups"])))
     base = plain.load(family / "base")
     cores = [plain.core(base, plain.load(family / n), "2") for n in "abc"]
     assert found["jaccard"][0][1] == pytest.approx(plain.jaccard(cores[0], cores[1]))
@@ -115,21 +110,10 @@ def test_from_checkpoints_to_a_fused_model(family: Path, capsys: pytest.CaptureF
     assert "<|im_start|>" in AutoTokenizer.from_pretrained(family / "f").chat_template
     AutoModelForCausalLM.from_pretrained(family / "f")
     assert (family / "f/generation_config.json").is_file()
-    assert (
-        call(
-            capsys,
-            "fuse",
-            "--base",
-            family / "base",
-            "--backbone",
-            family / "c",
-            *tuned,
-            *regions,
-            "--out",
-            family / "f",
-        )[0]
-        == 0
-    )
+    before = (family / "f/model.safetensors").stat().st_mtime_ns
+    again = ["--base", family / "base", "--backbone", family / "c", *tuned, *regions, "--out", family / "f"]
+    assert call(capsys, "fuse", *again)[0] == 0
+    assert (family / "f/model.safetensors").stat().st_mtime_ns == before, "what was done is done again"
 
 
 def test_init_writes_a_recipe_that_loads_and_never_overwrites(
@@ -143,6 +127,9 @@ def test_init_writes_a_recipe_that_loads_and_never_overwrites(
     code, _, err = call(capsys, "init", tmp_path / "r.yaml")
     assert code == 2
     assert "exists" in err
+    (tmp_path / "r.yaml").write_text("mine")
+    assert call(capsys, "init", tmp_path / "r.yaml")[0] == 2
+    assert (tmp_path / "r.yaml").read_text() == "mine"
 
 
 def test_plan_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,164 +149,69 @@ def test_plan_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"base"}
 
 
-def edit(**changes: Any) -> Callable[[Path], list[Any]]:
-    """A recipe with changes, as arguments of ``run``."""
-
-    def make(folder: Path) -> list[Any]:
-        data = tiny.recipe(folder)
-        for key, value in changes.items():
-            *parents, last = key.split("__")
-            part = data
-            for parent in parents:
-                part = part.setdefault(parent, {})
-            part[last] = value
-        (folder / "r.yaml").write_text(yaml.safe_dump(data))
-        return ["run", folder / "r.yaml", "--out", folder / "out"]
-
-    return make
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.finished_run(tmp_path_factory)
 
 
-def with_data(lines: list[Any]) -> Callable[[Path], list[Any]]:
-    def make(folder: Path) -> list[Any]:
-        arguments = edit()(folder)
-        tiny.jsonl(folder / "upper.train.jsonl", lines)
-        return arguments
-
-    return make
+def everything(folder: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
-def fusing(change: Callable[[Path], Any], *more: str) -> Callable[[Path], list[Any]]:
-    """Arguments of ``identify`` on a base and a checkpoint that is changed."""
-
-    def make(folder: Path) -> list[Any]:
-        tiny.base(folder / "base")
-        shutil.copytree(folder / "base", folder / "a")
-        change(folder)
-        return ["identify", "--base", folder / "base", f"--tuned=a={folder / 'a'}", "--out", folder / "out", *more]
-
-    return make
-
-
-def nan(folder: Path) -> None:
-    write(folder / "base", {"w": np.ones(3, np.float32)})
-    (folder / "a/model.safetensors").unlink()
-    write(folder / "a", {"w": np.array([1, np.nan, 1], np.float32)})
-    (folder / "base/config.json").write_text("{}")
-
-
-def pickle(folder: Path) -> None:
-    (folder / "a/model.safetensors").rename(folder / "a/pytorch_model.bin")
-
-
-def other_base_region(folder: Path) -> list[Any]:
-    for i in (0, 1):
-        tiny.base(folder / f"base{i}", seed=i)
-    from cpift.selection import identify
-
-    identify(folder / "base0", {"a": folder / "base1"})["a"].save(folder / "r")
-    return [
-        "fuse",
-        "--base",
-        folder / "base1",
-        f"--tuned=a={folder / 'base0'}",
-        f"--region=a={folder / 'r'}",
-        "--out",
-        folder / "out",
-    ]
+def test_status_and_dry_run_say_what_is_there_and_write_nothing(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every stage done; with another setting, stale and why; in a new folder, missing, and no folder is made."""
+    before = everything(whole)
+    code, out, err = call(capsys, "status", whole)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == len(tiny_run.stamps(whole))
+    assert all(line.startswith("done ") for line in lines)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump(tiny.recipe(whole.parent), sort_keys=False))
+    code, out, _ = call(capsys, "run", recipe, "--out", whole, "--dry-run", "--set", "fuse.overlap=mean")
+    assert code == 0
+    assert "stale    05-fuse  (overlap changed)" in out
+    assert "done     03-group" in out
+    assert everything(whole) == before
+    code, out, _ = call(capsys, "run", recipe, "--out", tmp_path / "new", "--dry-run")
+    assert code == 0
+    assert "missing  00-tasks/upper" in out
+    assert not (tmp_path / "new").exists()
 
 
-def vocabulary(folder: Path) -> None:
-    shutil.rmtree(folder / "a")
-    tiny.base(folder / "a")
-    from safetensors.numpy import load_file, save_file
-
-    weights = load_file(folder / "a/model.safetensors")
-    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:-1].copy()
-    save_file(weights, folder / "a/model.safetensors")
-
-
-def adapter(folder: Path) -> None:
-    shutil.rmtree(folder / "a")
-    (folder / "a").mkdir()
-    (folder / "a/adapter_config.json").write_text("{}")
-
-
-def occupied(folder: Path) -> list[Any]:
-    arguments = edit()(folder)
-    (folder / "out").mkdir()
-    (folder / "out/recipe.yaml").write_text(yaml.safe_dump({**tiny.recipe(folder), "seed": 9}))
-    return arguments
+def test_a_run_that_is_done_prints_the_table_and_the_line_that_loads_the_model(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every model and task; and the line does load it."""
+    out = tiny_run.copy(whole, tmp_path / "out")
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(tiny.recipe(whole.parent), sort_keys=False))
+    code, said, _ = call(capsys, "run", tmp_path / "r.yaml", "--out", out)
+    assert code == 0
+    models = json.loads((out / "scores.json").read_text())["models"]
+    assert all(any(line.startswith(model) for line in said.splitlines()) for model in models)
+    line = said.strip().splitlines()[-1]
+    space: dict[str, Any] = {}
+    exec(line, space)
+    assert space["model"].num_parameters() > 0
+    code, said, _ = call(capsys, "run", tmp_path / "r.yaml", "--out", out, "--until", "fuse")
+    assert code == 0
+    assert "05-fuse  is there, unchanged" in said
+    assert "06-refine" not in said
 
 
-def not_empty(folder: Path) -> list[Any]:
-    arguments = edit()(folder)
-    (folder / "out").mkdir()
-    (folder / "out/thesis.txt").write_text("mine")
-    return arguments
-
-
-BAD: dict[str, tuple[Callable[[Path], list[Any]], str]] = {
-    "misspelt key": (edit(probe__stpes=3), "'probe.stpes'; did you mean 'steps'"),
-    "misspelt training key": (edit(training__learning_rte=3), "unknown key 'learning_rte'; did you mean 'learning_rate'"),
-    "percent": (edit(region__percent=0), "region.percent"),
-    "no recipe": (lambda f: ["run", f / "none.yaml", "--out", f / "out"], "none.yaml: cannot be read"),
-    "missing data": (edit(tasks__upper__train="gone.jsonl"), "gone.jsonl is missing"),
-    "malformed row": (with_data([tiny.rows("upper", 1, 0)[0], "{"]), "upper.train.jsonl, line 2: not JSON"),
-    "no assistant turn": (with_data([{"messages": [{"role": "user", "content": "x"}]}]), "line 1: has no assistant turn"),
-    "empty set": (with_data([]), "upper.train.jsonl holds no rows"),
-    "no model": (edit(model="./gone"), "neither a folder"),
-    "other run": (occupied, "holds another recipe's run (its seed differ"),
-    "not a run": (not_empty, "is not empty and holds no run"),
-    "until": (lambda f: [*edit()(f), "--until", "lunch"], "lunch is not one of probe"),
-    "set": (lambda f: [*edit()(f), "--set", "nonsense"], "write it as KEY=VALUE"),
-    "group order": (edit(group__order=[["upper"]]), "group.order: must hold each task once"),
-    "pickle": (fusing(pickle), "pickle"),
-    "adapter": (fusing(adapter), "merge_and_unload"),
-    "nan": (fusing(nan), "w holds NaN or infinite weights"),
-    "vocabularies": (fusing(vocabulary), "vocabularies differ"),
-    "percent 0": (fusing(lambda f: None, "--percent", "0"), "percent: 0 is not in (0, 100]"),
-    "percent 101": (fusing(lambda f: None, "--percent", "101"), "percent: 101 is not in (0, 100]"),
-    "memory": (fusing(lambda f: None, "--max-memory", "lots"), "'lots' is not a size"),
-    "region of another base": (other_base_region, "another base"),
-    "no name": (lambda f: ["identify", "--base", f, "--tuned", "x", "--out", f / "out"], "write it as NAME=PATH"),
-    "name is a path": (lambda f: ["identify", "--base", f, "--tuned=../x=y", "--out", f / "out"], "write it as NAME=PATH"),
-    "status": (lambda f: ["status", f], "holds no run"),
-    "region file": (lambda f: (write(f, {"w": np.ones(1)}), ["group", f / "model.safetensors", "--out", f / "out"])[1], "not a region file"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    """It names the file or key; no traceback; nothing is written but what was there."""
-    make, words = BAD[name]
-    arguments = make(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    code, out, err = call(capsys, *arguments)
-    assert code == 2
-    assert err.startswith("cpift: ")
-    assert words in err
-    assert len(err.splitlines()) == 1
-    assert "Traceback" not in out + err
-    left = [
-        p
-        for p in sorted(tmp_path.rglob("*"))
-        if p not in before and p.name not in (".lock", "recipe.yaml", "log.jsonl")
-    ]
-    assert [p for p in left if p.is_file() and ".partial" not in str(p) and "00-tasks" not in str(p)] == []
-
-
-def test_a_full_disk_is_said_before_the_stage_starts(
+def test_interrupted_it_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With what is needed and what is there; also for fuse."""
-    arguments = edit()(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))  # type: ignore[attr-defined]
-    code, _, err = call(capsys, *arguments)
-    assert code == 2
-    assert "make room first" in err
-    assert not list((tmp_path / "out").rglob("*.safetensors"))
-    base = tmp_path / "base"
-    code, _, err = call(capsys, "fuse", "--base", base, f"--tuned=a={base}", "--out", tmp_path / "fused")
-    assert code == 2
-    assert "make room first" in err
-    assert not (tmp_path / "fused").exists()
+    """Exit code 130, as a shell has it, and no traceback."""
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(tiny.recipe(tmp_path)))
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cpift.stages.load_rows", stop)
+    code, out, err = call(capsys, "run", tmp_path / "r.yaml", "--out", tmp_path / "out")
+    assert code == 130
+    assert "run the same command again to go on" in out
+    assert "Traceback" not in err

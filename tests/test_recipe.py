@@ -84,7 +84,7 @@ def test_every_misspelt_key_is_refused_with_the_right_one(where: str, part: type
         ({"tasks": {"..": TASK}}, "cannot be the name of a task"),
         ({"tasks": {"": TASK}}, "cannot be the name of a task"),
         ({"tasks": {"a\\b": TASK}}, "cannot be the name of a task"),
-        ({"tasks": {"x" * 101: TASK}}, "cannot be the name of a task"),
+        ({"tasks": {"x" * 201: TASK}}, "cannot be the name of a task"),
         ({"tasks": {"a\x00": TASK}}, "unprintable"),
         ({"tasks": {"a\u202eb": TASK}}, "unprintable"),
         ({"tasks": {"a": 3}}, "tasks.a"),
@@ -106,16 +106,12 @@ def test_all_problems_are_told_together() -> None:
     assert all(word in str(caught.value) for word in ("'sed'", "region.percent", "fuse.space"))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: refine.epochs takes infinity; plan and run then end in OverflowError")
 def test_endless_epochs_are_refused() -> None:
     """A number of steps comes of them."""
     with pytest.raises(CpiftError, match=r"refine\.epochs"):
         Recipe.parse({**LEAST, "refine": {"epochs": float("inf")}})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: the length of a task's name is taken in characters, a folder's is in bytes"
-)
 def test_a_name_too_long_for_a_folder_is_refused() -> None:
     """A folder's name has at most 255 bytes, with the marks that a stage being made has."""
     with pytest.raises(CpiftError, match="cannot be the name of a task"):
@@ -129,7 +125,6 @@ def test_a_name_too_long_for_a_folder_is_refused() -> None:
         pytest.param({"weight_decay": "1e-2"}, id="a decay"),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="bug: YAML reads 1e-4 as text, and the training ends in a TypeError")
 def test_a_number_that_yaml_takes_for_text_is_used_or_refused(training: dict[str, Any]) -> None:
     """1e-4 without a dot is text in YAML 1.1, and what most people write."""
     from cpift.training import _config, check_training
@@ -147,7 +142,6 @@ def test_a_number_that_yaml_takes_for_text_is_used_or_refused(training: dict[str
     [{"run_name": __import__("datetime").date(2026, 1, 1)}, {"max_length": "x"}, {"per_device_train_batch_size": "x"}, {"learning_rate": -1.0}],
     ids=["a date", "length", "batch", "negative rate"],
 )  # fmt: skip
-@pytest.mark.xfail(strict=True, reason="bug: ends in a traceback, some of them only in the first training")
 def test_settings_of_the_wrong_kind_are_refused_before_anything_starts(training: dict[str, Any]) -> None:
     """By what is called before anything is written."""
     from cpift.training import check_training

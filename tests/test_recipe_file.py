@@ -91,7 +91,7 @@ def test_what_is_dumped_loads_as_the_same(tmp_path: Path) -> None:
             "tasks": {"a": TASK, "Füße ☂ 'b': #": TASK},
             "backbone": {"from": "multi_task", "training": training},
             "refine": {"training": training},
-            "group": {"order": [["a"]]},
+            "group": {"order": [["a", "Füße ☂ 'b': #"]]},
             "region": {"percent": 0.001},
         }
     )

@@ -136,6 +136,14 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return result.hexdigest()
 
 
+def check_finite(checkpoint: Checkpoint) -> None:
+    """Read the checkpoint once. Raises :class:`CpiftError` that names a tensor with NaN or infinite weights."""
+    scratch = np.empty(BLOCK, np.float32)
+    for block in blocks(checkpoint):
+        if not np.isfinite(widen(checkpoint.raw(*block), checkpoint.tensors[block.name].dtype, scratch)).all():
+            raise CpiftError(f"{checkpoint.path}: {block.name} holds NaN or infinite weights; training diverged")
+
+
 def blocks(checkpoint: Checkpoint, size: int = BLOCK) -> Iterator[Block]:
     """All parameters in the order of flat positions: by name (plain string order), row-major within a tensor."""
     for name, t in checkpoint.tensors.items():

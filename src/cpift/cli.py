@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -59,11 +60,13 @@ def run(
     from cpift.terminal import Terminal, say, scores_table
 
     loaded = Recipe.load(recipe, _overrides(sets))
-    if dry_run:
-        _show_status(loaded, out)
-        return
+    from cpift.pipeline import check
     from cpift.pipeline import run as run_all
 
+    if dry_run:
+        check(loaded, out)
+        _show_status(loaded, out)
+        return
     terminal = Terminal()
     try:
         result = run_all(loaded, out, until=until, reporter=terminal)
@@ -129,6 +132,8 @@ def identify(
     from cpift.terminal import Terminal, byte_progress, say, size
 
     models = _named(tuned, "--tuned")
+    if out.exists() and not out.is_dir():
+        raise CpiftError(f"{out}: is a file; --out names a folder")
     total = sum(open_checkpoint(path).nbytes for path in [str(base), *models.values()])
     limit = None if max_memory is None else parse_size(max_memory)
     regions = select(
@@ -303,13 +308,15 @@ def _named(values: Sequence[str], option: str) -> dict[str, str]:
 def _overrides(values: Sequence[str] | None) -> dict[str, Any]:
     import yaml
 
+    from cpift.recipe import read_yaml
+
     found = {}
     for value in values or []:
         key, sign, text = value.partition("=")
         if not sign or not key:
             raise CpiftError(f"--set {value}: write it as KEY=VALUE, such as probe.steps=50")
         try:
-            found[key] = yaml.safe_load(text)
+            found[key] = read_yaml(text)
         except yaml.YAMLError as error:
             raise CpiftError(f"--set {value}: the value is not YAML") from error
     return found
@@ -323,12 +330,14 @@ def _number(text: str, option: str) -> float:
 
 
 def _write_text(path: Path, text: str) -> None:
+    from cpift.manifest import write_whole
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, text)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
         raise CpiftError(f"{path}: cannot be written ({error.strerror})") from error
 
 
@@ -344,7 +353,7 @@ def main() -> None:
         print(f"cpift: {' '.join(clean(str(error)).split())}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno != 28:
+        if error.errno != errno.ENOSPC:
             raise
         print(
             f"cpift: the disk is full ({error.filename or 'while writing'}); make room and run again", file=sys.stderr

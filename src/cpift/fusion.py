@@ -20,7 +20,7 @@ from cpift.checkpoint_writer import CheckpointWriter, parse_size
 from cpift.errors import CpiftError
 from cpift.interpolation import Combination, Interpolation, Space, combination
 from cpift.kernels import add_gram, add_scaled, as_float64, round_to_bf16, subtract_first
-from cpift.parallel import ordered_map, thread_local_scratch
+from cpift.parallel import check_threads, ordered_map, thread_local_scratch
 from cpift.region import Region
 from cpift.transplant import Overlap, core_positions, native, transplant
 
@@ -77,6 +77,7 @@ def fuse(
         CpiftError: checkpoints that do not match, a region of another base, NaN, ``out`` in use, a full disk.
     """
     out = Path(out)
+    check_threads(threads)
     inputs = _open(base, backbone, tuned, regions or {})
     if weight != "equal" and not 0 <= weight <= 1:
         raise CpiftError(f"weight: {weight} is not in 0 … 1")

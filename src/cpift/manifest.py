@@ -99,6 +99,17 @@ def finish(
     return made
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file; it appears whole or stays as it was."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def file_hash(path: Path) -> str:
     """xxh3 of a file's bytes."""
     state = xxhash.xxh3_128()

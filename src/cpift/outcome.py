@@ -29,16 +29,10 @@ def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
         "summary": summary(scores, run.tasks),
         "warnings": run.warnings,
     }
-    _replace(run.out / "scores.json", json.dumps(result))
+    manifest.write_whole(run.out / "scores.json", json.dumps(result))
     last = [stage.name for stage in stages if stage.kind == "refine"][-1]
     _publish(run, run.folder(last), result)
     return result
-
-
-def _replace(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
 
 
 def _publish(run: Run, source: Path, result: dict[str, Any]) -> None:

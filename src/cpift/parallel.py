@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from cpift.errors import CpiftError
+
 A = TypeVar("A")
 B = TypeVar("B")
 _local = threading.local()
@@ -21,9 +23,15 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_threads(threads: int | None) -> None:
+    """Raise :class:`CpiftError` for a number of threads that is none."""
+    if threads is not None and threads < 1:
+        raise CpiftError(f"threads: {threads} is no number of threads; leave it out for one a core")
+
+
 def ordered_map(work: Callable[[A], B], items: Iterable[A], threads: int | None = None) -> Iterator[tuple[A, B]]:
     """Yield ``(item, work(item))`` in the order of ``items``, worked on by threads, a few items ahead."""
-    threads = threads or core_count()
+    threads = core_count() if threads is None else threads
     pending: deque[tuple[A, Any]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cpift import manifest
-from cpift.checkpoint import open_checkpoint
+from cpift.checkpoint import align, check_finite, excluded, open_checkpoint
 from cpift.errors import CpiftError
 from cpift.recipe import STAGES, Recipe
 from cpift.reporter import Reporter
@@ -48,7 +49,7 @@ def run(
     check(recipe, out)
     with _alone(out):
         current = Run(recipe, out, reporter or Reporter())
-        (out / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+        manifest.write_whole(out / "recipe.yaml", recipe.dump())
         runner, began = _Runner(current), time.perf_counter()
         for stages in _phases(current):
             wanted = [s for s in stages if until is None or STAGES.index(s.kind) <= STAGES.index(until)]
@@ -92,21 +93,22 @@ def check(recipe: Recipe, out: Path) -> None:
 
     model = locate(recipe.model)
     if model.is_dir():
-        open_checkpoint(model)
+        base = open_checkpoint(model)
+        excluded(base.tensors, recipe.region.exclude)
+        if recipe.backbone.source not in ("multi_stage", "multi_task", "pretrained"):
+            align(base, open_checkpoint(recipe.backbone.source))
+        check_finite(base)
     for stage in ("probe", "backbone", "refine"):
         check_training(recipe.training_of(stage), "training" if stage == "probe" else f"{stage}.training")
-    if recipe.group.order != "random":
-        given = sorted(t for members in recipe.group.order for t in members)
-        if given != sorted(recipe.tasks):
-            raise CpiftError(f"group.order: must hold each task once ({', '.join(recipe.tasks)})")
-    if recipe.backbone.source not in ("multi_stage", "multi_task", "pretrained"):
-        open_checkpoint(recipe.backbone.source)
 
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Hold the run folder for this process. Raises :class:`CpiftError` where another has it."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CpiftError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,7 +168,7 @@ class _Runner:
         try:
             facts = first.action(folders)
         except OSError as error:
-            if error.errno == 28:
+            if error.errno == errno.ENOSPC:
                 raise CpiftError(
                     f"{first.name}: the disk is full; make room and run again, finished stages stand"
                 ) from error

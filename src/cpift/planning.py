@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cpift.checkpoint import excluded, open_checkpoint
+from cpift.checkpoint import check_finite, excluded, open_checkpoint
 from cpift.errors import CpiftError
 from cpift.models import convert_gguf, load_tokenizer, locate
 from cpift.recipe import Recipe
@@ -48,6 +48,7 @@ def _plan(recipe: Recipe, base: Path, converted: bool, measure: bool, scratch: P
     from cpift.training import batch_rows, max_length
 
     checkpoint, tokenizer = open_checkpoint(base), load_tokenizer(base, recipe.trust_remote_code)
+    check_finite(checkpoint)
     skipped = excluded(checkpoint.tensors, recipe.region.exclude)
     counted = sum(t.size for n, t in checkpoint.tensors.items() if n not in skipped)
     limit = max_length(recipe.training)

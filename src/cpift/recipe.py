@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,15 @@ class Task(_Part):
     """Settings of the reasoning_gym task."""
     licence: str | None = None
     """Licence of the data, for the model card."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"is no regular expression ({error})") from error
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
@@ -138,7 +148,7 @@ class Refine(_Trained):
 
     examples_per_task: int = Field(default=64, gt=0)
     """Rows of each task, drawn by seed."""
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Passes over these rows."""
     data: Literal["group", "mixed"] = "group"
     """Stage k sees the rows of the tasks of group k, or of all tasks."""
@@ -177,11 +187,24 @@ class Recipe(_Part):
         if not value:
             raise ValueError("no task is given")
         for name in value:
-            if not name or name.startswith(".") or name != Path(name).name or len(name) > 100 or "\\" in name:
+            if (
+                not name
+                or name.startswith(".")
+                or name != Path(name).name
+                or len(name.encode("utf-8", "replace")) > 200
+                or "\\" in name
+            ):
                 raise ValueError(f"{name!r} cannot be the name of a task: it names folders, too")
             if not name.isprintable():
                 raise ValueError(f"{name!r} cannot be the name of a task: it has unprintable characters")
         return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Recipe:
+        order = self.group.order
+        if order != "random" and (sorted(t for g in order for t in g) != sorted(self.tasks) or not all(order)):
+            raise ValueError(f"group.order: must hold each task once, and no empty group ({', '.join(self.tasks)})")
+        return self
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -191,7 +214,7 @@ class Recipe(_Part):
         """
         path = Path(path)
         try:
-            data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+            data = read_yaml(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise CpiftError(
                 f"{path}: cannot be read ({error.strerror}); cpift init writes one to start from"
@@ -237,6 +260,11 @@ class Recipe(_Part):
         return {**self.training, **getattr(self, stage).training}
 
 
+def read_yaml(text: str) -> Any:
+    """YAML as recipes have it. Raises ``yaml.YAMLError``."""
+    return yaml.load(text, Loader=_Loader)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML with neither tags nor aliases, which a recipe does not need, and duplicate keys refused."""
 
@@ -256,6 +284,12 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"the key {name!r} stands twice, line {key.start_mark.line + 1}")
             seen.add(name)
         return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 takes 1e-4 for text; everyone who writes it means the number, as YAML 1.2 does.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def check_part(part: type[BaseModel], data: Mapping[str, Any]) -> None:
@@ -293,6 +327,8 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{where!r} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if not where:
+        return message
     return (
         f"{where}: {message} (got {problem['input']!r})"
         if not isinstance(problem["input"], dict)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cpift.checkpoint import open_checkpoint
+from cpift.checkpoint import check_finite, open_checkpoint
 from cpift.evaluation import EvalTask, evaluate
 from cpift.recipe import Recipe
 from cpift.reporter import Reporter
 from cpift.tasks import load_rows, metric_of
-from cpift.training import max_length
+from cpift.training import check_training, max_length
 
 
 def evaluate_recipe(model: str | Path, recipe: Recipe, reporter: Reporter | None = None) -> dict[str, dict[str, Any]]:
@@ -19,7 +19,9 @@ def evaluate_recipe(model: str | Path, recipe: Recipe, reporter: Reporter | None
     Raises :class:`CpiftError` for a checkpoint or rows that cannot be used.
     """
     reporter = reporter or Reporter()
-    open_checkpoint(model)
+    for stage in ("probe", "backbone", "refine"):
+        check_training(recipe.training_of(stage), f"{stage}.training")
+    check_finite(open_checkpoint(model))
     tasks = {}
     for name, task in recipe.tasks.items():
         _, rows, warnings = load_rows(name, task, recipe.seed)

@@ -25,7 +25,7 @@ from cpift.candidates import SEGMENT, Candidates, cut, value_of
 from cpift.checkpoint import BLOCK, Block, Checkpoint, align, blocks, excluded, open_checkpoint, widen
 from cpift.errors import CpiftError
 from cpift.kernels import scan_updates
-from cpift.parallel import ordered_map, thread_local_scratch
+from cpift.parallel import check_threads, ordered_map, thread_local_scratch
 from cpift.region import Region
 
 CHUNK = 2**18  # elements of one checkpoint in work at a time
@@ -73,6 +73,7 @@ def identify(
     Raises:
         CpiftError: checkpoints that do not match, NaN or infinite weights, a percent out of range.
     """
+    check_threads(threads)
     if not 1 <= chunk <= BLOCK:
         raise CpiftError(f"chunk: {chunk} is not in 1 … {BLOCK}")
     origin = open_checkpoint(base)

@@ -171,7 +171,7 @@ def probe_steps(run: Run) -> int:
             return int(kept["probe_steps"])
         if kept.get("batch") == batch and kept["rows"] == rows:
             return int(kept["probe_steps"])
-    file.write_text(json.dumps({"probe_steps": steps, "batch": batch, "rows": rows}))
+    manifest.write_whole(file, json.dumps({"probe_steps": steps, "batch": batch, "rows": rows}))
     return steps
 
 

@@ -109,6 +109,10 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
 
 def check_row(row: Any, where: str) -> Row:
     """The row, if it can be trained on. Raises :class:`CpiftError` that says what it lacks."""
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise CpiftError(f"{where}: holds half a character (a lone surrogate), which no text file can") from error
     if not isinstance(row, dict):
         raise CpiftError(f"{where}: a row is an object with messages, or with prompt and completion")
     if "messages" in row:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from datasets import Dataset
+from pydantic import TypeAdapter, ValidationError
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -63,14 +64,29 @@ def check_training(training: Mapping[str, Any], where: str = "training") -> None
         if key not in known:
             near = difflib.get_close_matches(key, known - _OWN, n=1)
             raise CpiftError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    typed(training, where)
     try:
         config = _config(training, Path("unused"), steps=1, seed=0)
     except Exception as error:  # dataclass and enums: whatever they raise is about the value given
         raise CpiftError(f"{where}: SFTConfig refuses it ({' '.join(str(error).split())[:300]})") from error
     if config.per_device_train_batch_size < 1 or config.gradient_accumulation_steps < 1:
         raise CpiftError(f"{where}: batch size and gradient_accumulation_steps must be at least 1")
+    if not 0 <= config.learning_rate < math.inf:
+        raise CpiftError(f"{where}.learning_rate: {config.learning_rate} is no rate")
     if config.packing:
         raise CpiftError(f"{where}.packing: is not supported; rows are batched by length instead")
+
+
+def typed(training: Mapping[str, Any], where: str = "training") -> dict[str, Any]:
+    """The settings in the types that SFTConfig declares. Raises :class:`CpiftError` that names one of another kind."""
+    hints, found = get_type_hints(SFTConfig), {}
+    for key, value in training.items():
+        try:
+            read = TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
+            found[key] = read if isinstance(value, str) else value
+        except ValidationError as error:
+            raise CpiftError(f"{where}.{key}: {error.errors()[0]['msg']} (got {value!r})") from None
+    return found
 
 
 def batch_rows(training: Mapping[str, Any]) -> int:
@@ -174,7 +190,7 @@ def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int) ->
         "use_cpu": not torch.accelerator.is_available(),
         "logging_steps": max(1, steps // 100),
         "include_num_input_tokens_seen": "non_padding",
-        **training,
+        **typed(training),
         "output_dir": str(output),
         "max_steps": steps,
         "seed": seed,
