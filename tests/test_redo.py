@@ -109,7 +109,6 @@ def test_a_longer_refinement_redoes_only_that_and_says_so(whole: Path, place: Pa
     assert not same(out / "model", whole / "model")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: what is no longer needed is said to be 'made anew', though it was not")
 def test_the_reason_is_the_true_one(whole: Path, place: Path) -> None:
     """With freezing off no region was made anew."""
     recipe = Recipe.parse(tiny.recipe(place, refine={"examples_per_task": 4, "freeze": False}))
@@ -118,7 +117,6 @@ def test_the_reason_is_the_true_one(whole: Path, place: Path) -> None:
     assert "was made anew" not in states["06-refine/2"].why
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the metric is no part of what a score is made of; the old scores stay")
 def test_another_metric_gives_other_scores(whole: Path, place: Path, tmp_path: Path) -> None:
     """Of that task alone, without any training."""
     out, listener = copy(whole, tmp_path / "out"), Listener()
@@ -176,7 +174,6 @@ def test_a_damaged_file_is_found_before_it_is_used(
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone"])
-@pytest.mark.xfail(strict=True, reason="bug: the last checkpoint is put in its place unread")
 def test_a_damaged_last_checkpoint_is_not_handed_out(whole: Path, place: Path, tmp_path: Path, damage: str) -> None:
     """Nothing is to be made; yet what is made the model is looked at."""
     out = copy(whole, tmp_path / "damaged")

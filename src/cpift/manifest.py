@@ -57,6 +57,14 @@ def verify(folder: Path, made: Made) -> None:
             raise CpiftError(f"{file}: {what} after the stage was finished; remove {folder} and run again to redo it")
 
 
+def verify_stage(folder: Path) -> None:
+    """As :func:`verify`, with what the folder says of itself. Raises :class:`CpiftError` where it says nothing, too."""
+    made = read(folder)
+    if made is None:
+        raise CpiftError(f"{folder}: this stage is needed, but is not there; run again to make it")
+    verify(folder, made)
+
+
 def partial_of(folder: Path) -> Path:
     """Where the stage is while it is being made."""
     return folder.with_name(f".{folder.name}.partial")
@@ -130,9 +138,14 @@ def _sync(path: Path) -> None:
 def differences(made: Made, settings: Mapping[str, Any], needs: Mapping[str, str]) -> list[str]:
     """What has changed since the stage was made, in words."""
     found = [f"{name} changed" for name in _changed(made.settings, settings)]
-    return found + [
-        f"{name} was made anew" for name in sorted({*made.needs, *needs}) if made.needs.get(name) != needs.get(name)
-    ]
+    for name in sorted({*made.needs, *needs}):
+        if name not in needs:
+            found.append(f"{name} is no longer needed")
+        elif name not in made.needs:
+            found.append(f"{name} is needed now")
+        elif made.needs[name] != needs[name]:
+            found.append(f"{name} was made anew")
+    return found
 
 
 def _changed(old: Any, new: Any, where: str = "") -> list[str]:

@@ -234,7 +234,7 @@ def _evaluate(run: Run, model: str, place: tuple[str, Path]) -> list[Stage]:
     for name, task in folder_of.items():
         asked = run.recipe.tasks[task]
         settings: dict[str, Any] = {
-            "max_length": limit, "pattern": asked.pattern, "max_new_tokens": asked.max_new_tokens,
+            "metric": run.facts(f"00-tasks/{task}")["metric"], "max_length": limit, "pattern": asked.pattern, "max_new_tokens": asked.max_new_tokens,
         }  # fmt: skip
         needs = [f"00-tasks/{task}"]
         if place[0]:

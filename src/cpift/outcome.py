@@ -31,6 +31,7 @@ def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     }
     manifest.write_whole(run.out / "scores.json", json.dumps(result))
     last = [stage.name for stage in stages if stage.kind == "refine"][-1]
+    manifest.verify_stage(run.folder(last))
     _publish(run, run.folder(last), result)
     return result
 

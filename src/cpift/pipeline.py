@@ -194,10 +194,7 @@ class _Runner:
     def _verify(self, name: str) -> None:
         """Hash what a stage has left, once, before it is used."""
         if name not in self._verified:
-            made = manifest.read(self._run.folder(name))
-            if made is None:
-                raise CpiftError(f"stage {name} is needed, but is not there")
-            manifest.verify(self._run.folder(name), made)
+            manifest.verify_stage(self._run.folder(name))
             self._verified.add(name)
 
     def _warn_again(self, stage: Stage, fresh: bool = False) -> None:

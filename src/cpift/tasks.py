@@ -180,11 +180,13 @@ def _without_empty(row: Row) -> Row:
 
 
 def _generated(name: str, task: Task, seed: int) -> tuple[list[Row], list[Row]]:
-    """Different seeds make the two sets; a question of the evaluation set is left out of the training set."""
+    """Seeds far apart make the two sets (row i of a generator with seed s is row i - 1 of one with s + 1); a question of
+    the evaluation set is left out of the training set."""
     assert isinstance(task.train, int)
     assert isinstance(task.eval, int)
-    evaluation = _generate(name, task, task.eval, seed * 2 + 1_000_003, set())
-    train = _generate(name, task, task.train, seed * 2 + 1_000_004, {_content(row) for row in evaluation})
+    evaluation = _generate(name, task, task.eval, _rng(seed, name, "eval").randrange(2**31), set())
+    avoid = {_content(row) for row in evaluation}
+    train = _generate(name, task, task.train, _rng(seed, name, "train").randrange(2**31), avoid)
     return train, evaluation
 
 
