@@ -60,7 +60,7 @@ def test_batches_change_no_outcome(model: Path, monkeypatch: pytest.MonkeyPatch)
     """One row at a time, or all at once."""
     tasks = {"t": EvalTask(tiny.rows("first", 30, 3), "exact_match")}
     together = evaluate(model, tasks)["t"]
-    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(evaluation, "BATCH_LOGITS", 1)
     assert evaluate(model, tasks)["t"].items == together.items
 
 

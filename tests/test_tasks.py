@@ -178,5 +178,7 @@ def test_the_metric_fits_the_rows() -> None:
     assert metric_of("t", Task(train="x", eval="y", pattern="#"), [wordy]) == "exact_match"
     with pytest.raises(CpiftError, match="add a pattern"):
         metric_of("t", Task(train="x", eval="y"), [wordy])
+    with pytest.raises(CpiftError, match="the assistant's turn last"):
+        metric_of("t", Task(train="x", eval="y"), [{**GOOD, "messages": [*GOOD["messages"], GOOD["messages"][0]]}])
     with pytest.raises(CpiftError, match="needs an answer"):
         metric_of("t", Task(train="x", eval="y", metric="exact_match"), [{"messages": GOOD["messages"]}])

@@ -15,7 +15,7 @@ from cpift.encoding import IGNORED, Encoded, encode, prompt_ids
 from cpift.models import load_model, load_tokenizer
 from cpift.tasks import Row, answer_is_text
 
-BATCH_TOKENS = 4096  # padded tokens in a batch
+BATCH_LOGITS = 200_000_000  # padded tokens × vocabulary in a batch: 0.8 GB of logits in fp32
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _teacher_forced(
     if task.metric == "exact_match":
         encoded = [_to_end_of_turn(e, tokenizer.eos_token_id) for e in encoded]
     items, tokens = [0.0] * len(encoded), [0] * len(encoded)
-    for batch in _batches([len(e.input_ids) for e in encoded]):
+    for batch in _batches([len(e.input_ids) for e in encoded], _room(network)):
         ids, mask, labels = _padded([encoded[i] for i in batch], tokenizer.pad_token_id or 0, network.device)
         logits = network(input_ids=ids, attention_mask=mask).logits[:, :-1]
         target = labels[:, 1:]
@@ -116,7 +116,12 @@ def _to_end_of_turn(encoded: Encoded, end: int | None) -> Encoded:
     return Encoded(encoded.input_ids[: stop + 1], kept[: stop + 1])
 
 
-def _batches(lengths: Sequence[int], limit: int = BATCH_TOKENS) -> Iterator[list[int]]:
+def _room(network: Any) -> int:
+    """Padded tokens that a batch may have."""
+    return max(1, BATCH_LOGITS // int(network.get_output_embeddings().weight.shape[0]))
+
+
+def _batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
     """Row numbers, rows of like length together, at most ``limit`` padded tokens in a batch."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     batch: list[int] = []
@@ -155,7 +160,7 @@ def generate(
     prompts = [prompt_ids(row, tokenizer) for row in rows]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     answers: list[tuple[str, int]] = [("", 0)] * len(rows)
-    for batch in _batches([len(p) + max_new_tokens for p in prompts]):
+    for batch in _batches([len(p) + max_new_tokens for p in prompts], _room(network)):
         width = max(len(prompts[i]) for i in batch)
         ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in batch]).to(network.device)
         mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]).to(network.device)
@@ -215,7 +220,7 @@ def measure_forward(model: Path, rows: Sequence[Encoded], trust_remote_code: boo
     network.to(device).eval()
     began, tokens = 0.0, 0
     with torch.inference_mode():
-        for i, batch in enumerate(_batches([len(row.input_ids) for row in rows], BATCH_TOKENS // 4)):
+        for i, batch in enumerate(_batches([len(row.input_ids) for row in rows], _room(network) // 4)):
             if i == 1:
                 began, tokens = time.perf_counter(), 0
             ids, mask, _ = _padded([rows[j] for j in batch], 0, network.device)

@@ -54,7 +54,7 @@ class Region:
         return self.count
 
     def __or__(self, other: Region) -> Region:
-        """Positions in either region. Signs are kept where only one region knows the position or both agree."""
+        """Positions in either region. A joined region has neither signs nor threshold: they were of one update."""
         return self._join(other, np.union1d)
 
     def __and__(self, other: Region) -> Region:

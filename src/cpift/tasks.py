@@ -57,6 +57,8 @@ def metric_of(name: str, task: Task, rows: Sequence[Row]) -> str:
     metric = task.metric or ("exact_match" if answered else "loss")
     if metric != "loss" and not answered:
         raise CpiftError(f"tasks.{name}: metric {metric} needs an answer in each evaluation row; or use metric: loss")
+    if metric != "loss" and any(_turns(row)[-1]["role"] != "assistant" for row in rows):
+        raise CpiftError(f"tasks.{name}: metric {metric} needs the assistant's turn last in each evaluation row")
     if metric == "exact_match" and task.pattern is None and any(not answer_is_text(row) for row in rows):
         raise CpiftError(
             f"tasks.{name}: the answers are not the whole assistant text; add a pattern that extracts them, "
@@ -67,10 +69,13 @@ def metric_of(name: str, task: Task, rows: Sequence[Row]) -> str:
 
 def answer_is_text(row: Row) -> bool:
     """Is the answer the whole of the last assistant turn? Then no generation is needed to score it."""
-    text = row["messages"][-1]["content"] if "messages" in row else row["completion"]
-    if isinstance(text, list):
-        text = text[-1]["content"]
-    return bool(str(text).strip() == str(row.get("answer")).strip())
+    return bool(_turns(row)[-1]["content"].strip() == str(row.get("answer")).strip())
+
+
+def _turns(row: Row) -> list[dict[str, str]]:
+    """The messages of a row, or those of its completion; plain text is the assistant's."""
+    turns = row["messages"] if "messages" in row else row["completion"]
+    return [{"role": "assistant", "content": turns}] if isinstance(turns, str) else turns
 
 
 def sample(rows: Sequence[Row], count: int, seed: int, name: str) -> list[Row]:
