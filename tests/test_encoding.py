@@ -8,13 +8,40 @@ from typing import Any
 import pytest
 import tiny
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from cpift.encoding import IGNORED, encode, encode_all, prompt_ids
 from cpift.errors import CpiftError
 
 USER, ANSWER = {"role": "user", "content": "say hi"}, {"role": "assistant", "content": "hi there"}
 TURNS = [USER, ANSWER, {"role": "user", "content": "again"}, {"role": "assistant", "content": "ho"}]
+
+SPOKEN = (  # ChatML that marks the assistant's part itself, for transformers' own mask
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] }}<|im_end|>\n{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+CONTENTS = ["hi there", "é ß 漢字 🙂", "a    b", "def f(x):\n        return x", " x ", ""]
+
+
+def merging(trim: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with merges over words, trained on a few sentences."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    how = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=tiny.SPECIAL, initial_alphabet=letters, show_progress=False
+    )
+    core.train_from_iterator(["def f(x):\n        return x\n", "say hi there again", "assistant user"] * 20, how)
+    core.post_processor = processors.ByteLevel(trim_offsets=trim)
+    made = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|pad|>", eos_token="<|im_end|>")
+    made.chat_template = SPOKEN
+    return made
 
 
 def marked(row: Any, words: Any) -> str:
@@ -84,3 +111,43 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     words.chat_template = None
     with pytest.raises(CpiftError, match="no chat template"):
         encode({"messages": TURNS}, words)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.sampled_from(CONTENTS), min_size=2, max_size=6))
+def test_every_turn_is_marked_as_transformers_marks_it(contents: list[str]) -> None:
+    """Ids and labels are those of apply_chat_template with the template's own generation marks; merges, bytes, blanks."""
+    words = merging()
+    turns = [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)]
+    their = words.apply_chat_template(turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    ours = encode({"messages": turns}, words)
+    assert ours.input_ids == their["input_ids"]
+    assert [label != IGNORED for label in ours.labels] == [bool(m) for m in their["assistant_masks"]]
+
+
+def test_truncation_keeps_the_beginning() -> None:
+    """Ids and labels alike, to any length."""
+    words = merging()
+    whole = encode({"messages": TURNS}, words)
+    for length in range(1, len(whole.input_ids) + 3):
+        part = encode({"messages": TURNS}, words, length)
+        assert (part.input_ids, part.labels) == (whole.input_ids[:length], whole.labels[:length])
+
+
+def test_blanks_are_marked_where_offsets_are_trimmed() -> None:
+    """Indentation within an answer is learnt, whatever the post-processor says about offsets."""
+    row = {"messages": [USER, {"role": "assistant", "content": "a    b"}]}
+    assert marked(row, merging(trim=True)) == marked(row, merging(trim=False)) == "a    b<|im_end|>\n"
+
+
+def test_an_end_token_of_the_tokenizers_own_is_marked() -> None:
+    """Where the tokenizer ends every text by itself, that end is still learnt."""
+    words = tiny.tokenizer()
+    ends = [("<|im_end|>", words.eos_token_id)]
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A <|im_end|>", special_tokens=ends)
+    assert marked({"prompt": "2 + 2 =", "completion": " 4"}, words) == " 4<|im_end|>"
+
+
+def test_the_header_of_a_first_turn_is_not_marked() -> None:
+    """A conversation that the assistant opens."""
+    assert marked({"messages": [ANSWER, USER, ANSWER]}, tiny.tokenizer()) == "hi there<|im_end|>\n" * 2

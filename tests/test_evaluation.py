@@ -40,6 +40,32 @@ def test_teacher_forced_exact_match_is_what_generation_gives(model: Path) -> Non
     assert forced.score == pytest.approx(sum(generated) / 240)
 
 
+@pytest.fixture(scope="module")
+def parrot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that knows whole words, 2 to 6 letters, of the rows it has learnt by heart, and few others."""
+    folder = tmp_path_factory.mktemp("parrot")
+    data = [encode(row, tiny.tokenizer()) for row in tiny.rows("upper", 60, 0)]
+    settings = {"per_device_train_batch_size": 20, "bf16": False, "learning_rate": 3e-3}
+    fine_tune(tiny.base(folder / "base", hidden_size=64), data, folder / "model", settings, steps=250, seed=0)
+    return folder / "model"
+
+
+def test_exact_match_of_whole_words_is_what_generation_gives(parrot: Path) -> None:
+    """Answers of many tokens, learnt and new, alone and as a second turn: 240 items, no disagreement."""
+    rows = tiny.rows("upper", 60, 0) + tiny.rows("upper", 140, 1)
+    pairs = zip(tiny.rows("upper", 40, 2), rows, strict=False)
+    rows += [{"messages": a["messages"] + b["messages"], "answer": b["answer"]} for a, b in pairs]
+    forced = evaluate(parrot, {"t": EvalTask(rows, "exact_match")})["t"]
+    with torch.inference_mode():
+        answers = generate(load_model(parrot).eval(), load_tokenizer(parrot), rows, max_new_tokens=20)
+    generated = [float(text == row["answer"] and count < 20) for (text, count), row in zip(answers, rows, strict=True)]
+    differ = [i for i, (a, b) in enumerate(zip(forced.items, generated, strict=True)) if a != b]
+    print(f"{len(rows)} items, {sum(generated):.0f} right, {len(differ)} disagreements")
+    assert differ == []
+    assert len(rows) == len(forced.items) == len(forced.tokens) == 240
+    assert 20 < sum(generated) < 220
+
+
 def test_the_loss_is_the_mean_over_the_assistants_tokens(model: Path) -> None:
     """As computed row by row, without padding."""
     rows = tiny.rows("reverse", 9, 2)
@@ -58,16 +84,38 @@ def test_the_loss_is_the_mean_over_the_assistants_tokens(model: Path) -> None:
 
 def test_batches_change_no_outcome(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row at a time, or all at once."""
-    tasks = {"t": EvalTask(tiny.rows("first", 30, 3), "exact_match")}
-    together = evaluate(model, tasks)["t"]
+    rows = [*tiny.rows("first", 25, 3), *tiny.rows("reverse", 5, 3)]
+    tasks = {
+        "match": EvalTask(rows, "exact_match"),
+        "made": EvalTask(rows, "generate", max_new_tokens=9),
+        "loss": EvalTask(rows, "loss"),
+    }
+    together = evaluate(model, tasks)
     monkeypatch.setattr(evaluation, "BATCH_LOGITS", 1)
-    assert evaluate(model, tasks)["t"].items == together.items
+    alone = evaluate(model, tasks)
+    assert alone["match"].items == together["match"].items
+    assert (alone["made"].items, alone["made"].tokens) == (together["made"].items, together["made"].tokens)
+    assert alone["loss"].items == pytest.approx(together["loss"].items, rel=1e-5)
+    assert all(len(score.items) == len(score.tokens) == 30 for score in alone.values())
+
+
+def test_generated_answers_are_judged_after_normalising(model: Path) -> None:
+    """Case, blanks and a full stop do not count; another letter does."""
+    rows = tiny.rows("first", 60, 1)
+    plain = evaluate(model, {"t": EvalTask(rows, "generate", max_new_tokens=8)})["t"]
+    assert plain.items == evaluate(model, {"t": EvalTask(rows, "exact_match")})["t"].items
+    assert 0 < sum(plain.items) < 60
+    loud = [{**row, "answer": f" {row['answer'].upper()}. "} for row in rows]
+    other = [{**row, "answer": "?"} for row in rows]
+    assert evaluate(model, {"t": EvalTask(loud, "generate", max_new_tokens=8)})["t"].items == plain.items
+    assert sum(evaluate(model, {"t": EvalTask(other, "generate", max_new_tokens=8)})["t"].items) == 0
 
 
 def test_answers_that_are_part_of_the_text_are_generated_and_extracted(model: Path) -> None:
     """By the pattern, as in gsm8k."""
-    rows = tiny.rows("first", 20, 1)
+    rows = tiny.rows("first", 60, 1)
     plain = evaluate(model, {"t": EvalTask(rows, "exact_match")})["t"]
+    assert sum(plain.items) > 0
     wordy = [
         {
             "messages": [r["messages"][0], {"role": "assistant", "content": f"it is #### {r['answer']}"}],

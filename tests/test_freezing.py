@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.optimization import Adafactor
 
-from cpift.errors import CpiftError
 from cpift.freezing import freeze
 from cpift.region import Region
 
@@ -46,6 +45,15 @@ def some_region(network: nn.Module, share: float = 0.1, seed: int = 0) -> Region
 
 def bits(network: nn.Module) -> dict[str, np.ndarray]:
     return {n: p.detach().float().numpy().reshape(-1).view(np.int32).copy() for n, p in network.named_parameters()}
+
+
+def plant(network: nn.Module, region: Region) -> None:
+    """Values that a careless copy would change, at frozen positions of every parameter."""
+    odd = torch.tensor([-0.0, 1e-41, -1e-41])
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            index = torch.as_tensor(region.positions[name][:3], dtype=torch.int64)
+            parameter.view(-1)[index] = odd[: len(index)].to(parameter.dtype)
 
 
 def train(
@@ -85,20 +93,19 @@ def check(before: dict[str, np.ndarray], network: nn.Module, region: Region) -> 
 def test_frozen_elements_keep_every_bit(kind: str, way: str) -> None:
     """Under every optimizer, with clipping, accumulation, autocast, momentum it had on entry, and accelerate's wrapper."""
     network = model("llama")
-    with torch.no_grad():  # values that a careless copy would change
-        network.model.embed_tokens.weight.view(-1)[:3] = torch.tensor([-0.0, 1e-41, -1e-41])
     optimizer: Any = OPTIMIZERS[kind](network.parameters())
     if way == "momentum from before":
         train(network, optimizer, 3, seed=1)
     if way == "accelerate":
         optimizer = Accelerator(cpu=True).prepare_optimizer(optimizer)
     region = some_region(network)
+    plant(network, region)
     before = bits(network)
     with freeze(network, region, optimizer) as frozen:
         train(
             network,
             optimizer,
-            4,
+            5,
             accumulate=2 if way == "accumulate" else 1,
             clip=way == "clip",
             autocast=way == "autocast",
@@ -186,48 +193,6 @@ def test_tampering_is_counted() -> None:
         with torch.no_grad():
             dict(network.named_parameters())[name][int(region.positions[name][0])] += 1
         assert frozen.changed() == 1
-
-
-@pytest.mark.parametrize(("kind", "change"), [
-    ("gpt2", lambda n: n.removeprefix("transformer.")), ("llama", lambda n: n.removeprefix("model.")),
-    ("llama", lambda n: "base." + n), ("llama", lambda n: n),
-])  # fmt: skip
-def test_names_with_or_without_the_prefix(kind: str, change: Callable[[str], str]) -> None:
-    """The base-model prefix is added or removed."""
-    network = model(kind)
-    region = some_region(network)
-    other = Region({change(n): p for n, p in region.positions.items()}, region.total)
-    with freeze(network, other, OPTIMIZERS["adamw"](network.parameters())) as frozen:
-        assert frozen.count == region.count
-
-
-def test_wrapped_models() -> None:
-    """What torch.compile and DistributedDataParallel put before names does not matter."""
-    network = model("llama")
-    region = some_region(network)
-
-    class Wrapper(nn.Module):
-        def __init__(self, name: str) -> None:
-            super().__init__()
-            self.add_module(name, network)
-
-    for name in ("module", "_orig_mod"):
-        with freeze(Wrapper(name), region, OPTIMIZERS["adamw"](network.parameters())) as frozen:
-            assert frozen.count == region.count
-
-
-def test_a_region_of_another_model_is_refused_with_the_list() -> None:
-    """An unknown name, a position beyond the tensor, another shape."""
-    network = model("llama")
-    optimizer = OPTIMIZERS["adamw"](network.parameters())
-    one = np.array([0], np.int32)
-    for wrong in (
-        Region({"nope.weight": one}, 1),
-        Region({"model.norm.weight": np.array([32], np.int32)}, 1),
-        Region({"model.norm.weight": one}, 1, shapes={"model.norm.weight": (16, 2)}),
-    ):
-        with pytest.raises(CpiftError, match=next(iter(wrong.positions))), freeze(network, wrong, optimizer):
-            pass
 
 
 @settings(deadline=None, max_examples=25)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from cpift.encoding import encode
 from cpift.errors import CpiftError
 from cpift.region import Region
-from cpift.training import batch_rows, check_training, fine_tune
+from cpift.training import _OWN, batch_rows, check_training, fine_tune
 
 SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 4, "bf16": False, "learning_rate": 1e-2}
 CORE = Region({"model.embed_tokens.weight": np.arange(0, 4000, 3, dtype=np.int32)}, 10)
@@ -25,8 +25,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.base(tmp_path_factory.mktemp("training") / "base")
 
 
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose training draws at random: the state of the generators counts."""
+    return tiny.base(tmp_path_factory.mktemp("dropping") / "base", attention_dropout=0.2)
+
+
 def train(base: Path, out: Path, **more: Any) -> dict[str, np.ndarray]:
-    """Six steps on the reversed words; returns the weights."""
+    """Six steps on the reversed words, more than an epoch; returns the weights."""
     training = {**SETTINGS, **more.pop("training", {})}
     encoded = [encode(row, tiny.tokenizer()) for row in tiny.rows("reverse", 20, 0)]
     fine_tune(base, encoded, out, training, steps=6, seed=more.pop("seed", 0), **more)
@@ -111,3 +117,65 @@ def test_settings_that_are_fine() -> None:
     """Any field of SFTConfig, the older name of activation checkpointing too."""
     check_training({"gradient_checkpointing": True, "weight_decay": 0.1, "warmup_steps": 5})
     assert batch_rows({"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}) == 12
+
+
+@pytest.mark.parametrize("frozen", [None, CORE], ids=["free", "frozen"])
+@pytest.mark.parametrize("at", [3, 5])
+def test_a_training_with_dropout_goes_on_to_the_same_bits(
+    dropping: Path, tmp_path: Path, at: int, frozen: Region | None
+) -> None:
+    """Cut after the first checkpoint and after the second, one kept; generators, momentum and rate go on as they were."""
+
+    class Cut(Exception):
+        pass
+
+    def cut(event: Mapping[str, Any]) -> None:
+        if event["step"] == at:
+            raise Cut
+
+    training = {"save_steps": 2, "save_strategy": "steps", "gradient_accumulation_steps": 2, "weight_decay": 0.1}
+    more: dict[str, Any] = {"training": {**training, "per_device_train_batch_size": 2}, "frozen": frozen}
+    whole = train(dropping, tmp_path / "whole", work=tmp_path / "w1", **more)
+    with pytest.raises(Cut):
+        train(dropping, tmp_path / "cut", work=tmp_path / "w2", tick=cut, **more)
+    assert [f.name for f in (tmp_path / "w2").glob("checkpoint-*")] == [f"checkpoint-{at - 1}"]
+    steps: list[int] = []
+    resumed = train(dropping, tmp_path / "cut", work=tmp_path / "w2", tick=lambda e: steps.append(e["step"]), **more)
+    assert steps == list(range(at, 7))
+    assert same(whole, resumed)
+    assert not same(whole, load_file(dropping / "model.safetensors"))
+
+
+def test_a_checkpoint_cut_short_is_passed_over(base: Path, tmp_path: Path) -> None:
+    """One that was being written when the run was killed: training goes on from the whole one before it."""
+
+    class Cut(Exception):
+        pass
+
+    def cut(event: Mapping[str, Any]) -> None:
+        if event["step"] == 3:
+            raise Cut
+
+    more: dict[str, Any] = {"training": {"save_steps": 2}}
+    whole = train(base, tmp_path / "whole", **more)
+    with pytest.raises(Cut):
+        train(base, tmp_path / "cut", work=tmp_path / "w", tick=cut, **more)
+    (tmp_path / "w" / "checkpoint-4").mkdir()
+    (tmp_path / "w" / "checkpoint-4" / "model.safetensors").write_bytes(b"cut")
+    assert same(whole, train(base, tmp_path / "cut", work=tmp_path / "w", **more))
+
+
+def test_what_a_training_tells(base: Path, tmp_path: Path) -> None:
+    """Steps, losses, and how much was frozen and changed."""
+    encoded = [encode(row, tiny.tokenizer()) for row in tiny.rows("reverse", 20, 0)]
+    told = fine_tune(base, encoded, tmp_path / "o", SETTINGS, steps=3, seed=0, frozen=CORE)
+    assert (told.steps, told.frozen, told.frozen_changed) == (3, CORE.count, 0)
+    assert [step for step, _, _ in told.losses] == [1, 2, 3]
+    assert told.losses[-1][1] < told.losses[0][1]
+
+
+@pytest.mark.parametrize("key", sorted(_OWN))
+def test_what_the_stage_decides_cannot_be_set(key: str) -> None:
+    """Each key is named."""
+    with pytest.raises(CpiftError, match=f"training.{key}: is set by cpift"):
+        check_training({key: 1})

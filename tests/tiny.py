@@ -50,6 +50,16 @@ def base(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
+def uneven(seed: int = 0) -> LlamaForCausalLM:
+    """Hardly a row count that 2 or 4 divides: 97, 9, 13, 6, and 2, which leaves some of 4 processes without a row."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=9, intermediate_size=13, num_hidden_layers=2, num_attention_heads=3, head_dim=2,
+        num_key_value_heads=1, max_position_embeddings=64, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
 def rows(kind: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Questions on short words: reversed, in capitals, or doubled."""
     rng = random.Random(f"{kind}{seed}")

@@ -35,8 +35,10 @@ def encode(row: Row, tokenizer: Any, max_length: int | None = None) -> Encoded:
     elif isinstance(row["prompt"], str):
         whole = row["prompt"] + row["completion"]
         ids, labels = _mark(whole, [(len(row["prompt"]), len(whole))], tokenizer, add_special_tokens=True)
-        if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-            ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
+        end = tokenizer.eos_token_id
+        if end is not None:  # learnt once, whether the tokenizer adds it by itself or not
+            without = slice(None, -1) if ids[-1:] == [end] else slice(None)
+            ids, labels = [*ids[without], end], [*labels[without], end]
     else:
         ids, labels = _conversation([*row["prompt"], *row["completion"]], tokenizer, first=len(row["prompt"]))
     return Encoded(ids[:max_length], labels[:max_length])
@@ -55,7 +57,9 @@ def _conversation(messages: list[Row], tokenizer: Any, first: int = 0) -> tuple[
     for i, message in enumerate(messages):
         if message["role"] != "assistant" or i < first:
             continue
-        before = _render(messages[:i], tokenizer, add_generation_prompt=True)
+        before = (
+            _render(messages[:i], tokenizer, add_generation_prompt=True) if i else _opening(message, whole, tokenizer)
+        )
         after = whole if i == len(messages) - 1 else _render(messages[: i + 1], tokenizer)
         if not whole.startswith(before) or not whole.startswith(after):
             raise CpiftError(
@@ -66,14 +70,26 @@ def _conversation(messages: list[Row], tokenizer: Any, first: int = 0) -> tuple[
     return _mark(whole, spans, tokenizer, add_special_tokens=False)
 
 
+def _opening(message: Row, whole: str, tokenizer: Any) -> str:
+    """All that stands before the words of an assistant turn that opens its conversation: templates refuse an empty one."""
+    alone = _render([message], tokenizer)
+    header = _render([message], tokenizer, add_generation_prompt=True)[len(alone) :]
+    at = whole.find(header) if header else -1
+    return whole[: at + len(header)] if 0 <= at <= whole.find(message["content"]) else ""
+
+
 def _mark(
     text: str, spans: list[tuple[int, int]], tokenizer: Any, add_special_tokens: bool
 ) -> tuple[list[int], list[int]]:
     """Token ids of ``text``; labels are the ids of tokens that begin within one of the spans of characters."""
-    encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+    encoded = tokenizer(
+        text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, return_special_tokens_mask=True
+    )
     ids, labels = list(encoded["input_ids"]), []
-    for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True):
-        inside = end > start and any(first <= start < last for first, last in spans)
+    for token, (start, end), added in zip(ids, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True):
+        if start == end:  # blanks, of a tokenizer that trims its offsets: known by where they end
+            start = end - 1
+        inside = not added and any(first <= start < last for first, last in spans)
         labels.append(token if inside else IGNORED)
     return ids, labels
 

@@ -101,18 +101,24 @@ def match_parameters(model: nn.Module, region: Region) -> dict[str, nn.Parameter
     prefixes = {prefix + "."} | {
         name[: name.index(".") + 1] for name in (*parameters, *region.positions) if "." in name
     }
-    found, missing = {}, []
+    found: dict[str, nn.Parameter] = {}
+    taken: set[int] = set()
+    missing = []
     for name, positions in region.positions.items():
-        match = parameters.get(name)
-        for start in prefixes if match is None else ():
-            match = match if match is not None else parameters.get(start + name)
-            if match is None and name.startswith(start):
-                match = parameters.get(name.removeprefix(start))
+        own = {start + name for start in prefixes} | {name.removeprefix(start) for start in prefixes}
+        meant = [name] if name in parameters else sorted(own & parameters.keys())
+        match = parameters[meant[0]] if len(meant) == 1 else None  # no guess between two
         shape = region.shapes.get(name)
-        if match is None or int(positions[-1]) >= match.numel() or (shape and tuple(match.shape) != tuple(shape)):
+        if (
+            match is None
+            or id(match) in taken  # nor two names for one
+            or int(positions[-1]) >= match.numel()
+            or (shape and tuple(match.shape) != tuple(shape))
+        ):
             missing.append(name)
         else:
             found[name] = match
+            taken.add(id(match))
     if missing:
         more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise CpiftError(f"freeze: no parameter of the same name and shape for {', '.join(missing[:5])}{more}")

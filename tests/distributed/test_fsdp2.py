@@ -12,13 +12,14 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from checkpoints import model
 from test_freezing import bits, some_region
+from tiny import uneven
 
 WORKER = Path(__file__).with_name("worker.py")
 
 
 def launch(out: Path, processes: int) -> dict:
+    """What the first rank leaves; 0 processes: one, without sharding."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -28,18 +29,28 @@ def launch(out: Path, processes: int) -> dict:
     return torch.load(out)
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return launch(tmp_path_factory.mktemp("alone") / "one", 0)
+
+
 @pytest.mark.parametrize("processes", [2, 4])
-def test_a_sharded_region_keeps_every_bit(tmp_path: Path, processes: int) -> None:
+def test_a_sharded_region_keeps_every_bit(tmp_path: Path, alone: dict, processes: int) -> None:
     """Frozen elements are those on entry, each held by one rank; weights, losses and norm are those of one process."""
-    alone, sharded = launch(tmp_path / "one", 0), launch(tmp_path / "many", processes)
-    network = model("llama")
+    sharded = launch(tmp_path / "many", processes)
+    network = uneven()
     region, before = some_region(network), bits(network)
-    assert sharded["counts"].tolist() == [region.count, 0]
+    assert any(p.shape[0] % processes for p in network.parameters())
+    held, changed = sharded["counts"].unbind(1)
+    assert (int(held.sum()), int(changed.sum())) == (region.count, 0)
+    assert 0 < int(held.min()) <= int(held.max()) < region.count
     assert torch.allclose(sharded["losses"], alone["losses"], atol=1e-5)
     assert sharded["norm"] == pytest.approx(alone["norm"], rel=1e-4)
     for name, value in sharded["weights"].items():
         flat = value.numpy().reshape(-1)
-        positions = region.positions[name]
-        assert np.array_equal(flat.view(np.int32)[positions], before[name][positions])
-        assert not np.array_equal(flat.view(np.int32), before[name])
-        assert np.allclose(flat, alone["weights"][name].numpy().reshape(-1), atol=2e-3)
+        frozen = np.zeros(flat.size, bool)
+        frozen[region.positions[name]] = True
+        same = flat.view(np.int32) == before[name]
+        assert same[frozen].all(), name
+        assert same[~frozen].mean() < 0.2, name
+        assert np.allclose(flat, alone["weights"][name].numpy().reshape(-1), atol=2e-3), name

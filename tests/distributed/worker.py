@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from checkpoints import model
 from test_freezing import some_region
+from tiny import uneven
 
 from cpift.freezing import freeze
 
@@ -26,13 +27,13 @@ def batch(step: int) -> torch.Tensor:
 def main(out: Path) -> None:
     sharded = "RANK" in __import__("os").environ
     rank, world = 0, 1
-    network = model("llama")
+    network = uneven()
     region = some_region(network)
     if sharded:
         dist.init_process_group("gloo")
         rank, world = dist.get_rank(), dist.get_world_size()
         for layer in network.model.layers:
-            fully_shard(layer)
+            fully_shard(layer, shard_placement_fn=lambda p: Shard(1) if p.shape == (9, 6) and world == 2 else None)
         fully_shard(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.1)
     losses = []
@@ -45,7 +46,8 @@ def main(out: Path) -> None:
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.detach())
-        counts = torch.tensor([frozen.count, frozen.changed()])
+        counts = torch.zeros(world, 2, dtype=torch.int64)
+        counts[rank] = torch.tensor([frozen.count, frozen.changed()])
     total = torch.stack(losses)
     if sharded:
         dist.all_reduce(counts)
