@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cpift.kernels import count_keys, keep_best
+from cpift.kernels import count_keys, keep_best, unpack
 
 SEGMENT = 2**31  # positions within a segment fit in 32 bits
 # A candidate is one uint64: 31 bits of |Δ|, one of sign, 32 of position within the segment.
-_KEY, _SIGN = np.uint64(33), np.uint64(32)
+_KEY = np.uint64(33)
+INFINITE = 0x7F800000  # bits of |Δ| from here on are infinite or NaN
 
 
 class Candidates:
@@ -41,13 +42,14 @@ class Candidates:
         """The smallest |Δ| held; None where nothing is."""
         return value_of(int(self._buffer[: self.filled].min() >> _KEY)) if self.filled else None
 
-    def add(self, segment: int, entries: np.ndarray, histogram: np.ndarray) -> None:
-        """Take a block's candidates and the histogram of their upper 16 bits; blocks come in order."""
-        brought = len(entries)
+    def add(self, segment: int, entries: np.ndarray, bound: int) -> None:
+        """Take a block's candidates, all above ``bound``; blocks come in order."""
         if not self.count or not len(entries):
             return
-        self._histogram += histogram
-        entries = entries[entries > last_of(self.bound)] if self.bound >= 0 else entries  # it may have risen since
+        count_keys(entries, -1, self._histogram)
+        self._uncounted += len(entries)
+        if self.bound > bound:  # it has risen since
+            entries = entries[entries > last_of(self.bound)]
         while len(entries):
             part = entries[: self._room - self.filled]
             self._buffer[self.filled : self.filled + len(part)] = part
@@ -60,7 +62,6 @@ class Candidates:
                     self._compact()
             if len(entries):
                 entries = entries[entries > last_of(self.bound)]
-        self._uncounted += brought
         if self.filled >= self.count and self._uncounted > self.count // 64:
             edge, _ = cut(self._histogram, self.count)
             self._uncounted = 0
@@ -93,18 +94,27 @@ class Candidates:
         """Positions and signs of the k best, by parameter."""
         if self.filled > self.count:
             self._compact()
-        positions: dict[str, list[np.ndarray]] = {}
-        negative: dict[str, list[np.ndarray]] = {}
+        ends = dict(zip(segments, np.cumsum(self._per_segment).tolist(), strict=True))
+        wide = {name for name in shapes if np.prod(shapes[name], dtype=np.int64) >= 2**31}
+        places, signs = np.empty(self.filled, np.int32), np.empty(self.filled, np.bool_)
+        large = {name: np.empty(0, np.int64) for name in wide}
+        firsts: dict[str, int] = {}
         start = 0
-        for (name, offset), length in zip(segments, self._per_segment.tolist(), strict=True):
-            entries = self._buffer[start : start + length]
-            start += length
-            if length:
-                kind = np.int32 if np.prod(shapes[name], dtype=np.int64) < 2**31 else np.int64
-                place = (entries & np.uint64(0xFFFFFFFF)).astype(kind)
-                positions.setdefault(name, []).append(place + np.asarray(offset, kind))
-                negative.setdefault(name, []).append(((entries >> _SIGN) & np.uint64(1)).astype(np.bool_))
-        return tuple({n: np.concatenate(p) for n, p in parts.items()} for parts in (positions, negative))  # type: ignore[return-value]
+        for (name, offset), end in ends.items():
+            firsts.setdefault(name, start)
+            here = places[start:end] if name not in wide else np.empty(end - start, np.int64)
+            unpack(self._buffer[start:end], offset, here, signs[start:end])
+            if name in wide:
+                large[name] = np.concatenate([large[name], here])
+            start = end
+        lasts = {name: end for (name, _), end in ends.items()}
+        spans = {name: slice(first, lasts[name]) for name, first in firsts.items() if lasts[name] > first}
+        return {n: large.get(n, places[span]) for n, span in spans.items()}, {n: signs[s] for n, s in spans.items()}
+
+
+def has_infinite(entries: np.ndarray) -> bool:
+    """Is one of the updates infinite or NaN?"""
+    return bool(len(entries)) and int(entries.max() >> _KEY) >= INFINITE
 
 
 def last_of(key: int) -> np.uint64:

@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from cpift.errors import CpiftError
+from cpift.pages import map_ahead
 from cpift.safetensors_file import StoredTensor, read_header
 
 # A checksum covers BLOCK elements, whatever the size of the chunks that a caller reads in.
@@ -78,21 +79,33 @@ class Checkpoint:
         return sum(t.nbytes for t in self.tensors.values())
 
     @cached_property
-    def _maps(self) -> dict[Path, np.memmap[Any, np.dtype[np.uint8]]]:
+    def _maps(self) -> dict[Path, np.ndarray]:
         files = {t.file for t in (*self.tensors.values(), *self.others.values())}
-        return {f: np.memmap(f, mode="r", dtype=np.uint8) for f in files}
+        return {f: np.asarray(np.memmap(f, mode="r", dtype=np.uint8)) for f in files}
 
-    def raw(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """A read-only view of the stored elements ``start:stop`` of ``name``; bf16 comes as uint16."""
+    def raw(self, name: str, start: int = 0, stop: int | None = None, ahead: bool = False) -> np.ndarray:
+        """A read-only view of the stored elements ``start:stop`` of ``name``; bf16 comes as uint16.
+
+        ahead: map its pages in at once, where all of them will be read.
+        """
         t = self.tensors.get(name) or self.others[name]
         stop = t.size if stop is None else stop
-        data = self._maps[t.file]
         item = t.itemsize
-        return np.asarray(data[t.begin + start * item : t.begin + stop * item]).view(t.numpy_dtype)
+        stored = self._maps[t.file][t.begin + start * item : t.begin + stop * item]
+        if ahead:
+            map_ahead(stored)
+        return stored.view(t.numpy_dtype)
 
     def hasher(self) -> Fingerprint:
         """A fingerprint to be fed with the checksums of this checkpoint's blocks, in order."""
         return Fingerprint(self)
+
+
+def native(raw: np.ndarray) -> np.ndarray:
+    """Stored elements in a type that the kernels know, read-only as all else: numba has no float16."""
+    raw = raw.astype(np.float32) if raw.dtype == np.float16 else raw
+    raw.flags.writeable = False  # another kind of array would be compiled for anew
+    return raw
 
 
 def widen(raw: np.ndarray, dtype: str, out: np.ndarray) -> np.ndarray:

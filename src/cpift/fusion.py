@@ -15,14 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
-from cpift.checkpoint import Block, Checkpoint, align, blocks, open_checkpoint
+from cpift.checkpoint import Block, Checkpoint, align, blocks, native, open_checkpoint
 from cpift.checkpoint_writer import CheckpointWriter, parse_size
 from cpift.errors import CpiftError
 from cpift.interpolation import Combination, Interpolation, Space, combination
 from cpift.kernels import add_gram, add_scaled, as_float64, round_to_bf16, subtract_first
 from cpift.parallel import check_threads, ordered_map, thread_local_scratch
 from cpift.region import Region
-from cpift.transplant import Overlap, core_positions, native, transplant
+from cpift.transplant import Overlap, core_positions, transplant
 
 CHUNK = 2**16  # fixed: sums are taken chunk by chunk, so that threads change nothing
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
@@ -216,12 +216,12 @@ def _block_gram(inputs: _Inputs, block: Block) -> tuple[np.ndarray, int]:
     total = np.zeros((len(models), len(models)))
     cores = [c for c in core_positions(inputs.regions, inputs.tasks, block) if c is not None]
     core = np.unique(np.concatenate(cores)) if cores else np.empty(0, np.int64)
-    flat = thread_local_scratch("gram", CHUNK * len(models), (np.float64,))[0]
+    flat = thread_local_scratch("gram", CHUNK * len(models), np.float64)
     for start in range(block.start, block.stop, CHUNK):
         stop = min(start + CHUNK, block.stop)
         rows = flat[: (stop - start) * len(models)].reshape(len(models), -1)
         for row, model in zip(rows, models, strict=True):
-            as_float64(native(model.raw(block.name, start, stop)), model.tensors[block.name].dtype == "BF16", row)
+            as_float64(native(model.raw(block.name, start, stop)), row)
         subtract_first(rows)
         edges = np.searchsorted(core, [start - block.start, stop - block.start])
         inside = core[edges[0] : edges[1]] - (start - block.start)
@@ -262,8 +262,7 @@ def _fused(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The block's fused values, as stored in ``dtype``; and the positions won by each task, and those contested."""
     size = block.stop - block.start
-    (value,) = thread_local_scratch("fused", 2**20, (np.float64,))
-    value = value[:size]
+    value = thread_local_scratch("fused", size, np.float64)
     models = inputs.models
     used = [(c, m) for c, m in zip(coefficients.tolist(), models, strict=True) if c != 0]
     if not used:
@@ -272,7 +271,7 @@ def _fused(
         stop = min(start + CHUNK, size)
         for i, (c, model) in enumerate(used):
             raw = native(model.raw(block.name, block.start + start, block.start + stop))
-            add_scaled(raw, model.tensors[block.name].dtype == "BF16", c, value[start:stop], i == 0)
+            add_scaled(raw, c, value[start:stop], i == 0)
     wins = transplant(inputs.base, inputs.tasks, inputs.regions, block, value, overlap)
     if dtype == "BF16":
         rounded = np.empty(size, np.uint16)

@@ -1,7 +1,7 @@
 """The inner loops of selection and fusion, compiled by numba; they run without the interpreter's lock.
 
 Each works on a strip of STRIP elements at a time, so that all that is done with a strip happens in the cache.
-Stored bf16 comes as uint16 with its flag set; everything else as float32 or float64.
+Stored bf16 comes as uint16; everything else as float32 or float64.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from cpift.lanes import LANES, above, bits_of, lowest, number
+
 STRIP = 2048
-GROUP = 16
 SAMPLE = 64  # every 64th update goes into the estimate of the median
 
 _jit = numba.njit(nogil=True, cache=True)
@@ -18,54 +19,36 @@ _jit_sum = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}) 
 
 
 @_jit
-def _widen(stored, bf16, out):  # type: ignore[no-untyped-def]
-    if bf16:  # the upper half of a float32
-        bits = out.view(np.uint32)
-        for j in range(stored.size):
-            bits[j] = np.uint32(stored[j]) << np.uint32(16)
-    else:
-        for j in range(stored.size):
-            out[j] = stored[j]
-
-
-@_jit
-def scan_updates(base, base_bf16, tuned, tuned_bf16, first, bound, candidates, histogram, sample):  # type: ignore[no-untyped-def]
+def scan_updates(base, tuned, start, stop, first, bound, candidates, found, sample):  # type: ignore[no-untyped-def]
     """Collect the updates whose bits of \\|Δ\\| are greater than ``bound``.
 
-    base, tuned: stored elements, (n,). first: position of element 0 within its segment.
-    candidates: uint64 out, (n,); 31 bits of \\|Δ\\|, one of sign, 32 of position.
-    histogram, sample: int64 out, (2**16,), added to: upper 16 bits of \\|Δ\\| of the candidates, and of every 64th update.
-    Returns the number of candidates and the number of updates that are zero.
+    base, tuned: stored elements, (n,), of which ``start`` to ``stop`` are looked at. first: position of element 0
+    within its segment. candidates: uint64 out, (n,), filled from ``found`` on; 31 bits of \\|Δ\\|, one of sign, 32 of position.
+    sample: int64 out, (2**16,), added to: upper 16 bits of \\|Δ\\| of every 64th update.
+    Returns the number of candidates that there are now, and the number of updates that are zero.
     """
-    x, d, keys = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32), np.empty(STRIP, np.int32)
-    d_bits = d.view(np.uint32)
-    found = zeros = 0
+    keys = np.empty(STRIP, np.int32)
+    zeros = 0
     limit = np.int32(bound)
-    for low in range(0, base.size, STRIP):
-        n = min(STRIP, base.size - low)
-        _widen(base[low : low + n], base_bf16, x)
-        _widen(tuned[low : low + n], tuned_bf16, d)
+    for low in range(start, stop, STRIP):
+        n = min(STRIP, stop - low)
+        x, y = base[low : low + n], tuned[low : low + n]
         none = np.int32(0)
         for j in range(n):
-            d[j] = d[j] - x[j]
-        for j in range(n):
-            keys[j] = np.int32(d_bits[j] & np.uint32(0x7FFFFFFF))
+            update = np.float32(number(y[j])) - np.float32(number(x[j]))
+            keys[j] = np.int32(bits_of(update) & np.uint32(0x7FFFFFFF))
             none += np.int32(keys[j] == 0)
         zeros += none
         keys[n:] = -2  # never above the limit
-        for group in range(0, n, GROUP):  # most groups hold no candidate, and are passed over at once
-            these = keys[group : group + GROUP]
-            above = np.int32(0)
-            for j in range(GROUP):
-                above |= np.int32(these[j] > limit)
-            if above:
-                for j in range(GROUP):
-                    if these[j] > limit:
-                        bits = d_bits[group + j]
-                        high = (bits << np.uint32(1)) | (bits >> np.uint32(31))
-                        candidates[found] = (np.uint64(high) << np.uint64(32)) | np.uint64(first + low + group + j)
-                        histogram[these[j] >> 15] += 1
-                        found += 1
+        for group in range(0, n, LANES):
+            mask = above(keys, group, limit)
+            while mask:
+                j = group + np.int64(lowest(mask))
+                mask &= mask - np.uint32(1)
+                bits = bits_of(np.float32(number(y[j])) - np.float32(number(x[j])))
+                high = (bits << np.uint32(1)) | (bits >> np.uint32(31))
+                candidates[found] = (np.uint64(high) << np.uint64(32)) | np.uint64(first + low + j)
+                found += 1
         for j in range(-(first + low) % SAMPLE, n, SAMPLE):
             sample[keys[j] >> 15] += 1
     return found, zeros
@@ -104,19 +87,18 @@ def count_keys(candidates, upper, histogram):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def as_float64(stored, bf16, out):  # type: ignore[no-untyped-def]
+def unpack(candidates, offset, positions, negative):  # type: ignore[no-untyped-def]
+    """Positions (within the parameter: ``offset`` is its segment's) and signs of candidates, all (n,)."""
+    for i in range(candidates.size):
+        positions[i] = np.int64(candidates[i] & np.uint64(0xFFFFFFFF)) + offset
+        negative[i] = (candidates[i] >> np.uint64(32)) & np.uint64(1)
+
+
+@_jit
+def as_float64(stored, out):  # type: ignore[no-untyped-def]
     """Write the stored elements, (n,), into ``out``, float64 (n,)."""
-    strip = np.empty(STRIP, np.float32)
-    for low in range(0, stored.size, STRIP):
-        n = min(STRIP, stored.size - low)
-        source, target = stored[low : low + n], out[low : low + n]
-        if bf16:
-            _widen(source, bf16, strip)
-            for j in range(n):
-                target[j] = strip[j]
-        else:
-            for j in range(n):
-                target[j] = source[j]
+    for j in range(stored.size):
+        out[j] = number(stored[j])
 
 
 @_jit_sum
@@ -145,26 +127,14 @@ def subtract_first(rows):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def add_scaled(stored, bf16, coefficient, out, fresh):  # type: ignore[no-untyped-def]
+def add_scaled(stored, coefficient, out, fresh):  # type: ignore[no-untyped-def]
     """``out`` (float64, (n,)) becomes coefficient · stored, added to what it was unless ``fresh``."""
-    strip = np.empty(STRIP, np.float32)
-    for low in range(0, stored.size, STRIP):
-        n = min(STRIP, stored.size - low)
-        source, target = stored[low : low + n], out[low : low + n]
-        if bf16:
-            _widen(source, bf16, strip)
-            if fresh:
-                for j in range(n):
-                    target[j] = coefficient * strip[j]
-            else:
-                for j in range(n):
-                    target[j] += coefficient * strip[j]
-        elif fresh:
-            for j in range(n):
-                target[j] = coefficient * source[j]
-        else:
-            for j in range(n):
-                target[j] += coefficient * source[j]
+    if fresh:
+        for j in range(stored.size):
+            out[j] = coefficient * number(stored[j])
+    else:
+        for j in range(stored.size):
+            out[j] += coefficient * number(stored[j])
 
 
 @_jit

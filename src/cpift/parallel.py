@@ -48,11 +48,10 @@ def ordered_map(work: Callable[[A], B], items: Iterable[A], threads: int | None 
                 future.cancel()
 
 
-def thread_local_scratch(purpose: str, size: int, kinds: tuple[Any, ...]) -> list[np.ndarray]:
-    """Scratch arrays of this thread, made once: allocation would cost as much as the arithmetic."""
-    key = f"{purpose}-{size}-{len(kinds)}"
-    found: list[np.ndarray] | None = getattr(_local, key, None)
-    if found is None:
-        found = [np.empty(size, kind) for kind in kinds]
-        setattr(_local, key, found)
-    return found
+def thread_local_scratch(purpose: str, size: int, kind: Any) -> np.ndarray:
+    """A scratch array of this thread, kept for the next call: allocation would cost as much as the arithmetic."""
+    kept: np.ndarray | None = getattr(_local, purpose, None)
+    if kept is None or len(kept) < size:
+        kept = np.empty(size, kind)
+        setattr(_local, purpose, kept)
+    return kept[:size]

@@ -21,16 +21,15 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from cpift.candidates import SEGMENT, Candidates, cut, value_of
-from cpift.checkpoint import BLOCK, Block, Checkpoint, align, blocks, excluded, open_checkpoint, widen
+from cpift.candidates import INFINITE, SEGMENT, Candidates, cut, has_infinite, value_of
+from cpift.checkpoint import BLOCK, Block, Checkpoint, align, blocks, excluded, native, open_checkpoint, widen
 from cpift.errors import CpiftError
-from cpift.kernels import scan_updates
+from cpift.kernels import count_keys, scan_updates
 from cpift.parallel import check_threads, ordered_map, thread_local_scratch
 from cpift.region import Region
 
-CHUNK = 2**18  # elements of one checkpoint in work at a time
+CHUNK = 2**17  # elements of one checkpoint in work at a time
 _WINDOW, _SAMPLED = 2**13, 2**22  # elements read together, and in all, to guess the first bound
-_INFINITE = 0x7F800000  # bits of |Δ| from here on are infinite or NaN
 
 
 def core_count(percent: str | float | int, total: int) -> int:
@@ -91,8 +90,9 @@ def identify(
             again = replace(job, models={name: models[name] for name in short})
             done.candidates.update(again.read(dict.fromkeys(short, -1), folder).candidates)
         shapes = {name: t.shape for name, t in origin.tensors.items()}
-        result = {}
-        for i, (name, held) in enumerate(done.candidates.items()):
+
+        def region(i: int) -> Region:
+            name, held = names[i], done.candidates[names[i]]
             statistics = {
                 "zero_share": done.zeros[name] / total if total else 0.0,
                 "median": _median(done.sample[i]),  # of every 64th |Δ|, to 2**-8 of its size
@@ -101,7 +101,7 @@ def identify(
                 "reads": 2 if name in short else 1,
             }
             positions, negative = held.take(job.segments, shapes)
-            result[name] = Region(
+            return Region(
                 positions,
                 total,
                 negative,
@@ -112,7 +112,9 @@ def identify(
                 tuned=done.tuned[name],
                 statistics=statistics,
             )
-        return result
+
+        names = list(done.candidates)
+        return {names[i]: made for i, made in ordered_map(region, range(len(names)), threads)}
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class _Job:
                 zeros[name] += result.zeros
                 if not result.finite:
                     _blame(self.origin, self.models[name], block)
-                held[name].add(segment, result.entries, result.histogram)
+                held[name].add(segment, result.entries, result.bound)
             self.progress((block.stop - block.start) * self.origin.tensors[block.name].itemsize * (1 + len(names)))
         prints = {name: hashed.hexdigest() for name, hashed in hashes.items()}
         sample = sum(samples.values(), np.zeros((len(names), 2**16), np.int64))
@@ -180,7 +182,7 @@ def _first_bounds(job: _Job, total: int) -> dict[str, int]:
     """
     counted = [b for b in blocks(job.origin) if b.name not in job.skipped]
     if not job.count or total < _SAMPLED * 16:
-        return dict.fromkeys(job.models, -1 if job.count else _INFINITE - 1)
+        return dict.fromkeys(job.models, -1 if job.count else INFINITE - 1)
     step = max(1, len(counted) * _WINDOW // _SAMPLED)
     windows = [Block(b.name, b.start, min(b.start + _WINDOW, b.stop)) for b in counted[::step]]
     seen = sum(w.stop - w.start for w in windows)
@@ -188,7 +190,8 @@ def _first_bounds(job: _Job, total: int) -> dict[str, int]:
     unused, everything = np.zeros_like(histograms), [-1] * len(job.models)
     for window in windows:
         _, found = _scan(job.origin, list(job.models.values()), window, everything, unused, _WINDOW)
-        histograms += np.stack([f.histogram for f in found])
+        for histogram, result in zip(histograms, found, strict=True):
+            count_keys(result.entries, -1, histogram)
     rank = int(1.3 * job.count * seen / total) + 2000
     return {name: (cut(histograms[i], min(rank, seen))[0] << 15) - 1 for i, name in enumerate(job.models)}
 
@@ -201,44 +204,39 @@ def _median(sample: np.ndarray) -> float | None:
 class _Found(NamedTuple):
     checksum: bytes
     entries: np.ndarray  # candidates
-    histogram: np.ndarray  # of the upper 16 bits of their |Δ|
+    bound: int  # that they lie above
     zeros: int
-
-    @property
-    def finite(self) -> bool:
-        return not self.histogram[_INFINITE >> 15 :].any()
+    finite: bool
 
 
 def _scan(
     base: Checkpoint, models: list[Checkpoint], block: Block, bounds: list[int] | None, samples: np.ndarray, chunk: int
 ) -> tuple[bytes, list[_Found]]:
     """One block of all checkpoints, chunk by chunk; ``bounds`` is None where the parameter does not count."""
-    name, flags = block.name, [m.tensors[block.name].dtype == "BF16" for m in (base, *models)]
-    (candidates,) = thread_local_scratch("candidates", chunk, (np.uint64,))
-    hashes = [xxhash.xxh3_64() for _ in flags]
-    entries: list[list[np.ndarray]] = [[] for _ in models]
-    histograms = [np.zeros(2**16, np.int64) for _ in models]
-    zeros = [0] * len(models)
-    for start in range(block.start, block.stop, chunk):
-        stop = min(start + chunk, block.stop)
-        stored = [model.raw(name, start, stop) for model in (base, *models)]
-        for hashed, raw in zip(hashes, stored, strict=True):
-            hashed.update(raw.data)
+    size, both = block.stop - block.start, (base, *models)
+    whole = [model.raw(*block, ahead=True) for model in both]
+    hashes = [xxhash.xxh3_64() for _ in both]
+    candidates = [thread_local_scratch(f"candidates {i}", size, np.uint64) for i in range(len(models))]
+    found, zeros = [0] * len(models), [0] * len(models)
+    origin, *tuned = (native(raw) if bounds is not None else raw for raw in whole)
+    first = block.start % SEGMENT
+    for start in range(0, size, chunk):
+        stop = min(start + chunk, size)
+        for hashed, raw in zip(hashes, whole, strict=True):
+            hashed.update(raw[start:stop].data)
         if bounds is None:
             continue
-        origin, *tuned = (raw.astype(np.float32) if raw.dtype == np.float16 else raw for raw in stored)
         for i, raw in enumerate(tuned):
-            found, none = scan_updates(
-                origin, flags[0], raw, flags[1 + i], start % SEGMENT, bounds[i], candidates, histograms[i], samples[i]
+            found[i], none = scan_updates(
+                origin, raw, start, stop, first, bounds[i], candidates[i], found[i], samples[i]
             )
             zeros[i] += none
-            if found:
-                entries[i].append(candidates[:found].copy())
-    empty = np.empty(0, np.uint64)
-    return hashes[0].digest(), [
-        _Found(hashes[1 + i].digest(), np.concatenate(entries[i]) if entries[i] else empty, histograms[i], zeros[i])
-        for i in range(len(models))
-    ]
+    result = []
+    for i, hashed in enumerate(hashes[1:]):
+        entries = candidates[i][: found[i]].copy()
+        bound = bounds[i] if bounds is not None else 0
+        result.append(_Found(hashed.digest(), entries, bound, zeros[i], not has_infinite(entries)))
+    return hashes[0].digest(), result
 
 
 def _blame(base: Checkpoint, model: Checkpoint, block: Block) -> None:

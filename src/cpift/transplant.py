@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from cpift.checkpoint import Block, Checkpoint
+from cpift.checkpoint import Block, Checkpoint, native
 from cpift.kernels import as_float64
 from cpift.region import Region
 
@@ -72,10 +72,5 @@ def _values(model: Checkpoint, block: Block, positions: np.ndarray) -> np.ndarra
     """Stored elements of the block at these positions, as float64."""
     picked = np.ascontiguousarray(model.raw(*block)[positions])
     out = np.empty(len(picked))
-    as_float64(native(picked), model.tensors[block.name].dtype == "BF16", out)
+    as_float64(native(picked), out)
     return out
-
-
-def native(raw: np.ndarray) -> np.ndarray:
-    """Stored elements in a type that the kernels know: numba has no float16."""
-    return raw.astype(np.float32) if raw.dtype == np.float16 else raw
