@@ -19,13 +19,13 @@ from cpift.checkpoint import Block, Checkpoint, align, blocks, native, open_chec
 from cpift.checkpoint_writer import CheckpointWriter, parse_size
 from cpift.errors import CpiftError
 from cpift.interpolation import Combination, Interpolation, Space, combination
-from cpift.kernels import add_gram, add_scaled, as_float64, round_to_bf16, subtract_first
+from cpift.kernels import add_gram, combine, rounded
 from cpift.parallel import check_threads, ordered_map, thread_local_scratch
 from cpift.region import Region
 from cpift.transplant import Overlap, core_positions, transplant
 
-CHUNK = 2**16  # fixed: sums are taken chunk by chunk, so that threads change nothing
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+_KERNEL_TYPE = {"F32": np.float32, "BF16": np.uint16, "F16": np.float64, "F64": np.float64}  # numba has no float16
 
 
 @dataclass(frozen=True)
@@ -216,20 +216,8 @@ def _block_gram(inputs: _Inputs, block: Block) -> tuple[np.ndarray, int]:
     total = np.zeros((len(models), len(models)))
     cores = [c for c in core_positions(inputs.regions, inputs.tasks, block) if c is not None]
     core = np.unique(np.concatenate(cores)) if cores else np.empty(0, np.int64)
-    flat = thread_local_scratch("gram", CHUNK * len(models), np.float64)
-    for start in range(block.start, block.stop, CHUNK):
-        stop = min(start + CHUNK, block.stop)
-        rows = flat[: (stop - start) * len(models)].reshape(len(models), -1)
-        for row, model in zip(rows, models, strict=True):
-            as_float64(native(model.raw(block.name, start, stop)), row)
-        subtract_first(rows)
-        edges = np.searchsorted(core, [start - block.start, stop - block.start])
-        inside = core[edges[0] : edges[1]] - (start - block.start)
-        if len(inside):
-            if not np.isfinite(rows[:, inside]).all():
-                total[:] = np.nan
-            rows[:, inside] = 0.0
-        add_gram(rows, total)
+    stored = [native(m.raw(*block, ahead=True)) for m in models]
+    add_gram(*_places(stored), block.stop - block.start, core, total)
     gram = np.tril(total) + np.tril(total, -1).T
     if inputs.backbone is inputs.base:
         gram = np.insert(np.insert(gram, 1, 0.0, axis=0), 1, 0.0, axis=1)
@@ -260,25 +248,27 @@ def _check_regions(inputs: _Inputs, prints: list[str]) -> None:
 def _fused(
     inputs: _Inputs, block: Block, coefficients: np.ndarray, overlap: Overlap, dtype: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The block's fused values, as stored in ``dtype``; and the positions won by each task, and those contested."""
-    size = block.stop - block.start
-    value = thread_local_scratch("fused", size, np.float64)
-    models = inputs.models
-    used = [(c, m) for c, m in zip(coefficients.tolist(), models, strict=True) if c != 0]
-    if not used:
-        value[:] = 0.0
-    for start in range(0, size, CHUNK):
-        stop = min(start + CHUNK, size)
-        for i, (c, model) in enumerate(used):
-            raw = native(model.raw(block.name, block.start + start, block.start + stop))
-            add_scaled(raw, c, value[start:stop], i == 0)
-    wins = transplant(inputs.base, inputs.tasks, inputs.regions, block, value, overlap)
-    if dtype == "BF16":
-        rounded = np.empty(size, np.uint16)
-        round_to_bf16(value, rounded)
+    """The block's fused values, as stored in ``dtype``; and the positions won by each task, and those contested.
+
+    The values stay valid until this thread makes the next block.
+    """
+    models = [(c, m) for c, m in zip(coefficients.tolist(), inputs.models, strict=True) if c != 0]
+    out = thread_local_scratch(f"fused {dtype}", block.stop - block.start, _KERNEL_TYPE[dtype])
+    if not models:
+        out[:] = 0
     else:
-        rounded = value.astype({"F32": np.float32, "F16": np.float16, "F64": np.float64}[dtype])
-    return rounded, wins
+        stored = [native(model.raw(*block, ahead=True)) for _, model in models]
+        combine(*_places(stored), np.array([c for c, _ in models]), out)
+    positions, values, wins = transplant(inputs.base, inputs.tasks, inputs.regions, block, overlap)
+    core = np.empty(len(positions), out.dtype)
+    rounded(values, core)
+    out[positions] = core
+    return out.astype(np.float16) if dtype == "F16" else out, wins
+
+
+def _places(stored: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Addresses and element sizes, as the kernels take them."""
+    return np.array([s.ctypes.data for s in stored]), np.array([s.itemsize for s in stored])
 
 
 def _report(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+from numba import types
+from numba.extending import overload
 
-from cpift.lanes import LANES, above, bits_of, lowest, number
+from cpift.lanes import LANES, above, bits_of, lowest, number, pointer
 
 STRIP = 2048
 SAMPLE = 64  # every 64th update goes into the estimate of the median
@@ -101,40 +103,74 @@ def as_float64(stored, out):  # type: ignore[no-untyped-def]
         out[j] = number(stored[j])
 
 
-@_jit_sum
-def add_gram(rows, total):  # type: ignore[no-untyped-def]
-    """Add the inner products of ``rows``, float64 (m, n), to the lower triangle of ``total``, float64 (m, m)."""
-    models, size = rows.shape
-    for low in range(0, size, STRIP):
-        high = min(low + STRIP, size)
-        for a in range(models):
-            left = rows[a, low:high]
-            for b in range(a + 1):
-                right = rows[b, low:high]
-                inner = 0.0
-                for j in range(left.size):
-                    inner += left[j] * right[j]
-                total[a, b] += inner
-
-
 @_jit
-def subtract_first(rows):  # type: ignore[no-untyped-def]
-    """Subtract row 0 of ``rows``, float64 (m, n), from the others."""
-    for a in range(1, rows.shape[0]):
-        row, first = rows[a], rows[0]
-        for j in range(row.size):
-            row[j] -= first[j]
-
-
-@_jit
-def add_scaled(stored, coefficient, out, fresh):  # type: ignore[no-untyped-def]
-    """``out`` (float64, (n,)) becomes coefficient · stored, added to what it was unless ``fresh``."""
-    if fresh:
-        for j in range(stored.size):
-            out[j] = coefficient * number(stored[j])
+def _strip(address, itemsize, low, n, out):  # type: ignore[no-untyped-def]
+    """Elements ``low`` to ``low + n`` of what is stored at ``address``, as float64; by size bf16, float32 or float64."""
+    if itemsize == 2:
+        as_float64(numba.carray(pointer(address + 2 * low), (n,), np.uint16), out)
+    elif itemsize == 4:
+        as_float64(numba.carray(pointer(address + 4 * low), (n,), np.float32), out)
     else:
-        for j in range(stored.size):
-            out[j] += coefficient * number(stored[j])
+        as_float64(numba.carray(pointer(address + 8 * low), (n,), np.float64), out)
+
+
+@_jit_sum
+def _inner(left, right):  # type: ignore[no-untyped-def]
+    inner = 0.0
+    for j in range(left.size):
+        inner += left[j] * right[j]
+    return inner
+
+
+@_jit
+def add_gram(addresses, itemsizes, size, core, total):  # type: ignore[no-untyped-def]
+    """Add to the lower triangle of ``total`` the inner products of θ⁰ and of all updates, outside the core positions.
+
+    addresses, itemsizes: int64 (m,), where the stored elements of θ⁰ and the m - 1 tuned models begin; ``size`` of each.
+    core: int64, sorted positions below ``size``. total: float64 (m, m); all NaN where a core value is no number.
+    Sums are taken strip by strip, in order.
+    """
+    models = addresses.size
+    rows = np.empty((models, STRIP))
+    at = 0
+    for low in range(0, size, STRIP):
+        n = min(STRIP, size - low)
+        for a in range(models):
+            _strip(addresses[a], itemsizes[a], low, n, rows[a, :n])
+        for a in range(1, models):
+            for j in range(n):
+                rows[a, j] -= rows[0, j]
+        while at < core.size and core[at] < low + n:
+            for a in range(models):
+                if not np.isfinite(rows[a, core[at] - low]):
+                    total[:] = np.nan
+                rows[a, core[at] - low] = 0.0
+            at += 1
+        for a in range(models):
+            for b in range(a + 1):
+                total[a, b] += _inner(rows[a, :n], rows[b, :n])
+
+
+@_jit
+def combine(addresses, itemsizes, coefficients, out):  # type: ignore[no-untyped-def]
+    """``out`` (n,) becomes Σ coefficient · stored, summed in float64, rounded once; uint16 is bf16.
+
+    addresses, itemsizes, coefficients: (m,), see :func:`add_gram`.
+    """
+    total, strip = np.empty(STRIP), np.empty(STRIP)
+    for low in range(0, out.size, STRIP):
+        n = min(STRIP, out.size - low)
+        total[:] = 0.0
+        for a in range(addresses.size):
+            _strip(addresses[a], itemsizes[a], low, n, strip[:n])
+            factor = coefficients[a]
+            if a == 0:  # not added to zero: that would lose the sign of -0.0
+                for j in range(n):
+                    total[j] = factor * strip[j]
+            else:
+                for j in range(n):
+                    total[j] += factor * strip[j]
+        store(total[:n], out[low : low + n])
 
 
 @_jit
@@ -160,3 +196,26 @@ def round_to_bf16(values, out):  # type: ignore[no-untyped-def]
                 if (bits[j] & np.uint32(0xFFFF)) == np.uint32(0x8000) and np.float64(strip[j]) != source[j]:
                     upper = bits[j] >> np.uint32(16)
                     target[j] = np.uint16(upper + np.uint32(abs(source[j]) > abs(np.float64(strip[j]))))
+
+
+def store(values, out):  # type: ignore[no-untyped-def]
+    """Round float64 values into ``out``, whatever its type; uint16 is bf16."""
+    raise NotImplementedError("for compiled code only")
+
+
+@overload(store)
+def _store(values, out):  # type: ignore[no-untyped-def]
+    if out.dtype == types.uint16:
+        return lambda values, out: round_to_bf16(values, out)
+
+    def plain(values, out):  # type: ignore[no-untyped-def]
+        for j in range(values.size):
+            out[j] = values[j]
+
+    return plain
+
+
+@_jit
+def rounded(values, out):  # type: ignore[no-untyped-def]
+    """As :func:`store`, for callers that are not compiled."""
+    store(values, out)

@@ -58,3 +58,11 @@ def _number(stored):  # type: ignore[no-untyped-def]
     if stored == types.uint16:
         return lambda stored: float_of(np.uint32(stored) << np.uint32(16))
     return lambda stored: stored
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(typing: Any, address: Any) -> Any:
+    """The memory at this address, for ``numba.carray``; whoever calls keeps it alive."""
+    return types.voidptr(types.int64), lambda _, builder, __, args: builder.inttoptr(
+        args[0], ir.IntType(8).as_pointer()
+    )

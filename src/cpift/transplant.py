@@ -32,15 +32,17 @@ def transplant(
     tasks: Mapping[str, Checkpoint],
     regions: Mapping[str, Region],
     block: Block,
-    value: np.ndarray,
     overlap: Overlap,
-) -> np.ndarray:
-    """Put the tasks' values at their core positions; count the positions each task has won, and the contested ones."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Core positions in the block, int64 (n,), the value that stands at each, float64 (n,), and counts, int64 (N + 1,).
+
+    The counts: positions that each task has won, and those that more than one had claimed.
+    """
     wins = np.zeros(len(tasks) + 1, np.int64)
     cores = core_positions(regions, tasks, block)
     present = [c for c in cores if c is not None]
     if not present:
-        return wins
+        return np.empty(0, np.int64), np.empty(0), wins
     positions = present[0] if len(present) == 1 else np.unique(np.concatenate(present))
     best = np.full(len(positions), -1.0)
     owner = np.full(len(positions), -1)
@@ -63,9 +65,8 @@ def transplant(
         chosen /= claims
     else:
         wins[:-1] = np.bincount(owner, minlength=len(tasks))
-    value[positions] = chosen
     wins[-1] = np.count_nonzero(claims > 1)
-    return wins
+    return positions, chosen, wins
 
 
 def _values(model: Checkpoint, block: Block, positions: np.ndarray) -> np.ndarray:
