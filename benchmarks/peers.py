@@ -6,10 +6,11 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 import venv
 from pathlib import Path
+from typing import Any
 
-import torch
 import yaml
 
 MERGEKIT = ("mergekit==0.1.5", "torch==2.13.0")
@@ -31,11 +32,12 @@ def read_alone(folders: list[Path], threads: int) -> None:
 
 def straightforward(folders: list[Path], percent: float, threads: int) -> None:
     """The core regions as one would write them: all of |Δ| in one vector, then topk. Ties fall as they may."""
+    import torch
     from safetensors import safe_open
 
     torch.set_num_threads(threads)
 
-    def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    def tensors(folder: Path) -> dict[str, Any]:
         found = {}
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, "pt") as stream:
@@ -76,15 +78,38 @@ def mergekit_command(command: Path, method: str, folders: list[Path], out: Path,
     return [str(command), str(file), str(out), *flags, "--num-threads", str(threads)]
 
 
+def inside(what: str, folders: list[Path], threads: int, scratch: Path) -> float:
+    """Seconds of the work alone, in a process that has started and compiled: what a caller of the library waits for."""
+    import shutil
+
+    from cpift import fuse, identify
+
+    tasks = {folder.name: folder for folder in folders[1:]}
+    taken = 0.0
+    for _ in range(2):  # the first call loads what is compiled
+        shutil.rmtree(scratch, ignore_errors=True)
+        began = time.perf_counter()
+        if what == "identify":
+            identify(folders[0], tasks, threads=threads)
+        elif what == "fuse":
+            fuse(folders[0], tasks, scratch, threads=threads)
+        else:
+            read_alone(folders, threads)
+        taken = time.perf_counter() - began
+    shutil.rmtree(scratch, ignore_errors=True)
+    return taken
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["read", "topk"])
+    parser.add_argument("what", choices=["read", "identify", "fuse", "topk"])
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--percent", type=float, default=1.0)
+    parser.add_argument("--scratch", type=Path, default=Path("scratch"))
     args = parser.parse_args()
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-    if args.what == "read":
-        read_alone(args.folders, threads)
-    else:
+    if args.what == "topk":
         straightforward(args.folders, args.percent, threads)
+    else:
+        print(f"seconds {inside(args.what, args.folders, threads, args.scratch)}")
     sys.exit(0)

@@ -82,12 +82,22 @@ def side_by_side(bench: Bench, dtype: str, peers: bool) -> None:
     nbytes = sum(f.stat().st_size for folder in folders for f in folder.glob("*.safetensors"))
     bench.say(f"\n## 1.1B, {dtype}, a base and three tasks, 4 shards each, {nbytes / 1e9:.1f} GB\n")
     bench.say(HEAD)
-    reading = bench.measure([*PEERS, "read", *map(str, folders)])
-    bench.row("read into nothing", reading, f"{nbytes / median(reading, 'wall') / 1e9:.1f} GB/s")
+    alone = {
+        what: bench.measure([*PEERS, what, "--scratch", str(bench.scratch / "alone"), *map(str, folders)])
+        for what in ("read", "identify", "fuse")
+    }
+    seconds = {what: median(runs, "inner") for what, runs in alone.items()}
+    bench.say(
+        f"| reading into nothing, the work alone | {spread([r.inner for r in alone['read']])} | | | {nbytes / seconds['read'] / 1e9:.1f} GB/s |"
+    )
+    share = seconds["read"] / seconds["identify"]
+    bench.say(
+        f"| `identify()`, the work alone | {spread([r.inner for r in alone['identify']])} | | | {share:.2f} of the speed of reading |"
+    )
+    bench.say(f"| `fuse()`, the work alone | {spread([r.inner for r in alone['fuse']])} | | | |")
     ours = bench.identify(folders)
-    share = median(reading, "wall") / median(ours, "wall")
     k = int(1.1e9 * float(PERCENT) / 100)
-    bench.row("cpift identify", ours, f"{share:.2f} of the speed of reading; 16·k·N is {16 * k * 3 / 1e9:.2f} GB")
+    bench.row("cpift identify", ours, f"16·k·N is {16 * k * 3 / 1e9:.2f} GB")
     bench.row("cpift identify --max-memory 100MB", bench.identify(folders, "--max-memory", "100MB"), "scratch file")
     if peers and dtype == "bfloat16":
         naive = bench.measure([*PEERS, "topk", *map(str, folders)], warm_up=0)
@@ -108,6 +118,8 @@ def side_by_side(bench: Bench, dtype: str, peers: bool) -> None:
             bench.row(f"mergekit {method}", taken, f"{times:.1f} × the time, {memory:.1f} × the memory of cpift fuse")
             shutil.rmtree(out)
     reads_once(bench, folders)
+    if dtype == "bfloat16":
+        profile(bench, folders)
 
 
 def reads_once(bench: Bench, folders: list[Path]) -> None:
@@ -128,6 +140,14 @@ def reads_once(bench: Bench, folders: list[Path]) -> None:
     run([*command, "--percent", PERCENT, "--out", str(bench.scratch / "regions-cold")], bench.threads)
     fetched = int(Path(f"{mark}.io").read_text())
     bench.say(f"\nRead from the disk by a cold `cpift identify`: {fetched / size:.3f} × the size of the files.")
+
+
+def profile(bench: Bench, folders: list[Path]) -> None:
+    """Where the time goes, part by part, in one process that is warm."""
+    command = [sys.executable, str(HERE / "profile.py"), str(bench.scratch / "alone"), *map(str, folders)]
+    env = {**os.environ, "OMP_NUM_THREADS": str(bench.threads)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    bench.say("\n" + done.stdout.strip())
 
 
 def growth(bench: Bench) -> None:

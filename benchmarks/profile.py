@@ -1,0 +1,88 @@
+"""Where identify and fuse spend their time: python benchmarks/profile.py SCRATCH BASE TASK …; prints Markdown tables.
+
+Seconds are summed over threads; the processor's are beside the clock's, which holds waiting (for the interpreter's
+lock, the disk, the other thread) too. Parts that lie within another are indented.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cpift.checkpoint
+import cpift.checkpoint_writer
+import cpift.fusion
+import cpift.selection
+
+PARTS = {
+    "identify": [
+        ("guess the first bound", cpift.selection, "_first_bounds"),
+        ("blocks", cpift.selection, "_scan"),
+        ("— map pages", cpift.checkpoint, "map_ahead"),
+        ("— scan updates (multiply, compare)", cpift.selection, "scan_updates"),
+        ("collect candidates", cpift.selection.Candidates, "add"),
+        ("cut to k, unpack positions", cpift.selection.Candidates, "take"),
+    ],
+    "fuse": [
+        ("blocks, first pass", cpift.fusion, "_block_gram"),
+        ("— map pages", cpift.checkpoint, "map_ahead"),
+        ("— Gram matrices (multiply)", cpift.fusion, "add_gram"),
+        ("blocks, second pass", cpift.fusion, "_fused"),
+        ("— sum and round (multiply)", cpift.fusion, "combine"),
+        ("write", cpift.checkpoint_writer.Shard, "write"),
+        ("sync to the disk", cpift.checkpoint_writer.os, "fsync"),
+    ],
+}
+
+
+def timed(function: Callable[..., Any], found: list[float], lock: threading.Lock) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        wall, cpu = time.perf_counter(), time.thread_time()
+        result = function(*args, **kwargs)
+        wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+        with lock:
+            found[0] += wall
+            found[1] += cpu
+        return result
+
+    return wrapper
+
+
+def main() -> None:
+    scratch, *folders = map(Path, sys.argv[1:])
+    threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
+    tasks = {folder.name: folder for folder in folders[1:]}
+    for what, parts in PARTS.items():
+        call: Callable[[], Any] = lambda: cpift.selection.identify(folders[0], tasks, threads=threads)  # noqa: E731
+        if what == "fuse":
+            call = lambda: cpift.fusion.fuse(folders[0], tasks, scratch, threads=threads)  # noqa: E731
+        shutil.rmtree(scratch, ignore_errors=True)
+        call()
+        shutil.rmtree(scratch, ignore_errors=True)
+        sums: dict[str, list[float]] = {name: [0.0, 0.0] for name, _, _ in parts}
+        lock, kept = threading.Lock(), [(place, attribute, getattr(place, attribute)) for _, place, attribute in parts]
+        for name, place, attribute in parts:
+            setattr(place, attribute, timed(getattr(place, attribute), sums[name], lock))
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        for place, attribute, function in kept:
+            setattr(place, attribute, function)
+        shutil.rmtree(scratch, ignore_errors=True)
+        print(f"\nWhere `{what}()` spends its time, {threads} threads, seconds summed over threads:\n")
+        print("| part | by the clock | by the processor |\n|---|---|---|")
+        for name, (a, b) in sums.items():
+            print(f"| {name} | {a:.2f} | {b:.2f} |")
+        print(f"| the whole call (clock: once, not summed) | {wall:.2f} | {cpu:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
