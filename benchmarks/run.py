@@ -144,7 +144,7 @@ def reads_once(bench: Bench, folders: list[Path]) -> None:
 
 def profile(bench: Bench, folders: list[Path]) -> None:
     """Where the time goes, part by part, in one process that is warm."""
-    command = [sys.executable, str(HERE / "profile.py"), str(bench.scratch / "alone"), *map(str, folders)]
+    command = [sys.executable, str(HERE / "parts.py"), str(bench.scratch / "alone"), *map(str, folders)]
     env = {**os.environ, "OMP_NUM_THREADS": str(bench.threads)}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     bench.say("\n" + done.stdout.strip())

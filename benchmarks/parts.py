@@ -1,4 +1,4 @@
-"""Where identify and fuse spend their time: python benchmarks/profile.py SCRATCH BASE TASK …; prints Markdown tables.
+"""Where identify and fuse spend their time: python benchmarks/parts.py SCRATCH BASE TASK …; prints Markdown tables.
 
 Seconds are summed over threads; the processor's are beside the clock's, which holds waiting (for the interpreter's
 lock, the disk, the other thread) too. Parts that lie within another are indented.
