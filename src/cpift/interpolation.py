@@ -16,7 +16,7 @@ from cpift.errors import CpiftError
 
 EPSILON = 1e-4  # radians: nearer to 0 or π than this, the interpolation is linear
 
-Interpolation = Literal["slerp", "karcher", "linear"]
+Interpolation = Literal["slerp", "karcher", "linear", "sum"]
 Space = Literal["weights", "updates"]
 
 
@@ -36,11 +36,15 @@ def combination(
     Args:
         gram: float64 (N + 2, N + 2), inner products of θ⁰, Δ of the backbone, Δ₁ … Δ_N over the free entries.
         free: number of free entries.
-        interpolation: "slerp", one task after the other; "karcher", all at once; "linear".
+        interpolation: "slerp", one task after the other; "karcher", all at once; "linear"; or "sum", the updates of all
+            tasks added to the backbone (task arithmetic), whatever the space.
         space: what is interpolated, the "weights" or the "updates".
-        weight: "equal" shares (ω_i = 1/(i+1)), or a fixed ω in 0 … 1.
+        weight: "equal" shares (ω_i = 1/(i+1)), or a fixed ω in 0 … 1; for "sum" the factor of each update, 1 if "equal".
     """
     models = len(gram) - 1
+    if interpolation == "sum":
+        factors = np.array([1.0] + [1.0 if weight == "equal" else float(weight)] * (models - 1))
+        return Combination(np.concatenate([[1.0 - float(factors.sum())], factors]), [])
     # Column j: vector j (the backbone, then each task) in terms of θ⁰ and the updates.
     frame = np.vstack([np.full(models, float(space == "weights")), np.eye(models)])
     sphere = _Sphere(gram, frame)

@@ -23,11 +23,14 @@ def middle_stages(run: Run) -> list[Stage]:
         trained_stage(run, f"01-probe/{t}", "probe", f"fine-tune the base on {t} alone", base, [t], training, steps)
         for t in run.tasks
     ]
-    return [*probes, *[_identify(run, task) for task in run.tasks], _group(run)]
+    return [*probes, *[identify_stage(run, task) for task in run.tasks], _group(run)]
 
 
-def last_stages(run: Run) -> list[Stage]:
-    """Backbone, fusion, refinement and scores; the groups must be there."""
+def last_stages(run: Run, intermediate: bool = True) -> list[Stage]:
+    """Backbone, fusion, refinement and scores; the groups must be there.
+
+    intermediate: score base, probes, backbone and each refine stage too, not just the fused and the last model.
+    """
     groups = run.groups()
     assert groups is not None
     backbone = _backbone(run, groups)
@@ -44,7 +47,9 @@ def last_stages(run: Run) -> list[Stage]:
         models["backbone"] = end
     models["fused"] = _at(run, fused.name)
     models |= {f"refine/{k}": _at(run, stage.name) for k, stage in enumerate(refined, start=1)}
-    scores = [stage for model, place in models.items() for stage in _evaluate(run, model, place)]
+    if not intermediate:
+        models = {name: models[name] for name in ("fused", f"refine/{len(refined)}")}
+    scores = [stage for model, place in models.items() for stage in evaluate_stages(run, model, place)]
     return [*backbone, fused, *refined, *scores]
 
 
@@ -52,9 +57,11 @@ def _at(run: Run, stage: str) -> tuple[str, Path]:
     return stage, run.folder(stage)
 
 
-def _identify(run: Run, task: str) -> Stage:
+def identify_stage(run: Run, task: str) -> Stage:
     part = run.recipe.region
     settings = {"percent": str(part.percent), "exclude": part.exclude, **base_settings(run)}
+    if part.select == "random":
+        settings |= {"select": "random", "seed": run.recipe.seed}
     needs = (*base_needs(run), f"01-probe/{task}")
 
     def select(folders: Mapping[str, Path]) -> Facts:
@@ -67,7 +74,9 @@ def _identify(run: Run, task: str) -> Stage:
         regions = identify(run.base, tuned, str(part.percent), exclude=part.exclude, progress=bar)
         facts = {}
         for stage, name in names.items():
-            region = regions[name]
+            region = (
+                regions[name] if part.select == "largest" else random_region(regions[name], f"{run.recipe.seed}/{name}")
+            )
             region.save(folders[stage] / "region.safetensors")
             facts[stage] = region_facts(region)
             for text in region_warnings(name, region):
@@ -75,6 +84,17 @@ def _identify(run: Run, task: str) -> Stage:
         return facts
 
     return Stage(f"02-identify/{task}", "identify", f"core region of {task}", settings, needs, select, "identify")
+
+
+def random_region(like: Region, seed: str) -> Region:
+    """As many positions of each parameter as ``like`` has, drawn at random: which matter, those moved most, or any?"""
+    import numpy as np
+
+    drawn, rng = {}, np.random.default_rng(list(seed.encode()))
+    for name, positions in like.positions.items():
+        size = math.prod(like.shapes[name])
+        drawn[name] = np.sort(rng.choice(size, len(positions), replace=False)).astype(positions.dtype)
+    return Region(drawn, like.total, shapes=like.shapes, base=like.base, statistics=like.statistics)
 
 
 def region_facts(region: Region) -> dict[str, Any]:
@@ -162,7 +182,8 @@ def _fuse(run: Run, backbone: tuple[str, Path]) -> Stage:
         reads = [run.base, backbone[1], *tuned.values()]
         target = folders["05-fuse"] / "model"
         report = fuse(
-            run.base, tuned, target, backbone=backbone[1], regions=regions, **part.model_dump(),
+            run.base, tuned, target, backbone=backbone[1], regions=regions if part.transplant else None,
+            **part.model_dump(exclude={"transplant"}),
             progress=_Bytes(run, 2 * sum(_weight_bytes(folder) for folder in reads)),
         )  # fmt: skip
         for file in sorted(target.iterdir()):
@@ -206,7 +227,8 @@ def _refine(run: Run, groups: list[list[str]], start: tuple[str, Path]) -> list[
     return stages
 
 
-def _evaluate(run: Run, model: str, place: tuple[str, Path]) -> list[Stage]:
+def evaluate_stages(run: Run, model: str, place: tuple[str, Path]) -> list[Stage]:
+    """Scores of a model (its name, and its stage or "" with its folder) on every task of the run."""
     from cpift.training import max_length
 
     limit = max_length(run.recipe.training)

@@ -47,10 +47,10 @@ def run(
         raise CpiftError(f"until: {until} is not one of {', '.join(STAGES)}")
     out = Path(out)
     check(recipe, out)
-    with _alone(out):
+    with alone(out):
         current = Run(recipe, out, reporter or Reporter())
         manifest.write_whole(out / "recipe.yaml", recipe.dump())
-        runner, began = _Runner(current), time.perf_counter()
+        runner, began = Runner(current), time.perf_counter()
         for stages in _phases(current):
             wanted = [s for s in stages if until is None or STAGES.index(s.kind) <= STAGES.index(until)]
             runner.make(wanted)
@@ -103,7 +103,7 @@ def check(recipe: Recipe, out: Path) -> None:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> Iterator[None]:
     """Hold the run folder for this process. Raises :class:`CpiftError` where another has it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,9 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-class _Runner:
+class Runner:
+    """Makes stages of one run, each once."""
+
     def __init__(self, current: Run) -> None:
         self._run = current
         self._verified: set[str] = set()
@@ -131,7 +133,7 @@ class _Runner:
             if stage.name in done:
                 continue
             due = [s for s in stages if s is stage or (stage.together and s.together == stage.together)]
-            due = [s for s in due if self._missing(s)]
+            due = [s for s in due if self._missing(s) and not self._adopted(s)]
             if due:
                 self._make(due)
             for s in due:
@@ -143,6 +145,11 @@ class _Runner:
     def _missing(self, stage: Stage) -> bool:
         made = manifest.read(self._run.folder(stage.name))
         return made is None or made.key != manifest.key_of(stage.settings, self._needs(stage))
+
+    def _adopted(self, stage: Stage) -> bool:
+        places = [out / "stages" / stage.name for out in self._run.shared]
+        key = manifest.key_of(stage.settings, self._needs(stage))
+        return bool(places) and manifest.adopt(self._run.folder(stage.name), key, places)
 
     def _needs(self, stage: Stage) -> dict[str, str]:
         return needs_of(self._run, stage)

@@ -96,6 +96,8 @@ class RegionPart(_Part):
     """Share of all parameters, in per cent."""
     exclude: list[str] = []
     """Shell-style patterns of parameters that do not count, such as '*embed_tokens*'."""
+    select: Literal["largest", "random"] = "largest"
+    """Which positions: those moved most, or, as a control, as many at random."""
 
 
 class Group(_Part):
@@ -120,14 +122,16 @@ class Fuse(_Part):
 
     overlap: Literal["largest", "order", "mean"] = "largest"
     """Which task's value a position in several regions takes: largest |Δ|, last in order, or the mean."""
-    interpolation: Literal["slerp", "karcher", "linear"] = "slerp"
-    """One task after the other on the sphere, all at once on the sphere, or linear."""
+    interpolation: Literal["slerp", "karcher", "linear", "sum"] = "slerp"
+    """One task after the other on the sphere, all at once on the sphere, linear, or all updates added up."""
     space: Literal["weights", "updates"] = "weights"
     """What is interpolated."""
     vector: Literal["tensor", "model"] = "tensor"
     """What one interpolation is taken over."""
     weight: Literal["equal"] | float = "equal"
-    """equal: ω = 1/(i+1) for the i-th task; or a fixed ω."""
+    """equal: ω = 1/(i+1) for the i-th task; or a fixed ω. With sum: the factor of each task's update, equal is 1."""
+    transplant: bool = True
+    """Put each task's own values at its core positions; without, as a control, all is interpolated."""
 
     @field_validator("weight")
     @classmethod
@@ -250,6 +254,13 @@ class Recipe(_Part):
         if backbone.source not in ("multi_stage", "pretrained", "multi_task"):
             backbone = backbone.model_copy(update={"source": place(backbone.source)})
         return self.model_copy(update={"model": place(self.model), "tasks": tasks, "backbone": backbone})
+
+    def changed(self, overrides: Mapping[str, Any]) -> Recipe:
+        """This recipe with some keys, dotted, set to other values. Raises :class:`CpiftError` as :meth:`load` does."""
+        data = self.model_dump(by_alias=True)
+        for key, value in overrides.items():
+            _set(data, key, value)
+        return self.parse(data)
 
     def dump(self) -> str:
         """As YAML, every default written out."""

@@ -44,6 +44,7 @@ class Run:
     out: Path
     reporter: Reporter = field(default_factory=Reporter)
     warnings: list[str] = field(default_factory=list)
+    shared: tuple[Path, ...] = ()  # other run folders; a stage that one of them has made is taken over
 
     def folder(self, stage: str) -> Path:
         return self.out / "stages" / stage
@@ -187,8 +188,15 @@ def trained_stage(
     *,
     examples: int | None = None,
     frozen: list[str] | None = None,
+    replay: Mapping[str, int] | None = None,
+    trainable: str | None = None,
 ) -> Stage:
-    """A stage that fine-tunes ``start`` (stage name or "", folder) on the rows of ``tasks``."""
+    """A stage that fine-tunes ``start`` (stage name or "", folder) on the rows of ``tasks``.
+
+    examples: only so many rows of each, drawn by seed. frozen: tasks whose core regions stay as they are.
+    replay: other tasks, with how many of their rows are mixed in; these are repeated to be half of all rows, together.
+    trainable: shell-style pattern of the only parameters that are trained.
+    """
     seed = run.recipe.seed
     settings: dict[str, Any] = {"training": dict(training), "steps": steps, "seed": seed, "tasks": tasks}
     needs = [f"00-tasks/{task}" for task in tasks]
@@ -199,6 +207,11 @@ def trained_stage(
     if examples is not None:
         settings["examples"] = examples
     needs += [f"02-identify/{task}" for task in frozen or []]
+    if replay:
+        settings["replay"] = dict(replay)
+        needs += [f"00-tasks/{task}" for task in replay]
+    if trainable is not None:
+        settings["trainable"] = trainable
 
     def train(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
         from cpift.encoding import encode_all
@@ -219,6 +232,13 @@ def trained_stage(
             if not kept:
                 raise CpiftError(f"{name}: no row of {task} has a trained part left; raise training.max_length")
             encoded, empty = encoded + kept, empty + dropped
+        old = [
+            row for task, count in (replay or {}).items() for row in sample(run.rows(task, "train"), count, seed, task)
+        ]
+        repeated, dropped = encode_all(old, tokenizer, max_length(training))
+        if repeated:
+            encoded = encoded + repeated * max(1, round(len(encoded) / len(repeated)))
+        empty += dropped
         if empty:
             run.warn(f"{name}: {empty} rows have no trained part after truncation and were left out")
         regions = {task: Region.load(run.folder(f"02-identify/{task}") / "region.safetensors") for task in frozen or []}
@@ -238,6 +258,7 @@ def trained_stage(
             work=folders[name] / "work",
             tick=tick,
             trust_remote_code=run.recipe.trust_remote_code,
+            trainable=trainable,
         )
         return {name: {**asdict(trained), "rows": len(encoded), "rows_left_out": empty}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import math
 import tempfile
 import time
@@ -113,6 +114,7 @@ def fine_tune(
     work: Path | None = None,
     tick: Tick = lambda event: None,
     trust_remote_code: bool = False,
+    trainable: str | None = None,
 ) -> Trained:
     """Fine-tune the checkpoint ``start`` on ``rows`` and save it, fp32, to ``out``.
 
@@ -121,6 +123,7 @@ def fine_tune(
         steps: optimizer steps; rows are shuffled anew each epoch.
         frozen: region that stays bit-identical.
         work: folder for the trainer's own checkpoints; one found there is resumed.
+        trainable: shell-style pattern of the only parameters that are trained, such as "*.bias".
         tick: called with step, steps, loss and tokens per second as it goes.
 
     Raises:
@@ -131,6 +134,11 @@ def fine_tune(
         raise CpiftError(f"{out.name}: no row to train on is left; raise training.max_length")
     began = time.perf_counter()
     model, tokenizer = load_model(start, trust_remote_code), load_tokenizer(start, trust_remote_code)
+    if trainable is not None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(fnmatch.fnmatchcase(name, trainable))
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise CpiftError(f"{start}: has no parameter {trainable}; there is nothing to train")
     loaded = time.perf_counter() - began
     with tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work) as scratch:
         return _fine_tune(model, tokenizer, rows, out, training, steps, seed, frozen, Path(scratch), tick, loaded)

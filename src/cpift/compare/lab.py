@@ -1,0 +1,286 @@
+"""``compare()``: methods × seeds × budgets, side by side on a recipe's tasks; what is done is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cpift import manifest
+from cpift.compare.incremental import INCREMENTAL
+from cpift.compare.merging import mergekit
+from cpift.compare.methods import MERGES, METHODS, VARIANTS
+from cpift.compare.statistics import difference, summary
+from cpift.compare.work import Work
+from cpift.errors import CpiftError
+from cpift.pipeline import alone, check
+from cpift.recipe import Recipe
+from cpift.reporter import Reporter
+
+Budget = Literal["paper", "equal_tokens", "incremental"]
+FORMAT = "cpift.comparison/1"
+FILE = "comparison.json"
+TOLERANCE = 0.02  # of equal tokens
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method under one budget with one seed."""
+
+    budget: Budget
+    method: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.seed}/{self.budget}/{_slug(self.method)}"
+
+
+def compare(
+    recipe: Recipe,
+    out: Path,
+    methods: Sequence[str],
+    seeds: Sequence[int] = (0,),
+    budgets: Sequence[Budget] = ("equal_tokens",),
+    *,
+    reference: str = "cpi_ft",
+    jobs: int = 1,
+    keep_models: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Train and score the methods, each with each seed; called again, it goes on.
+
+    Args:
+        methods: names; a variant of the method is written ``cpi_ft:fuse.space=updates,refine.data=mixed``.
+        budgets: "paper", each method as the paper runs it; "equal_tokens", each sees as many training tokens as CPI-FT
+            does in all; "incremental", the tasks arrive one after the other.
+        reference: the method that all others are set against.
+        jobs: seeds worked on side by side, each in a process of its own.
+        keep_models: keep the weights of what has been scored.
+
+    Returns:
+        What ``comparison.json`` in ``out`` holds: every item's outcome, summaries, differences with intervals.
+
+    Raises:
+        CpiftError: an unknown method or budget, bad input, ``out`` in use.
+    """
+    reporter = reporter or Reporter()
+    wanted = _jobs(methods, seeds, budgets)
+    if any(job.method in MERGES for job in wanted):
+        mergekit()
+    for method in dict.fromkeys(job.method for job in wanted):
+        check(recipe.changed(overrides_of(method)), out / "check")
+    if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file() and not (out / "recipe.yaml").is_file():
+        raise CpiftError(f"{out}: is not empty and holds no comparison; choose another --out")
+    with alone(out):
+        manifest.write_whole(out / "recipe.yaml", recipe.dump())
+        by_seed = {seed: [job for job in wanted if job.seed == seed] for seed in seeds}
+        if jobs > 1 and len(seeds) > 1:
+            with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (jobs,)) as pool:
+                ways = {pool.submit(_seed, recipe, out, todo, keep_models, None): s for s, todo in by_seed.items()}
+                for done in as_completed(ways):
+                    done.result()
+                    reporter.message(f"seed {ways[done]} is done")
+                    write(recipe, out, wanted, reference)
+        else:
+            for todo in by_seed.values():
+                _seed(recipe, out, todo, keep_models, reporter, lambda: write(recipe, out, wanted, reference))
+        return write(recipe, out, wanted, reference)
+
+
+def overrides_of(method: str) -> dict[str, Any]:
+    """Recipe settings that a method's name stands for. Raises :class:`CpiftError` for a name that means nothing."""
+    import yaml
+
+    name, _, settings = method.partition(":")
+    if name not in METHODS and name not in INCREMENTAL:
+        raise CpiftError(f"--methods: {name} is none of {', '.join([*METHODS, *INCREMENTAL])}")
+    found: dict[str, Any] = dict(VARIANTS.get(name, {}))
+    for part in filter(None, re.split(r",(?=[a-z_]+\.)", settings)):
+        key, sign, value = part.partition("=")
+        if not sign:
+            raise CpiftError(
+                f"--methods {method}: write a variant as {name}:KEY=VALUE, such as cpi_ft:fuse.space=updates"
+            )
+        found[key] = yaml.safe_load(value)
+    return found
+
+
+def _jobs(methods: Sequence[str], seeds: Sequence[int], budgets: Sequence[str]) -> list[Job]:
+    """In an order in which what others need comes first."""
+
+    if not methods or not seeds or len(set(seeds)) < len(seeds):
+        raise CpiftError("compare: give at least one method and one seed, no seed twice")
+    unknown = [b for b in budgets if b not in get_args(Budget)]
+    if unknown:
+        raise CpiftError(f"--budget: {unknown[0]} is none of {', '.join(get_args(Budget))}")
+    found = []
+    for seed in seeds:
+        for budget in budgets:
+            known = INCREMENTAL if budget == "incremental" else METHODS
+            fitting = [m for m in dict.fromkeys(methods) if m.partition(":")[0] in known]
+            found += [Job(budget, m, seed) for m in sorted(fitting, key=lambda m: not m.startswith("cpi_ft"))]  # type: ignore[arg-type]
+    if not found:
+        raise CpiftError(f"--methods: none of {', '.join(methods)} is run under the budget {', '.join(budgets)}")
+    return found
+
+
+def _start_worker(jobs: int) -> None:
+    import torch
+
+    from cpift.parallel import core_count
+
+    torch.set_num_threads(max(1, core_count() // jobs))
+
+
+def _seed(
+    recipe: Recipe, out: Path, jobs: Sequence[Job], keep: bool, reporter: Reporter | None, told: Any = lambda: None
+) -> None:
+    """All jobs of one seed; weights are deleted when the last of them is scored."""
+    reporter = reporter or Reporter()
+    for job in jobs:
+        if _result(recipe, out, job) is None:
+            _run(recipe, out, job, reporter)
+            told()
+    if not keep:
+        for folder in (out / "seeds" / str(jobs[0].seed)).glob("*/*"):
+            for file in folder.glob("stages/**/model*.safetensors"):
+                file.unlink()
+
+
+def _run(recipe: Recipe, out: Path, job: Job, reporter: Reporter) -> None:
+
+    name = job.method.partition(":")[0]
+    mine = recipe.changed({**overrides_of(job.method), "seed": job.seed})
+    place = out / "seeds" / job.folder
+    shared = sorted((out / "seeds" / str(job.seed)).glob("*/*"))
+    reporter.message(f"{job.method}, {job.budget}, seed {job.seed}")
+    result: dict[str, Any]
+    if job.budget == "incremental":
+        work = Work(mine, place, shared, reporter, None)
+        arrivals = INCREMENTAL[name](work)
+        result = {"scores": arrivals[-1]["scores"], "arrivals": [_brief(a) for a in arrivals]}
+    else:
+        tokens = None
+        if job.budget == "equal_tokens" and name != "base":
+            mine, tokens = equal_tokens(recipe, mine, name, out, job, reporter)
+        work = Work(mine, place, shared, reporter, tokens)
+        result = {"scores": METHODS[name](work)}
+        if tokens is not None and work.trained and abs(work.spent() / tokens - 1) > TOLERANCE:
+            reporter.warning(f"{job.method}: {work.spent()} tokens, {work.spent() / tokens - 1:+.1%} of the budget")
+    result |= {"tokens": work.spent(), "seconds": work.seconds(), "key": _key(recipe, job)}
+    file = _result_file(out, job)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_whole(file, json.dumps(result))
+    if not name.startswith(("cpi_ft", "single_task")):  # the others' weights serve nobody else
+        for weights in list(place.glob("stages/**/model*.safetensors")):
+            if weights.exists() and weights.stat().st_nlink == 1:
+                shutil.rmtree(weights.parent)
+
+
+def equal_tokens(
+    recipe: Recipe, mine: Recipe, name: str, out: Path, job: Job, reporter: Reporter
+) -> tuple[Recipe, float]:
+    """The recipe with its probes (and so its backbone) lengthened or cut so that all its training sees the tokens of
+    CPI-FT as ``recipe`` has it; and how many these are."""
+
+    seed = recipe.changed({"seed": job.seed})
+    shared = sorted((out / "seeds" / str(job.seed)).glob("*/*"))
+    plain = Work(seed, out / "seeds" / f"{job.seed}/paper/cpi_ft", shared, reporter, None)
+    plain.cpi_ft()
+    total = plain.spent()
+    if not name.startswith("cpi_ft") and name != "single_task" and name not in MERGES:
+        return mine, total  # these count tokens themselves
+    probes, backbone = plain.spent("01-probe"), plain.spent("04-backbone")
+    stretched = probes
+    fixed = 0.0
+    if name.startswith("cpi_ft"):
+        stretched += backbone if mine.backbone.source in ("multi_stage", "multi_task") else 0
+        groups = plain.run.groups() or []
+        part = mine.refine
+        each = {t: min(part.examples_per_task, plain.rows(t)) * plain.row_tokens(t) for t in plain.tasks}
+        times = len(groups) if part.data == "mixed" else 1
+        fixed = 0.0 if name == "cpi_ft_no_refine" else part.epochs * times * sum(each.values())
+    factor = (total - fixed) / stretched
+    if factor <= 0:
+        raise CpiftError(
+            f"{job.method}: its refine stage alone sees more tokens than all of cpi_ft; lower refine.epochs"
+        )
+    from cpift.stages import probe_steps
+
+    steps = max(1, round(factor * probe_steps(plain.run)))
+    return (mine if abs(factor - 1) < TOLERANCE / 2 else mine.changed({"probe.steps": steps})), total
+
+
+def write(recipe: Recipe, out: Path, jobs: Sequence[Job], reference: str) -> dict[str, Any]:
+    """Gather what is done into ``comparison.json``."""
+    budgets: dict[str, dict[str, dict[str, Any]]] = {}
+    missing = 0
+    for job in jobs:
+        found = _result(recipe, out, job)
+        missing += found is None
+        if found is not None:
+            budgets.setdefault(job.budget, {}).setdefault(job.method, {})[str(job.seed)] = found
+    tasks: dict[str, dict[str, Any]] = {}
+    for methods in budgets.values():
+        for results in methods.values():
+            for result in results.values():
+                for task, score in result["scores"].items():
+                    tasks.setdefault(task, {"metric": score["metric"], "rows": len(score["items"])})
+    tasks = {task: tasks[task] for task in recipe.tasks if task in tasks}
+    whole = {
+        "format": FORMAT,
+        "state": "running" if missing else "done",
+        "recipe": recipe.model_dump(by_alias=True, mode="json"),
+        "tasks": tasks,
+        "seeds": sorted({job.seed for job in jobs}),
+        "reference": reference,
+        "budgets": budgets,
+        "summary": {
+            budget: {m: summary(r, tasks, methods.get("single_task")) for m, r in methods.items()}
+            for budget, methods in budgets.items()
+        },
+        "differences": {
+            budget: [
+                {"method": m, "against": reference, **difference(r, methods[reference], tasks)}
+                for m, r in methods.items()
+                if m != reference and reference in methods
+            ]
+            for budget, methods in budgets.items()
+        },
+    }
+    manifest.write_whole(out / FILE, json.dumps(whole))
+    return whole
+
+
+def _brief(arrival: Mapping[str, Any]) -> dict[str, Any]:
+    return {**arrival, "scores": {task: score["score"] for task, score in arrival["scores"].items()}}
+
+
+def _key(recipe: Recipe, job: Job) -> str:
+    """Stands for what a job's result is made of."""
+    parts = [recipe.model_dump(by_alias=True, mode="json"), job.budget, job.method, job.seed]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _result_file(out: Path, job: Job) -> Path:
+    return out / "results" / f"{job.folder}.json"
+
+
+def _result(recipe: Recipe, out: Path, job: Job) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(_result_file(out, job).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if found.get("key") == _key(recipe, job) else None
+
+
+def _slug(method: str) -> str:
+    return re.sub(r"[^\w.=,-]", "+", method)

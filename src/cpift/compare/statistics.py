@@ -1,0 +1,111 @@
+"""What the scores of several methods and seeds say: means, spreads, paired bootstrap intervals, wins and losses.
+
+Scores are oriented so that more is better: for a task scored by loss the sign is turned. An item is one evaluation row
+of one seed; methods are compared on the same items, so what both find hard cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 4000
+Results = Mapping[str, Mapping[str, Any]]  # seed to a job's result
+
+
+def summary(results: Results, tasks: Mapping[str, Mapping[str, Any]], specialists: Results | None) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, of each task and of their mean; tokens and seconds; the worst task.
+
+    Args:
+        results: of one method, seed to ``{"tokens", "seconds", "scores": {task: {"metric", "score", "items"}}}``.
+        tasks: name to ``{"metric", ...}``. specialists: results of ``single_task``, for shares and the seesaw count.
+    """
+    per_task = {task: [r["scores"][task]["score"] for r in results.values() if task in r["scores"]] for task in tasks}
+    known = {task: values for task, values in per_task.items() if values}
+    found: dict[str, Any] = {
+        "seeds": len(results),
+        "tokens": fmean(r["tokens"] for r in results.values()),
+        "seconds": fmean(r["seconds"] for r in results.values()),
+        "tasks": {task: _spread(values) for task, values in known.items()},
+        "mean": _spread([m for r in results.values() if (m := mean_score(r["scores"])) is not None]),
+    }
+    if specialists:
+        common = [seed for seed in results if seed in specialists]
+        shares = {task: _share([(results[s], specialists[s]) for s in common], task) for task in known}
+        kept = {task: share for task, share in shares.items() if share is not None}
+        found["shares"] = shares
+        found["worst_task"] = min(kept, key=lambda task: kept[task]) if kept else None
+        below = difference({s: results[s] for s in common}, {s: specialists[s] for s in common}, tasks)["tasks"]
+        found["seesaw"] = sum(entry["high"] < 0 for entry in below.values())
+    return found
+
+
+def mean_score(scores: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Mean over the tasks scored by right or wrong; where there is none, minus the mean loss."""
+    right = [s["score"] for s in scores.values() if s["metric"] != "loss"]
+    losses = [-s["score"] for s in scores.values()]
+    return fmean(right or losses) if scores else None
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    return {"mean": fmean(values) if values else None, "sd": stdev(values) if len(values) > 1 else None}
+
+
+def _share(pairs: Sequence[tuple[Any, Any]], task: str) -> float | None:
+    from cpift.scores import share_of
+
+    found = [
+        share_of(mine["scores"][task]["metric"], mine["scores"][task]["score"], theirs["scores"][task]["score"])
+        for mine, theirs in pairs
+        if task in mine["scores"] and task in theirs["scores"]
+    ]
+    known = [share for share in found if share is not None]
+    return fmean(known) if known else None
+
+
+def difference(
+    first: Results, second: Results, tasks: Mapping[str, Mapping[str, Any]], resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """First minus second, with 95 % intervals of a paired percentile bootstrap.
+
+    Each resample draws seeds, where there are several, and within each seed the task's items, for both methods the same.
+    ``mean`` is over the tasks scored by right or wrong (all tasks, where there is none).
+    """
+    seeds = [seed for seed in first if seed in second]
+    shared = [t for t in tasks if seeds and all(t in r[s]["scores"] for r in (first, second) for s in seeds)]
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(seeds), (resamples, len(seeds))) if seeds else np.zeros((resamples, 0), np.int64)
+    found, samples = {}, {}
+    for task in shared:
+        pairs = [(first[s]["scores"][task], second[s]["scores"][task]) for s in seeds]
+        turn = -1.0 if pairs[0][0]["metric"] == "loss" else 1.0
+        means = np.stack([_resampled(a, b, resamples, rng) for a, b in pairs]) * turn  # (seeds, resamples)
+        samples[task] = np.take_along_axis(means.T, drawn, axis=1).mean(axis=1)
+        observed = fmean(turn * (a["score"] - b["score"]) for a, b in pairs)
+        found[task] = _interval(observed, samples[task])
+    counted = [t for t in shared if tasks[t]["metric"] != "loss"] or shared
+    result: dict[str, Any] = {"seeds": len(seeds), "tasks": found}
+    if counted:
+        observed = fmean(found[t]["difference"] for t in counted)
+        result["mean"] = _interval(observed, np.mean([samples[t] for t in counted], axis=0))
+    result["wins"] = sum(entry["low"] > 0 for entry in found.values())
+    result["losses"] = sum(entry["high"] < 0 for entry in found.values())
+    result["ties"] = len(found) - result["wins"] - result["losses"]
+    return result
+
+
+def _resampled(a: Mapping[str, Any], b: Mapping[str, Any], resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Differences of the scores of two models over items drawn with replacement, (resamples,)."""
+    mine, theirs = np.array(a["items"], np.float64), np.array(b["items"], np.float64)
+    weights = np.array(a["tokens"], np.float64) if a["metric"] == "loss" else np.ones(len(mine))
+    picked = rng.integers(0, len(mine), (resamples, len(mine)))
+    value: np.ndarray = ((mine - theirs) * weights)[picked].sum(axis=1) / weights[picked].sum(axis=1)
+    return value
+
+
+def _interval(observed: float, sample: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(sample, [0.025, 0.975])
+    return {"difference": observed, "low": float(low), "high": float(high)}

@@ -1,0 +1,45 @@
+"""A comparison as text: Markdown tables for a page, the same in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def markdown(comparison: Mapping[str, Any]) -> str:
+    """All budgets of a comparison. Exact match in per cent, loss in nats; intervals are 95 %, ± one sd over seeds."""
+    return "\n".join(line for budget in comparison["budgets"] for line in _budget(comparison, budget))
+
+
+def _budget(comparison: Mapping[str, Any], budget: str) -> Iterator[str]:
+    tasks, reference = comparison["tasks"], comparison["reference"]
+    found = comparison["summary"][budget]
+    against = {d["method"]: d for d in comparison["differences"][budget]}
+    yield f"\n**{budget}**, {len(comparison['seeds'])} seeds\n"
+    yield f"| method | mean | {' | '.join(tasks)} | minus {reference}: mean | wins–ties–losses | below specialist | tokens |"
+    yield "|---" * (len(tasks) + 6) + "|"
+    for method, row in sorted(found.items(), key=lambda item: -(_mean(item[1]) or -1e9)):
+        cells = [_cell(row["mean"], "exact" if any(t["metric"] != "loss" for t in tasks.values()) else "loss")]
+        cells += [_cell(row["tasks"].get(t, {"mean": None}), tasks[t]["metric"]) for t in tasks]
+        gap = against.get(method)
+        if gap and "mean" in gap:
+            scale = 100 if any(t["metric"] != "loss" for t in tasks.values()) else 1
+            low, middle, high = (scale * gap["mean"][key] for key in ("low", "difference", "high"))
+            cells += [f"{middle:+.1f} ({low:+.1f} … {high:+.1f})", f"{gap['wins']}–{gap['ties']}–{gap['losses']}"]
+        else:
+            cells += ["", ""]
+        cells += [str(row.get("seesaw", "")), f"{row['tokens']:,.0f}"]
+        yield f"| `{method}` | {' | '.join(cells)} |"
+
+
+def _mean(row: Mapping[str, Any]) -> float | None:
+    mean: float | None = row["mean"]["mean"]
+    return mean
+
+
+def _cell(value: Mapping[str, Any], metric: str) -> str:
+    if value["mean"] is None:
+        return "–"
+    if metric == "loss":
+        return f"{abs(value['mean']):.3f}" + (f" ± {value['sd']:.3f}" if value.get("sd") is not None else "")
+    return f"{100 * value['mean']:.1f}" + (f" ± {100 * value['sd']:.1f}" if value.get("sd") is not None else "")

@@ -1,0 +1,195 @@
+"""The comparison lab: shared work, equal tokens, resume, statistics that agree with scipy's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from scipy.stats import bootstrap
+from tiny_run import Listener, call, one_thread, same
+
+from cpift.compare import compare
+from cpift.compare.lab import overrides_of
+from cpift.compare.statistics import difference, summary
+from cpift.compare.table import markdown
+from cpift.errors import CpiftError
+from cpift.recipe import Recipe
+
+METHODS = [
+    "base", "single_task", "multi_task", "multi_stage_random", "multi_stage_heuristic", "multi_stage_replay", "cpi_ft",
+    "cpi_ft:fuse.space=updates,refine.data=mixed", "cpi_ft_random_region", "cpi_ft_no_freeze", "cpi_ft_no_transplant",
+    "cpi_ft_no_refine", "bias_only",
+]  # fmt: skip
+
+
+def recipe(folder: Path, **changes: Any) -> Recipe:
+    """Enough rows and steps that budgets can be equal to 2 %."""
+    if not (folder / "base").exists():
+        tiny.base(folder / "base", attention_bias=True)
+    made = tiny.recipe(folder, **{"probe": {"steps": 40}, **changes})
+    made["training"]["per_device_train_batch_size"] = 2
+    return Recipe.parse(made)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Recipe]:
+    place = tmp_path_factory.mktemp("compare")
+    asked = recipe(place)
+    with one_thread():
+        compare(asked, place / "c", METHODS, [0, 1], ["equal_tokens"])
+        found = compare(asked, place / "c", METHODS, [0, 1], ["equal_tokens", "incremental"])
+    return place, found, asked
+
+
+def test_every_method_is_scored_with_every_seed(done: tuple[Path, dict[str, Any], Recipe]) -> None:
+    """All items of all tasks; the file holds what was returned."""
+    place, found, asked = done
+    assert json.loads((place / "c/comparison.json").read_text()) == found
+    assert found["state"] == "done"
+    assert set(found["budgets"]["equal_tokens"]) == set(METHODS)
+    assert set(found["budgets"]["incremental"]) == {
+        "multi_task",
+        *[m for m in METHODS if m.startswith("cpi_ft:")],
+        "cpi_ft",
+    }
+    for results in found["budgets"]["equal_tokens"].values():
+        assert set(results) == {"0", "1"}
+        for result in results.values():
+            assert {task: len(score["items"]) for task, score in result["scores"].items()} == dict.fromkeys(
+                asked.tasks, 6
+            )
+    table = markdown(found)
+    assert all(f"`{method}`" in table for method in METHODS)
+
+
+def test_budgets_are_equal(done: tuple[Path, dict[str, Any], Recipe]) -> None:
+    """Counted tokens, within 2 %, base apart."""
+    _, found, _ = done
+    for seed in ("0", "1"):
+        tokens = {m: r[seed]["tokens"] for m, r in found["budgets"]["equal_tokens"].items() if m != "base"}
+        assert tokens["cpi_ft"] > 0
+        assert {m: t for m, t in tokens.items() if abs(t / tokens["cpi_ft"] - 1) > 0.02} == {}
+
+
+def test_a_second_call_makes_nothing(done: tuple[Path, dict[str, Any], Recipe]) -> None:
+    """Neither a stage nor another answer; no weights are left."""
+    place, found, asked = done
+    heard = Listener()
+    again = compare(asked, place / "c", METHODS, [0, 1], ["equal_tokens", "incremental"], reporter=heard)
+    assert heard.made == []
+    assert again == found
+    assert not list((place / "c").rglob("model*.safetensors"))
+
+
+def test_probes_are_trained_once_a_seed(tmp_path: Path) -> None:
+    """Methods that need the same probes share them, and kept models are those of a run of its own."""
+    from cpift.pipeline import run
+
+    asked, heard = recipe(tmp_path, probe={"steps": 3}), Listener()
+    with one_thread():
+        compare(
+            asked,
+            tmp_path / "c",
+            ["single_task", "multi_stage_random", "cpi_ft"],
+            [0],
+            ["paper"],
+            keep_models=True,
+            reporter=heard,
+        )
+        run(asked, tmp_path / "run")
+    assert sum(name.startswith("01-probe") for name in heard.made) == len(asked.tasks)
+    last = sorted((tmp_path / "run/stages/06-refine").iterdir())[-1].name
+    assert same(tmp_path / f"c/seeds/0/paper/cpi_ft/stages/06-refine/{last}", tmp_path / f"run/stages/06-refine/{last}")
+
+
+def test_arrivals(done: tuple[Path, dict[str, Any], Recipe]) -> None:
+    """One for each task, scored on all tasks so far; equal tokens at each but for retraining on everything."""
+    _, found, asked = done
+    for seed in ("0", "1"):
+        arrivals = {m: r[seed]["arrivals"] for m, r in found["budgets"]["incremental"].items()}
+        for method, each in arrivals.items():
+            assert [list(a["scores"]) for a in each] == [list(asked.tasks)[: i + 1] for i in range(3)]
+            tokens = [a["tokens"] for a in each]
+            if method == "multi_task":
+                assert tokens == sorted(tokens)
+
+
+def test_intervals_agree_with_scipy() -> None:
+    """One seed, one task: the percentile bootstrap of a paired mean difference."""
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 2, 200).astype(float), rng.integers(0, 2, 200).astype(float)
+
+    def result(items: np.ndarray) -> dict[str, Any]:
+        score = {"metric": "exact_match", "score": float(items.mean()), "items": items.tolist(), "tokens": [1] * 200}
+        return {"0": {"tokens": 1, "seconds": 1.0, "scores": {"t": score}}}
+
+    tasks = {"t": {"metric": "exact_match"}}
+    ours = difference(result(a), result(b), tasks, resamples=20000)
+    theirs = bootstrap((a - b,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(2))
+    assert ours["mean"]["difference"] == pytest.approx(np.mean(a - b))
+    assert ours["tasks"]["t"]["low"] == pytest.approx(theirs.confidence_interval.low, abs=0.006)
+    assert ours["tasks"]["t"]["high"] == pytest.approx(theirs.confidence_interval.high, abs=0.006)
+    assert summary(result(a), tasks, result(b))["tasks"]["t"]["mean"] == pytest.approx(a.mean())
+
+
+def test_seeds_widen_the_interval() -> None:
+    """Methods that differ by seed, not by item: an interval over items alone would have no width."""
+
+    def results(values: list[float]) -> dict[str, Any]:
+        return {
+            str(i): {"tokens": 1, "seconds": 1.0, "scores": {"t": {"metric": "exact_match", "score": v, "items": [v] * 50, "tokens": [1] * 50}}}
+            for i, v in enumerate(values)
+        }  # fmt: skip
+
+    found = difference(results([0.9, 0.5, 0.7]), results([0.5, 0.6, 0.5]), {"t": {"metric": "exact_match"}})
+    assert found["mean"]["low"] < 0 < found["mean"]["high"]
+    assert (found["wins"], found["losses"], found["ties"]) == (0, 0, 1)
+
+
+def test_losses_are_turned() -> None:
+    """Less loss is better, and longer rows weigh more."""
+
+    def results(items: list[float]) -> dict[str, Any]:
+        mean = (items[0] * 1 + items[1] * 3) / 4
+        score = {"metric": "loss", "score": mean, "items": items, "tokens": [1, 3]}
+        return {"0": {"tokens": 1, "seconds": 1.0, "scores": {"t": score}}}
+
+    found = difference(results([1.0, 1.0]), results([2.0, 2.0]), {"t": {"metric": "loss"}})
+    assert found["tasks"]["t"] == {"difference": 1.0, "low": 1.0, "high": 1.0}
+    assert found["wins"] == 1
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--methods", "nope"], "nope is none of base"),
+    (["--methods", "cpi_ft", "--budget", "nope"], "nope is none of paper"),
+    (["--methods", "cpi_ft", "--seeds", "1", "1"], "no seed twice"),
+    (["--methods", "cpi_ft:fuse.spice=updates"], "did you mean 'space'"),
+    (["--methods", "sequential", "--budget", "paper"], "none of sequential"),
+    (["--methods", "cpi_ft:fuse"], "KEY=VALUE"),
+])  # fmt: skip
+def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    """One line, exit code 2, nothing written."""
+    (tmp_path / "r.yaml").write_text(recipe(tmp_path).dump())
+    code, _, errors = call(capsys, "compare", tmp_path / "r.yaml", "--out", tmp_path / "c", *arguments)
+    assert code == 2
+    assert said in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_variant_with_several_settings() -> None:
+    """Commas part settings, also where a value is a list."""
+    found = overrides_of("cpi_ft:fuse.space=updates,region.exclude=['*a*', '*b*'],refine.freeze=false")
+    assert found == {"fuse.space": "updates", "region.exclude": ["*a*", "*b*"], "refine.freeze": False}
+
+
+def test_merging_needs_mergekit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before anything is trained, with how to install it."""
+    monkeypatch.setenv("CPIFT_MERGEKIT", str(tmp_path / "nowhere"))
+    with pytest.raises(CpiftError, match="pip install mergekit"):
+        compare(recipe(tmp_path), tmp_path / "c", ["ties"], [0], ["paper"])
+    assert not (tmp_path / "c").exists()
