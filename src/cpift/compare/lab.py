@@ -121,6 +121,8 @@ def _jobs(methods: Sequence[str], seeds: Sequence[int], budgets: Sequence[str]) 
     unknown = [b for b in budgets if b not in get_args(Budget)]
     if unknown:
         raise CpiftError(f"--budget: {unknown[0]} is none of {', '.join(get_args(Budget))}")
+    for method in methods:
+        overrides_of(method)
     found = []
     for seed in seeds:
         for budget in budgets:
