@@ -150,6 +150,13 @@ def profile(bench: Bench, folders: list[Path]) -> None:
     bench.say("\n" + done.stdout.strip())
 
 
+def regions(bench: Bench) -> None:
+    done = subprocess.run(
+        [sys.executable, HERE / "regions.py", bench.scratch / "7B"], check=True, capture_output=True, text=True
+    )
+    bench.say("\n## Regions of a 7B model, 1 %\n\n" + done.stdout.strip())
+
+
 def growth(bench: Bench) -> None:
     bench.say("\n## Growth with the number of parameters (bfloat16, three tasks)\n")
     bench.say("| size | identify s | identify GB | fuse s | fuse GB |\n|---|---|---|---|---|")
@@ -205,6 +212,7 @@ def main() -> None:
         f"{args.repeat} runs each after a warm-up, warm file cache; whole processes, start-up included."
     )
     freezing(bench)
+    regions(bench)
     side_by_side(bench, "bfloat16", not args.no_peers)
     growth(bench)
     bench.drop("1.1B", "bfloat16")

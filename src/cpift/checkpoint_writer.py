@@ -138,6 +138,11 @@ class CheckpointWriter:
         if self.out.exists():
             self.out.rmdir()  # known to be empty
         self._partial.replace(self.out)
+        handle = os.open(self.out.absolute().parent, os.O_RDONLY)  # a rename lasts once its folder is synced
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _nbytes(entry: tuple[str, tuple[int, ...]]) -> int:
