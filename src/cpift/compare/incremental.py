@@ -56,7 +56,8 @@ def cpi_ft(work: Work) -> Arrivals:
             current = work.add(f"incremental/{i + 1}/fused", task, probe, current)
             rest = _allowance(work, task) - probe_tokens
             current = work.train(
-                f"incremental/{i + 1}/refined", current, [task], rest, replay=_sample(work, earlier), frozen=earlier,
+                f"incremental/{i + 1}/refined", current, [task], rest, replay=_sample(work, earlier),
+                frozen=earlier if work.run.recipe.refine.freeze else None,
                 training=work.run.recipe.training_of("refine"),
             )  # fmt: skip
         else:
