@@ -21,7 +21,7 @@ from cpift.errors import CpiftError
 from cpift.interpolation import Combination, Interpolation, Space, combination
 from cpift.kernels import add_gram, combine, rounded
 from cpift.parallel import check_threads, ordered_map, thread_local_scratch
-from cpift.region import Region
+from cpift.region import Region, merged
 from cpift.transplant import Overlap, core_positions, transplant
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
@@ -215,7 +215,7 @@ def _block_gram(inputs: _Inputs, block: Block) -> tuple[np.ndarray, int]:
         models = [inputs.base, *inputs.tasks.values()]
     total = np.zeros((len(models), len(models)))
     cores = [c for c in core_positions(inputs.regions, inputs.tasks, block) if c is not None]
-    core = np.unique(np.concatenate(cores)) if cores else np.empty(0, np.int64)
+    core = merged(cores) if cores else np.empty(0, np.int64)
     stored = [native(m.raw(*block, ahead=True)) for m in models]
     add_gram(*_places(stored), block.stop - block.start, core, total)
     gram = np.tril(total) + np.tril(total, -1).T

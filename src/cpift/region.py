@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Region:
 
     def __or__(self, other: Region) -> Region:
         """Positions in either region. A joined region has neither signs nor threshold: they were of one update."""
-        return self._join(other, np.union1d)
+        return self._join(other, lambda a, b: merged([a, b]))
 
     def __and__(self, other: Region) -> Region:
         """Positions in both regions."""
@@ -218,6 +218,17 @@ def _within(sorted_positions: np.ndarray, low: int) -> slice:
     kind = sorted_positions.dtype.type  # of the same type, or searchsorted would convert the whole array
     start = np.searchsorted(sorted_positions, kind(low))
     return slice(int(start), int(np.searchsorted(sorted_positions, kind(low + WINDOW - 1), side="right")))
+
+
+def merged(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The different elements of several sorted arrays, sorted. numpy's own unique hashes them, forty times slower."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = np.concatenate(parts)
+    joined.sort(kind="stable")  # finds the sorted runs and merges them
+    new = np.ones(len(joined), np.bool_)
+    np.not_equal(joined[1:], joined[:-1], out=new[1:])
+    return joined[new]
 
 
 def _member(a: np.ndarray, b: np.ndarray) -> np.ndarray:

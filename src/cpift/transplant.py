@@ -9,7 +9,7 @@ import numpy as np
 
 from cpift.checkpoint import Block, Checkpoint, native
 from cpift.kernels import as_float64
-from cpift.region import Region
+from cpift.region import Region, merged
 
 Overlap = Literal["largest", "order", "mean"]
 
@@ -43,7 +43,7 @@ def transplant(
     present = [c for c in cores if c is not None]
     if not present:
         return np.empty(0, np.int64), np.empty(0), wins
-    positions = present[0] if len(present) == 1 else np.unique(np.concatenate(present))
+    positions = merged(present)
     best = np.full(len(positions), -1.0)
     owner = np.full(len(positions), -1)
     chosen, claims = np.zeros(len(positions)), np.zeros(len(positions))
