@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cpift.errors import CpiftError
+from cpift.errors import CpiftError, is_disk_full
 
 app = typer.Typer(
     help="Fine-tune one language model on several unlike tasks without the seesaw (CPI-FT, arXiv:2508.21741).\n\n"
@@ -336,7 +335,7 @@ def _write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise
         raise CpiftError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -348,16 +347,19 @@ def main() -> None:
     try:
         app()
     except CpiftError as error:
+        from cpift import team
         from cpift.terminal import clean
 
-        print(f"cpift: {' '.join(clean(str(error)).split())}", file=sys.stderr)
+        if not team.leads():
+            sys.exit(2)  # the first process says it
+        said = " ".join(clean(str(error)).split())
+        print(f"cpift: {said if len(said) < 2500 else said[:1200] + ' … ' + said[-1200:]}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if not is_disk_full(error):
             raise
-        print(
-            f"cpift: the disk is full ({error.filename or 'while writing'}); make room and run again", file=sys.stderr
-        )
+        where = getattr(error, "filename", None) or "while writing"
+        print(f"cpift: the disk is full ({where}); make room and run again", file=sys.stderr)
         sys.exit(2)
 
 

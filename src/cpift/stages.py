@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ class Stage:
     action: Action
     together: str = ""
     writes_model: bool = False
+    trains: bool = False  # with all processes of the run
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Run:
     out: Path
     reporter: Reporter = field(default_factory=Reporter)
     warnings: list[str] = field(default_factory=list)
+    loaded: dict[str, Any] = field(default_factory=dict)  # what load_rows gave, kept until its stage stores it
 
     def folder(self, stage: str) -> Path:
         return self.out / "stages" / stage
@@ -127,7 +130,7 @@ def _task_stage(run: Run, name: str) -> Stage:
     settings: dict[str, Any] = {"task": task.model_dump(exclude={"licence"}), "seed": seed}
     for part in ("train", "eval"):
         source = Path(str(getattr(task, part)))
-        if task.generate is None and source.is_file():
+        if task.generate is None and os.path.isfile(source):
             settings["task"][part] = {"file": manifest.file_hash(source)}
     if task.generate is not None:
         import importlib.metadata
@@ -136,7 +139,7 @@ def _task_stage(run: Run, name: str) -> Stage:
     stage = f"00-tasks/{name}"
 
     def load(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-        train, evaluation, warnings = load_rows(name, task, seed)
+        train, evaluation, warnings = run.loaded.pop(name, None) or load_rows(name, task, seed)
         facts = {
             "train_rows": len(train),
             "eval_rows": len(evaluation),
@@ -241,4 +244,4 @@ def trained_stage(
         )
         return {name: {**asdict(trained), "rows": len(encoded), "rows_left_out": empty}}
 
-    return Stage(name, kind, what, settings, tuple(needs), train, writes_model=True)
+    return Stage(name, kind, what, settings, tuple(needs), train, writes_model=True, trains=True)
