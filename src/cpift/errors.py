@@ -12,11 +12,11 @@ class CpiftError(Exception):
 
 def is_disk_full(error: BaseException) -> bool:
     """Is a full disk behind this error? Libraries in other languages have exceptions of their own for it."""
-    cause: BaseException | None = error
+    cause: BaseException | None = error  # (torch says no more than where its writer failed)
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(text in str(cause) for text in ("No space left on device", "PytorchStreamWriter failed writing")):
+        if any(text in str(cause) for text in ("No space left on device", "inline_container.cc")):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

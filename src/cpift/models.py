@@ -97,6 +97,23 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def is_sharded(model: Any) -> bool:
+    """Does this process hold a part of the weights only (FSDP2)?"""
+    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+
+
+def gathered(model: Any) -> Any:
+    """The whole weights of a sharded model, in the first process's main memory; None where nothing is sharded.
+
+    All processes call it together.
+    """
+    if not is_sharded(model):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
 def save(model: Any, tokenizer: Any, out: Path, weights: Any = None) -> None:
     """Write a plain Hugging Face checkpoint; ``weights``: gathered from all processes that hold a part of them."""
     with _quiet():

@@ -230,18 +230,21 @@ def trained_stage(
             loss = f"loss {event['loss']:.3f}  " if event["loss"] is not None else ""
             run.reporter.progress(event["step"], event["steps"], f"{loss}{event['tokens_per_second']:.0f} tokens/s")
 
-        trained = fine_tune(
-            start[1],
-            encoded,
-            folders[name],
-            training,
-            steps=steps,
-            seed=seed,
-            frozen=regions_by_name(regions, frozen or []),
-            work=folders[name] / "work",
-            tick=tick,
-            trust_remote_code=run.recipe.trust_remote_code,
-        )
+        try:
+            trained = fine_tune(
+                start[1],
+                encoded,
+                folders[name],
+                training,
+                steps=steps,
+                seed=seed,
+                frozen=regions_by_name(regions, frozen or []),
+                work=folders[name] / "work",
+                tick=tick,
+                trust_remote_code=run.recipe.trust_remote_code,
+            )
+        except CpiftError as error:
+            raise CpiftError(f"{name} ({', '.join(tasks)}): {error}") from error
         return {name: {**asdict(trained), "rows": len(encoded), "rows_left_out": empty}}
 
     return Stage(name, kind, what, settings, tuple(needs), train, writes_model=True, trains=True)

@@ -23,7 +23,7 @@ from cpift import team
 from cpift.encoding import Encoded
 from cpift.errors import CpiftError
 from cpift.freezing import freeze
-from cpift.models import load_model, load_tokenizer, save
+from cpift.models import gathered, is_sharded, load_model, load_tokenizer, save
 from cpift.region import Region
 
 # Where these differ from SFTConfig's own defaults there is a reason.
@@ -32,12 +32,15 @@ DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-4,
     "train_sampling_strategy": "group_by_length",  # batches of like length waste no padding
     "activation_checkpointing": False,  # memory for time: for those who lack memory
+    "ddp_find_unused_parameters": False,  # a language model uses them all
     "report_to": "none",
     "save_total_limit": 1,
     "logging_nan_inf_filter": False,  # a loss that is no number must be seen
 }
 # Set by cpift itself: the stage decides about these.
 _OWN = {"output_dir", "max_steps", "num_train_epochs", "seed", "data_seed", "disable_tqdm", "dataset_kwargs"}
+
+_REMEDY = "lower training.learning_rate, or look at the data"
 
 Tick = Callable[[Mapping[str, Any]], None]
 
@@ -175,10 +178,11 @@ def _fine_tune(
             stack.callback(guard.release)
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     seconds = time.perf_counter() - began
-    if guard and guard.changed:
-        raise CpiftError(f"{guard.changed} frozen elements changed; this is a fault of cpift or of the optimizer used")
+    frozen_count, changed = _of_all(trainer, guard)
+    if changed:
+        raise CpiftError(f"{changed} frozen elements changed; this is a fault of cpift or of the optimizer used")
     began = time.perf_counter()
-    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    weights = gathered(trainer.model)
     if trainer.accelerator.is_main_process:
         save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out, weights)
     trainer.accelerator.wait_for_everyone()
@@ -190,9 +194,17 @@ def _fine_tune(
         load_seconds=loaded,
         save_seconds=time.perf_counter() - began,
         losses=watch.losses,
-        frozen=guard.count if guard else 0,
-        frozen_changed=guard.changed if guard else 0,
+        frozen=frozen_count,
+        frozen_changed=changed,
     )
+
+
+def _of_all(trainer: Any, guard: FreezeCallback | None) -> tuple[int, int]:
+    """Frozen elements, and those that changed: of all processes, where each holds a part of the weights."""
+    held = torch.tensor([guard.count, guard.changed] if guard else [0, 0], device=trainer.accelerator.device)
+    if is_sharded(trainer.model):
+        held = trainer.accelerator.reduce(held, "sum")
+    return int(held[0]), int(held[1])
 
 
 def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int, share: bool = True) -> SFTConfig:
@@ -283,8 +295,11 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.losses: list[tuple[int, float, float]] = []
         self._steps, self._tick, self._began = steps, tick, time.perf_counter()
         self._first_tokens: int | None = None
+        self._worse_than_guessing = math.inf
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        vocabulary = getattr(kwargs["model"].config, "vocab_size", None)
+        self._worse_than_guessing = 2 * math.log(vocabulary) if vocabulary else math.inf
         self._began, self._first_tokens = time.perf_counter(), int(state.num_input_tokens_seen)
         self.losses = [
             (int(entry["step"]), float(entry["loss"]), float(entry.get("learning_rate", 0.0)))
@@ -311,10 +326,11 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             return
         loss = float(logs["loss"])
         self.losses.append((state.global_step, loss, float(logs.get("learning_rate", 0.0))))
-        if not math.isfinite(loss):
-            raise CpiftError(
-                f"the loss is {loss} at step {state.global_step}; lower training.learning_rate, or look at the data"
-            )
+        for name, value in (("loss", loss), ("gradient's norm", float(logs.get("grad_norm") or 0.0))):
+            if not math.isfinite(value):
+                raise CpiftError(f"the {name} is {value} at step {state.global_step}; {_REMEDY}")
+        if loss > max(self._worse_than_guessing, 2 * self.losses[0][1]):
+            raise CpiftError(f"the training diverges: the loss is {loss:.1f} at step {state.global_step}; {_REMEDY}")
 
     def trained_tokens(self, rows: Sequence[Encoded], config: SFTConfig) -> int:
         """Tokens the loss was taken on, from the mean row."""
