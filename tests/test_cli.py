@@ -210,7 +210,7 @@ def test_interrupted_it_says_how_to_go_on(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cpift.stages.load_rows", stop)
+    monkeypatch.setattr("cpift.preflight.load_rows", stop)
     code, out, err = call(capsys, "run", tmp_path / "r.yaml", "--out", tmp_path / "out")
     assert code == 130
     assert "run the same command again to go on" in out

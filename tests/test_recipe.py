@@ -72,7 +72,7 @@ def test_every_misspelt_key_is_refused_with_the_right_one(where: str, part: type
         ({"fuse": {"overlap": "bigest"}}, "fuse.overlap: .*'largest', 'order' or 'mean'"),
         ({"fuse": {"weight": 1.5}}, "fuse.*weight must be equal or a number from 0 to 1"),
         ({"fuse": {"interpolation": "karcher", "weight": 0.5}}, "karcher takes all models alike"),
-        ({"probe": {"steps": 0}}, "steps must be auto or at least 1"),
+        ({"probe": {"steps": 0}}, "steps must be auto or a number from 1"),
         ({"refine": {"epochs": 0}}, "refine.epochs"),
         ({"tasks": {}}, "no task is given"),
         ({"tasks": {"a": {"train": 4, "eval": 2}}}, "nothing to generate"),

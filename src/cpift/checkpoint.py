@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from cpift.safetensors_file import StoredTensor, read_header
 BLOCK = 2**20
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_JSON_LIMIT = 64 * 2**20
 
 # (output embedding, input embedding) by the end of their names. A tied pair counts once, under the input's name.
 _TIED = [
@@ -181,6 +183,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise CpiftError(f"{path}: no such checkpoint; give a folder with {SINGLE} or {INDEX}")
     config_file = folder / "config.json"
     config = _read_json(config_file) if config_file.is_file() else {}
+    if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
+        raise CpiftError(f"{config_file}: is no configuration (a table, whose model_type is text)")
     aliases = _tied_aliases(stored, config, path)
     parameters: dict[str, StoredTensor] = {}
     others: dict[str, StoredTensor] = {}
@@ -218,7 +222,7 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or shard in ("", ".", ".."):
             raise CpiftError(f"{folder / INDEX}: names {shard!r}, which leads out of the folder")
-        if not (folder / shard).is_file():
+        if not os.path.isfile(folder / shard):  # this one takes names of any length
             raise CpiftError(f"{folder / shard}: this shard is missing; fetch the checkpoint again")
         for name, tensor in read_header(folder / shard).items():
             if name in stored:
@@ -234,6 +238,8 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
 
 def _read_json(path: Path) -> Any:
     try:
+        if path.stat().st_size > _JSON_LIMIT:
+            raise CpiftError(f"{path}: is too large ({path.stat().st_size / 1e9:.1f} GB) to be what its name says")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CpiftError(f"{path}: cannot be read as JSON ({error})") from error

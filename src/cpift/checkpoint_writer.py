@@ -179,9 +179,28 @@ def _copy_companions(source: Path, target: Path) -> None:
     for pattern in _COMPANIONS:
         for file in sorted(source.glob(pattern)):
             if file.is_file() and file.name not in _NOT_COMPANIONS:
+                _check_link(file, source)
                 place = target / file.relative_to(source)
                 place.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, place)
+
+
+def check_companions(*folders: Path) -> None:
+    """Raise :class:`CpiftError` for a file to be copied that is a link to somewhere else."""
+    for folder in folders:
+        for pattern in _COMPANIONS if folder.is_dir() else ():
+            for file in folder.glob(pattern):
+                _check_link(file, folder)
+
+
+def _check_link(file: Path, folder: Path) -> None:
+    """A stranger's link must not carry a private file into a checkpoint that is then given away."""
+    real, home = file.resolve(), folder.resolve()
+    if home in real.parents or file.name in _NOT_COMPANIONS:
+        return
+    blobs = home.parent.parent / "blobs"  # the hub's cache keeps its files there, and links to them
+    if home.parent.name != "snapshots" or real.parent != blobs:
+        raise CpiftError(f"{file}: is a link that leads out of the folder; put the file itself there")
 
 
 def _set_dtype(config_file: Path, kinds: set[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from cpift.errors import CpiftError
+from cpift.cli_compare import Lists, compare
+from cpift.cli_options import RecipePath, Sets, overrides
+from cpift.errors import CpiftError, is_disk_full
 
 app = typer.Typer(
     help="Fine-tune one language model on several unlike tasks without the seesaw (CPI-FT, arXiv:2508.21741).\n\n"
@@ -26,11 +26,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file; cpift init writes one.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, dotted: probe.steps=50."),
-]
 Tuned = Annotated[
     list[str],
     typer.Option("--tuned", metavar="NAME=CKPT", help="A fine-tuned checkpoint, with a name. One for each task."),
@@ -60,7 +55,7 @@ def run(
     from cpift.recipe import Recipe
     from cpift.terminal import Terminal, say, scores_table
 
-    loaded = Recipe.load(recipe, _overrides(sets))
+    loaded = Recipe.load(recipe, overrides(sets))
     from cpift.pipeline import check
     from cpift.pipeline import run as run_all
 
@@ -101,7 +96,7 @@ def plan(
     from cpift.recipe import Recipe
     from cpift.terminal import say
 
-    result = make_plan(Recipe.load(recipe, _overrides(sets)), measure=measure)
+    result = make_plan(Recipe.load(recipe, overrides(sets)), measure=measure)
     if as_json:
         print(json.dumps(result, indent=1))
     else:
@@ -252,7 +247,7 @@ def evaluate(
 
     terminal = Terminal()
     try:
-        scores = evaluate_recipe(model, Recipe.load(recipe, _overrides(sets)), terminal)
+        scores = evaluate_recipe(model, Recipe.load(recipe, overrides(sets)), terminal)
     finally:
         terminal.close()
     _write_text(out, json.dumps({"model": str(model), "tasks": scores}) + "\n")
@@ -261,70 +256,7 @@ def evaluate(
         say(f"{task}: {score['metric']} {shown} ({len(score['items'])} rows)")
 
 
-class _Lists(TyperCommand):
-    """Lets ``--seeds 0 1 2`` stand for ``--seeds 0 --seeds 1 --seeds 2``, as people write it."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        lists = {"--methods", "--seeds", "--budget"}
-        spread: list[str] = []
-        option, given = "", 0
-        for arg in args:
-            if arg.startswith("-") and not arg.lstrip("-").isdigit():
-                option, given = (arg, 0) if arg in lists else ("", 0)
-                spread.append(arg)
-                continue
-            if option and given:
-                spread.append(option)
-            given += 1
-            spread.append(arg)
-        return super().parse_args(ctx, spread)
-
-
-@app.command(cls=_Lists)
-def compare(
-    recipe: RecipePath,
-    out: Annotated[Path, typer.Option(help="Folder of the comparison. Called again with the same one, it goes on.")],
-    methods: Annotated[
-        list[str],
-        typer.Option(metavar="METHOD...", help="Such as multi_task cpi_ft cpi_ft:fuse.space=updates; see below."),
-    ],
-    seeds: Annotated[list[int] | None, typer.Option(metavar="SEED...", help="By default 0.")] = None,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(metavar="BUDGET...", help="equal_tokens (the default), paper, incremental."),
-    ] = None,
-    reference: Annotated[str, typer.Option(help="The method that all others are set against.")] = "cpi_ft",
-    jobs: Annotated[int, typer.Option(min=1, help="Seeds worked on side by side, each in its own process.")] = 1,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the weights of what is scored.")] = False,
-    sets: Sets = None,
-) -> None:
-    """Train and score methods side by side on the recipe's tasks: is it worth it?
-
-    Methods: base, single_task, multi_task, multi_stage_random, multi_stage_heuristic, multi_stage_replay, cpi_ft and
-    any variant of it (cpi_ft:KEY=VALUE), cpi_ft_random_region, cpi_ft_no_freeze, cpi_ft_no_transplant,
-    cpi_ft_no_refine, bias_only; soup, task_arithmetic, ties, dare_ties by mergekit. Under incremental: sequential,
-    sequential_replay, cpi_ft, task_arithmetic, multi_task. Write the recipe's path before the lists.
-    """
-    from cpift.compare import FILE
-    from cpift.compare import compare as run_all
-    from cpift.compare.table import markdown
-    from cpift.recipe import Recipe
-    from cpift.terminal import Terminal, say
-
-    terminal = Terminal()
-    try:
-        result = run_all(
-            Recipe.load(recipe, _overrides(sets)), out, methods, seeds or [0], budget or ["equal_tokens"],  # type: ignore[arg-type]
-            reference=reference, jobs=jobs, keep_models=keep_models, reporter=terminal,
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        terminal.close()
-        say("stopped; run the same command again to go on")
-        raise typer.Exit(130) from None
-    finally:
-        terminal.close()
-    say(markdown(result))
-    say(f"\nevery item's outcome is in {out / FILE}")
+app.command(cls=Lists)(compare)
 
 
 @app.command()
@@ -372,23 +304,6 @@ def _named(values: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-def _overrides(values: Sequence[str] | None) -> dict[str, Any]:
-    import yaml
-
-    from cpift.recipe import read_yaml
-
-    found = {}
-    for value in values or []:
-        key, sign, text = value.partition("=")
-        if not sign or not key:
-            raise CpiftError(f"--set {value}: write it as KEY=VALUE, such as probe.steps=50")
-        try:
-            found[key] = read_yaml(text)
-        except yaml.YAMLError as error:
-            raise CpiftError(f"--set {value}: the value is not YAML") from error
-    return found
-
-
 def _number(text: str, option: str) -> float:
     try:
         return float(text)
@@ -403,7 +318,7 @@ def _write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise
         raise CpiftError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -415,16 +330,19 @@ def main() -> None:
     try:
         app()
     except CpiftError as error:
+        from cpift import team
         from cpift.terminal import clean
 
-        print(f"cpift: {' '.join(clean(str(error)).split())}", file=sys.stderr)
+        if not team.leads():
+            sys.exit(2)  # the first process says it
+        said = " ".join(clean(str(error)).split())
+        print(f"cpift: {said if len(said) < 2500 else said[:1200] + ' … ' + said[-1200:]}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if not is_disk_full(error):
             raise
-        print(
-            f"cpift: the disk is full ({error.filename or 'while writing'}); make room and run again", file=sys.stderr
-        )
+        where = getattr(error, "filename", None) or "while writing"
+        print(f"cpift: the disk is full ({where}); make room and run again", file=sys.stderr)
         sys.exit(2)
 
 

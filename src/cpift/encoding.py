@@ -101,7 +101,10 @@ def _render(messages: list[Row], tokenizer: Any, add_generation_prompt: bool = F
         )
     if not messages:
         return ""
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # templates are programs: they refuse roles, or are broken in any way
+        raise CpiftError(f"the chat template refuses a row ({' '.join(str(error).split())[:300]})") from error
     return text
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from cpift.checkpoint import Block, Checkpoint, align, blocks, native, open_checkpoint
-from cpift.checkpoint_writer import CheckpointWriter, parse_size
+from cpift.checkpoint_writer import CheckpointWriter, check_companions, parse_size
 from cpift.errors import CpiftError
 from cpift.interpolation import Combination, Interpolation, Space, combination
 from cpift.kernels import add_gram, combine, rounded
@@ -83,6 +83,7 @@ def fuse(
         raise CpiftError(f"weight: {weight} is not in 0 … 1")
     if dtype is not None and dtype not in DTYPES:
         raise CpiftError(f"dtype: {dtype} is not one of {', '.join(DTYPES)}")
+    check_companions(*(path if path.is_dir() else path.parent for path in (inputs.base.path, inputs.backbone.path)))
     options = {"overlap": overlap, "interpolation": interpolation, "space": space, "vector": vector, "weight": weight,
                "dtype": dtype, "max_shard_size": parse_size(max_shard_size)}  # fmt: skip
     layout = {

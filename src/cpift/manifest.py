@@ -95,15 +95,13 @@ def finish(
     made = Made(key, dict(settings), dict(needs), outputs, dict(facts))
     (partial / FILE).write_text(json.dumps(vars(made), indent=1) + "\n", encoding="utf-8")
     _sync(partial / FILE)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of a call that was cut off just here
     if folder.exists():  # what is there was made of something else
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         folder.replace(old)
-        partial.replace(folder)
-        shutil.rmtree(old)
-    else:
-        partial.replace(folder)
+    partial.replace(folder)
     _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,11 @@ def locate(model: str) -> Path:
     Raises :class:`CpiftError` where there is no such folder, file or hub repository.
     """
     path = Path(model)
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    if "\0" in model:
+        raise CpiftError(f"model: {model!r} is no path")
+    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix == ".gguf"):  # these take names of any length
         return path
-    if path.exists() or path.suffix == ".gguf" or model.startswith((".", "/", "~")) or model.count("/") > 1:
+    if os.path.exists(path) or path.suffix == ".gguf" or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise CpiftError(f"model: {model} is neither a folder, a GGUF file nor a hub id")
     from huggingface_hub import snapshot_download
 
@@ -51,19 +54,33 @@ def convert_gguf(file: Path, out: Path) -> None:
         save(model, tokenizer, out)
 
 
+def check_model(folder: Path, trust_remote_code: bool = False) -> None:
+    """Say in one line what is wrong with a checkpoint, as far as its files tell. Raises :class:`CpiftError`."""
+    from transformers import AutoConfig
+
+    found = open_checkpoint(folder)
+    layers = found.config.get("num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > len(found.tensors):  # would be built before it is compared
+        raise CpiftError(f"{folder}: its num_hidden_layers is {layers}, yet it holds {len(found.tensors)} tensors")
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a broken configuration raises whatever trips over it first
+        raise CpiftError(f"{folder}: transformers cannot load it ({_why(error)})") from error
+
+
 def load_model(folder: Path, trust_remote_code: bool = False) -> Any:
     """A causal language model with fp32 weights. Raises :class:`CpiftError` for damaged or pickle checkpoints."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    open_checkpoint(folder)  # says what is wrong in one line
+    check_model(folder, trust_remote_code)
     with _quiet():
         try:
             return AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
             )
-        except (ValueError, OSError, KeyError, RuntimeError) as error:
-            raise CpiftError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})") from error
+        except Exception as error:  # a broken configuration raises whatever trips over it first
+            raise CpiftError(f"{folder}: transformers cannot load it ({_why(error)})") from error
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -73,18 +90,41 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     with _quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except (ValueError, OSError, KeyError, TypeError) as error:
-            raise CpiftError(f"{folder}: has no tokenizer that loads ({' '.join(str(error).split())[:300]})") from error
+        except Exception as error:  # broken files raise whatever trips over them first
+            raise CpiftError(f"{folder}: has no tokenizer that loads ({_why(error)})") from error
     if not tokenizer.is_fast:
         raise CpiftError(f"{folder}: its tokenizer has no fast form, which is needed to mark the assistant's part")
     return tokenizer
 
 
-def save(model: Any, tokenizer: Any, out: Path) -> None:
-    """Write a plain Hugging Face checkpoint."""
+def is_sharded(model: Any) -> bool:
+    """Does this process hold a part of the weights only (FSDP2)?"""
+    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+
+
+def gathered(model: Any) -> Any:
+    """The whole weights of a sharded model, in the first process's main memory; None where nothing is sharded.
+
+    All processes call it together.
+    """
+    if not is_sharded(model):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def save(model: Any, tokenizer: Any, out: Path, weights: Any = None) -> None:
+    """Write a plain Hugging Face checkpoint; ``weights``: gathered from all processes that hold a part of them."""
     with _quiet():
-        model.save_pretrained(out)
+        model.save_pretrained(out, state_dict=weights)
         tokenizer.save_pretrained(out)
+
+
+def _why(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it carries code of its own; with trust_remote_code: true that code is run"
+    return " ".join(str(error).split())[:300]
 
 
 @contextmanager

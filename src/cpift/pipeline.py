@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
-import os
 import platform
 import resource
 import shutil
@@ -15,9 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cpift import manifest
-from cpift.checkpoint import align, check_finite, excluded, open_checkpoint
-from cpift.errors import CpiftError
+from cpift import manifest, team
+from cpift.checkpoint import open_checkpoint
+from cpift.errors import CpiftError, is_disk_full
 from cpift.recipe import STAGES, Recipe
 from cpift.reporter import Reporter
 from cpift.stages import Run, Stage, first_stages
@@ -46,11 +44,24 @@ def run(
     if until is not None and until not in STAGES:
         raise CpiftError(f"until: {until} is not one of {', '.join(STAGES)}")
     out = Path(out)
+    from cpift.training import join
+
+    join()
+    if not team.leads():
+        return _follow(Run(recipe, out))
+    with team.Leader() as leader:
+        return _lead(recipe, out, until, reporter or Reporter(), leader)
+
+
+def _lead(recipe: Recipe, out: Path, until: str | None, reporter: Reporter, leader: team.Leader) -> dict[str, Any]:
     check(recipe, out)
+    from cpift.preflight import read_rows
+
+    current = Run(recipe, out, reporter)
+    read_rows(current)
     with alone(out):
-        current = Run(recipe, out, reporter or Reporter())
         manifest.write_whole(out / "recipe.yaml", recipe.dump())
-        runner, began = Runner(current), time.perf_counter()
+        runner, began = Runner(current, leader), time.perf_counter()
         for stages in _phases(current):
             wanted = [s for s in stages if until is None or STAGES.index(s.kind) <= STAGES.index(until)]
             runner.make(wanted)
@@ -74,10 +85,17 @@ def _phases(current: Run) -> Iterator[list[Stage]]:
     yield last_stages(current)
 
 
+def _follow(current: Run) -> dict[str, Any]:
+    """Of a process that does not lead: its part in each training."""
+    for name in team.orders():
+        stage = next(stage for stages in _phases(current) for stage in stages if stage.name == name)
+        stage.action({name: manifest.partial_of(current.folder(name))})
+    return {}
+
+
 def check(recipe: Recipe, out: Path) -> None:
     """Refuse, before anything is written, what could not work. Raises :class:`CpiftError`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise CpiftError("cpift run is one process; start it without torchrun or accelerate launch")
+    team.check()
     if out.exists() and not out.is_dir():
         raise CpiftError(f"{out}: is a file; --out names a folder")
     old = out / "recipe.yaml"
@@ -88,16 +106,10 @@ def check(recipe: Recipe, out: Path) -> None:
             raise CpiftError(f"{out}: holds another recipe's run (its {what} differ); choose another --out")
     elif out.is_dir() and any(p.name != ".lock" for p in out.iterdir()):
         raise CpiftError(f"{out}: is not empty and holds no run; choose another --out")
-    from cpift.models import locate
+    from cpift.preflight import check_models
     from cpift.training import check_training
 
-    model = locate(recipe.model)
-    if model.is_dir():
-        base = open_checkpoint(model)
-        excluded(base.tensors, recipe.region.exclude)
-        if recipe.backbone.source not in ("multi_stage", "multi_task", "pretrained"):
-            align(base, open_checkpoint(recipe.backbone.source))
-        check_finite(base)
+    check_models(recipe)
     for stage in ("probe", "backbone", "refine"):
         check_training(recipe.training_of(stage), "training" if stage == "probe" else f"{stage}.training")
 
@@ -120,10 +132,10 @@ def alone(out: Path) -> Iterator[None]:
 
 
 class Runner:
-    """Makes stages of one run, each once."""
+    """Makes stages of one run, each once; ``leader`` tells the other processes of a training what to do."""
 
-    def __init__(self, current: Run) -> None:
-        self._run = current
+    def __init__(self, current: Run, leader: team.Leader | None = None) -> None:
+        self._run, self._leader = current, leader or team.Leader()
         self._verified: set[str] = set()
 
     def make(self, stages: Sequence[Stage]) -> None:
@@ -173,9 +185,11 @@ class Runner:
         reset_peak()
         began = time.perf_counter()
         try:
+            if first.trains:
+                self._leader.train(first.name)
             facts = first.action(folders)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
+        except Exception as error:
+            if not isinstance(error, CpiftError) and is_disk_full(error):
                 raise CpiftError(
                     f"{first.name}: the disk is full; make room and run again, finished stages stand"
                 ) from error

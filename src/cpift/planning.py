@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cpift.checkpoint import check_finite, excluded, open_checkpoint
+from cpift.checkpoint import excluded, open_checkpoint
 from cpift.errors import CpiftError
 from cpift.models import convert_gguf, load_tokenizer, locate
 from cpift.recipe import Recipe
@@ -30,10 +30,12 @@ def plan(recipe: Recipe, *, measure: bool = False) -> dict[str, Any]:
 
     Raises :class:`CpiftError` for a recipe, data or model that cannot be used.
     """
+    from cpift.preflight import check_models
     from cpift.training import check_training
 
     for stage in ("probe", "backbone", "refine"):
         check_training(recipe.training_of(stage), f"{stage}.training")
+    check_models(recipe)
     model = locate(recipe.model)
     with tempfile.TemporaryDirectory(prefix="cpift-plan-") as scratch:
         base = model
@@ -48,7 +50,6 @@ def _plan(recipe: Recipe, base: Path, converted: bool, measure: bool, scratch: P
     from cpift.training import batch_rows, max_length
 
     checkpoint, tokenizer = open_checkpoint(base), load_tokenizer(base, recipe.trust_remote_code)
-    check_finite(checkpoint)
     skipped = excluded(checkpoint.tensors, recipe.region.exclude)
     counted = sum(t.size for n, t in checkpoint.tensors.items() if n not in skipped)
     limit = max_length(recipe.training)

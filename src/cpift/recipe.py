@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from cpift.errors import CpiftError
 
+_LIMIT = 2**20  # bytes of a recipe
 STAGES = ("probe", "identify", "group", "backbone", "fuse", "refine", "evaluate")
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"is {str(value).lower()}, where a number or text is meant")
+        return value
 
 
 class Task(_Part):
@@ -51,7 +60,7 @@ class Task(_Part):
     def _compiles(cls, value: str | None) -> str | None:
         try:
             re.compile(value or "")
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"is no regular expression ({error})") from error
         return value
 
@@ -84,8 +93,8 @@ class Probe(_Trained):
     @field_validator("steps")
     @classmethod
     def _positive(cls, value: Any) -> Any:
-        if value != "auto" and value < 1:
-            raise ValueError("steps must be auto or at least 1")
+        if value != "auto" and not 1 <= value <= 10**9:
+            raise ValueError("steps must be auto or a number from 1 to 10^9")
         return value
 
 
@@ -152,7 +161,7 @@ class Refine(_Trained):
 
     examples_per_task: int = Field(default=64, gt=0)
     """Rows of each task, drawn by seed."""
-    epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    epochs: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
     """Passes over these rows."""
     data: Literal["group", "mixed"] = "group"
     """Stage k sees the rows of the tasks of group k, or of all tasks."""
@@ -175,7 +184,7 @@ class Recipe(_Part):
     refine: Refine = Refine()
     training: dict[str, Any] = {}
     """Any field of TRL's SFTConfig, for all trainings."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Of everything that is drawn: data, order, training."""
     trust_remote_code: bool = False
     """Run code that the model's repository carries."""
@@ -217,13 +226,18 @@ class Recipe(_Part):
         Raises :class:`CpiftError` that names every problem.
         """
         path = Path(path)
+        if os.path.exists(path) and not os.path.isdir(path):
+            if not os.path.isfile(path):  # a pipe or a device would keep us waiting
+                raise CpiftError(f"{path}: is no file; cpift init writes a recipe to start from")
+            if path.stat().st_size > _LIMIT:
+                raise CpiftError(f"{path}: is too large for a recipe; cpift init writes one to start from")
         try:
             data = read_yaml(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise CpiftError(
                 f"{path}: cannot be read ({error.strerror}); cpift init writes one to start from"
             ) from error
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise CpiftError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
         if not isinstance(data, dict):
             raise CpiftError(f"{path}: a recipe is a table of keys; cpift init writes one to start from")
@@ -245,7 +259,11 @@ class Recipe(_Part):
 
         def place(value: Any) -> Any:
             found = folder / value if isinstance(value, str) else None
-            return str(found.absolute()) if found is not None and (found.exists() or _is_file_name(value)) else value
+            return (
+                str(found.absolute())
+                if found is not None and (os.path.exists(found) or _is_file_name(value))
+                else value
+            )
 
         tasks = {
             n: t.model_copy(update={"train": place(t.train), "eval": place(t.eval)}) for n, t in self.tasks.items()

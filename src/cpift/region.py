@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +139,7 @@ class Region:
         """Open a region file by memory map. Raises :class:`CpiftError` where it is damaged or of another format."""
         path = Path(path)
         tensors, metadata = read_header_and_metadata(path)
-        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        if metadata.get("format") != FORMAT:
             raise CpiftError(f"{path}: not a region file (format {FORMAT}); cpift identify makes one")
         try:
             shapes = {n: tuple(int(d) for d in s) for n, s in json.loads(metadata.get("shapes", "{}")).items()}
@@ -146,7 +147,9 @@ class Region:
             count, total = int(metadata["count"]), int(metadata["total"])
             threshold = float(metadata["threshold"]) if metadata.get("threshold") else None
             packed = base64.b64decode(metadata["negative"], validate=True) if "negative" in metadata else None
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            if not 0 <= count <= total or not isinstance(statistics, dict) or math.isnan(threshold or 0.0):
+                raise ValueError("count, total, threshold or statistics cannot be")
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CpiftError(f"{path}: damaged metadata ({error})") from error
         positions: dict[str, np.ndarray] = {}
         data = np.memmap(path, mode="r", dtype=np.uint8)
@@ -155,7 +158,7 @@ class Region:
             if t.dtype not in ("I32", "I64") or len(t.shape) != 1:
                 raise CpiftError(f"{path}: {name} is not a 1-D tensor of int32 or int64")
             positions[name] = np.asarray(data[t.begin : t.end]).view(t.numpy_dtype)
-            limit = int(np.prod(shapes[name], dtype=np.int64)) if name in shapes else None
+            limit = math.prod(shapes[name]) if name in shapes else None
             _check_positions(path, name, positions[name], limit)
         if count != sum(len(p) for p in positions.values()):
             raise CpiftError(f"{path}: holds {sum(map(len, positions.values()))} positions, its header says {count}")

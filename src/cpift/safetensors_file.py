@@ -15,6 +15,7 @@ import numpy as np
 from cpift.errors import CpiftError
 
 HEADER_LIMIT = 100_000_000  # as the safetensors library has it
+_TABLES_LIMIT = 2_000_000  # lists and tables in a header; more would take gigabytes to hold
 # bf16 has no numpy dtype: its bits come as uint16.
 _FLOATING = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 _OTHER = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
@@ -66,13 +67,18 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 def read_header_and_metadata(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """As :func:`read_header`, with the file's metadata."""
+    if path.exists() and not path.is_file():  # a pipe or a device would keep us waiting
+        raise CpiftError(f"{path}: is no file")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, HEADER_LIMIT):
                 raise CpiftError(f"{path}: truncated or not safetensors (header of {length} bytes, file of {size})")
-            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+            text = file.read(length)
+        if text.count(b"{") + text.count(b"[") > _TABLES_LIMIT:
+            raise CpiftError(f"{path}: damaged header (too many tables)")
+        header = json.loads(text, object_pairs_hook=_no_duplicates)
     except OSError as error:
         raise CpiftError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -80,6 +86,8 @@ def read_header_and_metadata(path: Path) -> tuple[dict[str, StoredTensor], dict[
     if not isinstance(header, dict):
         raise CpiftError(f"{path}: damaged header (not a table)")
     metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CpiftError(f"{path}: damaged header (metadata is not text)")
     tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
     position = 8 + length
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -104,7 +112,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _tensor(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        whole = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         whole = False
     if not whole:

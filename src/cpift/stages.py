@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ class Stage:
     action: Action
     together: str = ""
     writes_model: bool = False
+    trains: bool = False  # with all processes of the run
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Run:
     reporter: Reporter = field(default_factory=Reporter)
     warnings: list[str] = field(default_factory=list)
     shared: tuple[Path, ...] = ()  # other run folders; a stage that one of them has made is taken over
+    loaded: dict[str, Any] = field(default_factory=dict)  # what load_rows gave, kept until its stage stores it
 
     def folder(self, stage: str) -> Path:
         return self.out / "stages" / stage
@@ -128,7 +131,7 @@ def _task_stage(run: Run, name: str) -> Stage:
     settings: dict[str, Any] = {"task": task.model_dump(exclude={"licence"}), "seed": seed}
     for part in ("train", "eval"):
         source = Path(str(getattr(task, part)))
-        if task.generate is None and source.is_file():
+        if task.generate is None and os.path.isfile(source):
             settings["task"][part] = {"file": manifest.file_hash(source)}
     if task.generate is not None:
         import importlib.metadata
@@ -137,7 +140,7 @@ def _task_stage(run: Run, name: str) -> Stage:
     stage = f"00-tasks/{name}"
 
     def load(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-        train, evaluation, warnings = load_rows(name, task, seed)
+        train, evaluation, warnings = run.loaded.pop(name, None) or load_rows(name, task, seed)
         facts = {
             "train_rows": len(train),
             "eval_rows": len(evaluation),
@@ -247,19 +250,22 @@ def trained_stage(
             loss = f"loss {event['loss']:.3f}  " if event["loss"] is not None else ""
             run.reporter.progress(event["step"], event["steps"], f"{loss}{event['tokens_per_second']:.0f} tokens/s")
 
-        trained = fine_tune(
-            start[1],
-            encoded,
-            folders[name],
-            training,
-            steps=steps,
-            seed=seed,
-            frozen=regions_by_name(regions, frozen or []),
-            work=folders[name] / "work",
-            tick=tick,
-            trust_remote_code=run.recipe.trust_remote_code,
-            trainable=trainable,
-        )
+        try:
+            trained = fine_tune(
+                start[1],
+                encoded,
+                folders[name],
+                training,
+                steps=steps,
+                seed=seed,
+                frozen=regions_by_name(regions, frozen or []),
+                work=folders[name] / "work",
+                tick=tick,
+                trust_remote_code=run.recipe.trust_remote_code,
+                trainable=trainable,
+            )
+        except CpiftError as error:
+            raise CpiftError(f"{name} ({', '.join(tasks)}): {error}") from error
         return {name: {**asdict(trained), "rows": len(encoded), "rows_left_out": empty}}
 
-    return Stage(name, kind, what, settings, tuple(needs), train, writes_model=True)
+    return Stage(name, kind, what, settings, tuple(needs), train, writes_model=True, trains=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -105,6 +106,24 @@ def read_jsonl(path: Path) -> list[Row]:
     return rows
 
 
+def _read_json(path: Path) -> list[Row]:
+    """Rows of a file that holds one list of them, or one row a line. Raises :class:`CpiftError` with file and line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.lstrip().startswith("["):
+            return read_jsonl(path)
+        rows = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise CpiftError(f"{path}: not UTF-8 text ({error.reason})") from error
+    except json.JSONDecodeError as error:
+        raise CpiftError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise CpiftError(f"{path}: not JSON ({error})") from error
+    except OSError as error:
+        raise CpiftError(f"{path}: cannot be read ({error.strerror})") from error
+    return [check_row(_without_empty(row), f"{path}, row {i}") for i, row in enumerate(rows)]
+
+
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """One row a line."""
     with path.open("w", encoding="utf-8") as file:
@@ -150,10 +169,15 @@ def _check_messages(messages: Any, where: str, last_is_assistant: bool) -> None:
 
 def _rows(name: str, source: str, split: str) -> list[Row]:
     path = Path(source)
-    if path.suffix == ".jsonl" and (path.is_file() or not path.exists()):
-        if not path.is_file():
+    if path.suffix in (".jsonl", ".json", ".parquet"):
+        if not os.path.lexists(path):
             raise CpiftError(f"tasks.{name}: {path} is missing; paths count from the recipe's folder")
+        if not os.path.isfile(path):  # a pipe or a device would keep us waiting
+            raise CpiftError(f"tasks.{name}: {path} is no file")
+    if path.suffix == ".jsonl":
         rows = read_jsonl(path)
+    elif path.suffix == ".json":
+        rows = _read_json(path)
     else:
         rows = _from_datasets(name, source, split)
     if not rows:
@@ -164,13 +188,10 @@ def _rows(name: str, source: str, split: str) -> list[Row]:
 def _from_datasets(name: str, source: str, split: str) -> list[Row]:
     import datasets
 
-    path = Path(source)
-    kind = {".json": "json", ".parquet": "parquet"}.get(path.suffix)
-    if kind and not path.is_file():
-        raise CpiftError(f"tasks.{name}: {path} is missing; paths count from the recipe's folder")
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it has to say comes with the exception
     try:
-        if kind:
-            data = datasets.load_dataset(kind, data_files=str(path), split="train")
+        if source.endswith(".parquet"):
+            data = datasets.load_dataset("parquet", data_files=source, split="train")
         else:
             data = datasets.load_dataset(source, split=split)
     except Exception as error:  # the library raises many kinds, some of its dependencies
@@ -180,8 +201,8 @@ def _from_datasets(name: str, source: str, split: str) -> list[Row]:
     return [check_row(_without_empty(row), f"{source}, row {i}") for i, row in enumerate(data)]
 
 
-def _without_empty(row: Row) -> Row:
-    return {key: value for key, value in row.items() if value is not None}
+def _without_empty(row: Any) -> Any:
+    return {k: v for k, v in row.items() if v is not None} if isinstance(row, dict) else row
 
 
 def _generated(name: str, task: Task, seed: int) -> tuple[list[Row], list[Row]]:

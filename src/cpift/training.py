@@ -17,12 +17,14 @@ import torch
 from datasets import Dataset
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
+from cpift import team
 from cpift.encoding import Encoded
 from cpift.errors import CpiftError
 from cpift.freezing import freeze
-from cpift.models import load_model, load_tokenizer, save
+from cpift.models import gathered, is_sharded, load_model, load_tokenizer, save
 from cpift.region import Region
 
 # Where these differ from SFTConfig's own defaults there is a reason.
@@ -31,12 +33,15 @@ DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-4,
     "train_sampling_strategy": "group_by_length",  # batches of like length waste no padding
     "activation_checkpointing": False,  # memory for time: for those who lack memory
+    "ddp_find_unused_parameters": False,  # a language model uses them all
     "report_to": "none",
     "save_total_limit": 1,
     "logging_nan_inf_filter": False,  # a loss that is no number must be seen
 }
 # Set by cpift itself: the stage decides about these.
 _OWN = {"output_dir", "max_steps", "num_train_epochs", "seed", "data_seed", "disable_tqdm", "dataset_kwargs"}
+
+_REMEDY = "lower training.learning_rate, or look at the data"
 
 Tick = Callable[[Mapping[str, Any]], None]
 
@@ -66,14 +71,17 @@ def check_training(training: Mapping[str, Any], where: str = "training") -> None
             near = difflib.get_close_matches(key, known - _OWN, n=1)
             raise CpiftError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     typed(training, where)
+    if training.get("push_to_hub"):
+        raise CpiftError(f"{where}.push_to_hub: a run's stages stay here; push the folder model/ once it is done")
     try:
-        config = _config(training, Path("unused"), steps=1, seed=0)
+        config = _config(training, Path("unused"), steps=1, seed=0, share=False)
     except Exception as error:  # dataclass and enums: whatever they raise is about the value given
         raise CpiftError(f"{where}: SFTConfig refuses it ({' '.join(str(error).split())[:300]})") from error
     if config.per_device_train_batch_size < 1 or config.gradient_accumulation_steps < 1:
         raise CpiftError(f"{where}: batch size and gradient_accumulation_steps must be at least 1")
     if not 0 <= config.learning_rate < math.inf:
         raise CpiftError(f"{where}.learning_rate: {config.learning_rate} is no rate")
+    _shared(typed(training, where), where)
     if config.packing:
         raise CpiftError(f"{where}.packing: is not supported; rows are batched by length instead")
 
@@ -94,6 +102,13 @@ def batch_rows(training: Mapping[str, Any]) -> int:
     """Rows in one optimizer step."""
     each = int(training.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"]))
     return each * int(training.get("gradient_accumulation_steps", 1))
+
+
+def _shared(settings: Mapping[str, Any], where: str = "training") -> dict[str, int]:
+    """The recipe's rows of a step, shared out among the processes of the run."""
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    given = [int(settings.get(names[0], DEFAULTS[names[0]])), int(settings.get(names[1], 1))]
+    return dict(zip(names, team.share(given[0], given[1], where), strict=True))
 
 
 def max_length(training: Mapping[str, Any]) -> int | None:
@@ -160,7 +175,7 @@ def _fine_tune(
     config = _config(training, work, steps, seed)
     data = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
     watch = _Watch(steps, tick)
-    trainer = SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
+    trainer = _Trainer(model, config, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
     _only_our_progress(trainer)
     guard = FreezeCallback(frozen) if frozen is not None and frozen.count else None
     if guard:
@@ -171,12 +186,13 @@ def _fine_tune(
             stack.callback(guard.release)
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     seconds = time.perf_counter() - began
-    if guard and guard.changed:
-        raise CpiftError(f"{guard.changed} frozen elements changed; this is a fault of cpift or of the optimizer used")
+    frozen_count, changed = _of_all(trainer, guard)
+    if changed:
+        raise CpiftError(f"{changed} frozen elements changed; this is a fault of cpift or of the optimizer used")
     began = time.perf_counter()
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    weights = gathered(trainer.model)
     if trainer.accelerator.is_main_process:
-        save(trained, tokenizer, out)
+        save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out, weights)
     trainer.accelerator.wait_for_everyone()
     return Trained(
         steps=trainer.state.global_step,
@@ -186,12 +202,20 @@ def _fine_tune(
         load_seconds=loaded,
         save_seconds=time.perf_counter() - began,
         losses=watch.losses,
-        frozen=guard.count if guard else 0,
-        frozen_changed=guard.changed if guard else 0,
+        frozen=frozen_count,
+        frozen_changed=changed,
     )
 
 
-def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int) -> SFTConfig:
+def _of_all(trainer: Any, guard: FreezeCallback | None) -> tuple[int, int]:
+    """Frozen elements, and those that changed: of all processes, where each holds a part of the weights."""
+    held = torch.tensor([guard.count, guard.changed] if guard else [0, 0], device=trainer.accelerator.device)
+    if is_sharded(trainer.model):
+        held = trainer.accelerator.reduce(held, "sum")
+    return int(held[0]), int(held[1])
+
+
+def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int, share: bool = True) -> SFTConfig:
     settings: dict[str, Any] = {
         **DEFAULTS,
         "bf16": _bf16_helps() and not training.get("fp16", False),
@@ -199,6 +223,7 @@ def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int) ->
         "logging_steps": max(1, steps // 100),
         "include_num_input_tokens_seen": "non_padding",
         **typed(training),
+        **(_shared(typed(training)) if share else {}),
         "output_dir": str(output),
         "max_steps": steps,
         "seed": seed,
@@ -208,7 +233,10 @@ def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int) ->
     }
     if "gradient_checkpointing" in training:  # the older name, which many recipes have
         settings["activation_checkpointing"] = settings.pop("gradient_checkpointing")
-    return SFTConfig(**settings)
+    config = SFTConfig(**settings)
+    if team.size() == 1 and config.n_gpu > 1:
+        config._n_gpu = 1  # or the Trainer would spread over all GPUs by threads, with as many times the rows
+    return config
 
 
 def _bf16_helps() -> bool:
@@ -217,6 +245,22 @@ def _bf16_helps() -> bool:
         return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported()  # type: ignore[union-attr]
     capability = torch.backends.cpu.get_cpu_capability()
     return capability.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
+
+
+def join() -> None:
+    """Meet the other processes of the run; all of them call this before anything else, as each waits for the others."""
+    if team.size() > 1:
+        _config({}, Path("unused"), steps=1, seed=0, share=False)  # accelerate makes the process group in its making
+
+
+class _Trainer(SFTTrainer):  # type: ignore[misc]
+    """Draws the rows of a step as one process would, so that they do not hang on how many share them."""
+
+    def _get_train_sampler(self, *given: Any) -> Any:
+        sampler = super()._get_train_sampler(*given)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.batch_size *= team.size()
+        return sampler
 
 
 def _only_our_progress(trainer: SFTTrainer) -> None:
@@ -259,8 +303,11 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.losses: list[tuple[int, float, float]] = []
         self._steps, self._tick, self._began = steps, tick, time.perf_counter()
         self._first_tokens: int | None = None
+        self._worse_than_guessing = math.inf
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        vocabulary = getattr(kwargs["model"].config, "vocab_size", None)
+        self._worse_than_guessing = 2 * math.log(vocabulary) if vocabulary else math.inf
         self._began, self._first_tokens = time.perf_counter(), int(state.num_input_tokens_seen)
         self.losses = [
             (int(entry["step"]), float(entry["loss"]), float(entry.get("learning_rate", 0.0)))
@@ -287,12 +334,14 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             return
         loss = float(logs["loss"])
         self.losses.append((state.global_step, loss, float(logs.get("learning_rate", 0.0))))
-        if not math.isfinite(loss):
-            raise CpiftError(
-                f"the loss is {loss} at step {state.global_step}; lower training.learning_rate, or look at the data"
-            )
+        for name, value in (("loss", loss), ("gradient's norm", float(logs.get("grad_norm") or 0.0))):
+            if not math.isfinite(value):
+                raise CpiftError(f"the {name} is {value} at step {state.global_step}; {_REMEDY}")
+        if loss > max(self._worse_than_guessing, 2 * self.losses[0][1]):
+            raise CpiftError(f"the training diverges: the loss is {loss:.1f} at step {state.global_step}; {_REMEDY}")
 
     def trained_tokens(self, rows: Sequence[Encoded], config: SFTConfig) -> int:
         """Tokens the loss was taken on, from the mean row."""
-        seen: int = config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
+        each: int = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        seen: int = config.max_steps * each * team.size()
         return round(seen * sum(row.trained for row in rows) / len(rows))

@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_freezing import bits, some_region
 from tiny import uneven
 
+from cpift.checkpoint import open_checkpoint
+
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -54,3 +56,7 @@ def test_a_sharded_region_keeps_every_bit(tmp_path: Path, alone: dict, processes
         assert same[frozen].all(), name
         assert same[~frozen].mean() < 0.2, name
         assert np.allclose(flat, alone["weights"][name].numpy().reshape(-1), atol=2e-3), name
+    saved = open_checkpoint(tmp_path / "many-saved")
+    assert set(saved.tensors) == set(sharded["weights"])
+    for name, value in sharded["weights"].items():
+        assert np.array_equal(saved.raw(name), value.numpy().reshape(-1)), f"{name}, as saved from all shards"

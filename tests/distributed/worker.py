@@ -12,9 +12,10 @@ from torch.distributed.tensor import Shard
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_freezing import some_region
-from tiny import uneven
+from tiny import tokenizer, uneven
 
 from cpift.freezing import freeze
+from cpift.models import gathered, save
 
 STEPS = 3
 
@@ -52,6 +53,9 @@ def main(out: Path) -> None:
     if sharded:
         dist.all_reduce(counts)
         dist.all_reduce(total)
+    whole = gathered(network)
+    if rank == 0:
+        save(network, tokenizer(), out.with_name(out.name + "-saved"), whole)
     state = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in network.named_parameters()}
     if rank == 0:
         weights = {n: p.detach() for n, p in state.items()}

@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cpift import manifest
+from cpift import manifest, team
 from cpift.compare.incremental import INCREMENTAL
 from cpift.compare.merging import mergekit
 from cpift.compare.methods import MERGES, METHODS, VARIANTS
@@ -73,6 +73,8 @@ def compare(
     """
     reporter = reporter or Reporter()
     wanted = _jobs(methods, seeds, budgets)
+    if team.size() > 1:
+        raise CpiftError("cpift compare is one process; start it without torchrun or accelerate launch")
     if any(job.method in MERGES for job in wanted):
         mergekit()
     for method in dict.fromkeys(job.method for job in wanted):

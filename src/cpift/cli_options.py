@@ -1,0 +1,35 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cpift.errors import CpiftError
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file; cpift init writes one.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, dotted: probe.steps=50."),
+]
+
+
+def overrides(values: Sequence[str] | None) -> dict[str, Any]:
+    """The values of ``--set``, by dotted key. Raises :class:`CpiftError` for one that is not KEY=VALUE."""
+    import yaml
+
+    from cpift.recipe import read_yaml
+
+    found = {}
+    for value in values or []:
+        key, sign, text = value.partition("=")
+        if not sign or not key:
+            raise CpiftError(f"--set {value}: write it as KEY=VALUE, such as probe.steps=50")
+        try:
+            found[key] = read_yaml(text)
+        except yaml.YAMLError as error:
+            raise CpiftError(f"--set {value}: the value is not YAML") from error
+    return found

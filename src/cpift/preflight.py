@@ -1,0 +1,66 @@
+"""What can be known before a run: the model loads, every row can be read and encoded. Nothing is written here."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+from cpift import manifest
+from cpift.checkpoint import align, check_finite, excluded, open_checkpoint
+from cpift.encoding import encode_all
+from cpift.errors import CpiftError
+from cpift.models import check_model, load_tokenizer, locate
+from cpift.recipe import Recipe
+from cpift.stages import Run, first_stages
+from cpift.tasks import load_rows, metric_of
+from cpift.training import max_length
+
+_SOURCES = ("multi_stage", "multi_task", "pretrained")
+
+
+def check_models(recipe: Recipe) -> None:
+    """Read the base, and a backbone that is given. Raises :class:`CpiftError` for what could not be trained or fused."""
+    model = locate(recipe.model)
+    if not model.is_dir():
+        return
+    base = open_checkpoint(model)
+    excluded(base.tensors, recipe.region.exclude)
+    source = recipe.backbone.source
+    if source not in _SOURCES:
+        near = difflib.get_close_matches(source, _SOURCES, n=1)
+        if near and not os.path.lexists(source):
+            raise CpiftError(f"backbone: {source} is no checkpoint; did you mean {near[0]!r}?")
+        align(base, open_checkpoint(source))
+    check_model(model, recipe.trust_remote_code)
+    load_tokenizer(model, recipe.trust_remote_code)
+    check_finite(base)
+
+
+def read_rows(current: Run) -> None:
+    """Load and encode the rows of every task that is not there yet; they are kept for the stage that stores them.
+
+    Raises :class:`CpiftError` for the first row that could not be trained on, however far down it stands.
+    """
+    for stage in first_stages(current):
+        _, _, task = stage.name.partition("00-tasks/")
+        made = manifest.read(current.folder(stage.name))
+        if not task or (made is not None and made.key == manifest.key_of(stage.settings, {})):
+            continue
+        asked = current.recipe.tasks[task]
+        if asked.generate is None:  # generated rows are sound, and take long
+            current.loaded[task] = load_rows(task, asked, current.recipe.seed)
+            metric_of(task, asked, current.loaded[task][1])
+    if locate(current.recipe.model).is_dir():
+        for task, (train, evaluation, _) in current.loaded.items():
+            check_encoding(current, task, [*train, *evaluation])
+
+
+def check_encoding(current: Run, task: str, rows: list[dict[str, object]]) -> None:
+    """Encode rows as training and scoring will. Raises :class:`CpiftError` where the chat template refuses one."""
+    tokenizer = load_tokenizer(current.base, current.recipe.trust_remote_code)
+    try:
+        kept, _ = encode_all(rows, tokenizer, max_length(current.recipe.training))
+    except CpiftError as error:
+        raise CpiftError(f"tasks.{task}: {error}") from error
+    if not kept:
+        raise CpiftError(f"tasks.{task}: no row has a trained part left; raise training.max_length")
