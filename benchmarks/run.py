@@ -205,7 +205,9 @@ def main() -> None:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
     ).stdout.strip()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    bench.say("# Benchmarks\n")
+    bench.say(
+        "# Benchmarks\n\nWhat these say, against the targets and why: [benchmarks-notes.md](benchmarks-notes.md).\n"
+    )
     bench.say(
         f"`make bench` at commit {commit}: {args.threads} threads on {os.cpu_count()} cores ({platform.machine()}), "
         f"{memory:.0f} GiB; Python {platform.python_version()}, torch {torch.__version__}. "
