@@ -64,6 +64,7 @@ OPTIONS = {
         "max_shard_size", "dtype", "threads",
     },
     "evaluate": {"model", "recipe", "out", "sets"},
+    "compare": {"recipe", "out", "methods", "seeds", "budget", "reference", "jobs", "keep_models", "sets"},
     "status": {"folder"},
     "init": {"out"},
 }  # fmt: skip

@@ -19,7 +19,7 @@ def test_defaults_are_the_papers_method() -> None:
     """One per cent, τ = 0.1, random order, multi-stage backbone, SLERP of weights per tensor, frozen cores."""
     told = Recipe.parse(LEAST).model_dump(by_alias=True)
     assert told["probe"]["steps"] == "auto"
-    assert told["region"] == {"percent": 1.0, "exclude": []}
+    assert told["region"] == {"percent": 1.0, "exclude": [], "select": "largest"}
     assert told["group"] == {"threshold": 0.1, "order": "random"}
     assert told["backbone"]["from"] == "multi_stage"
     assert told["fuse"] == {
@@ -28,6 +28,7 @@ def test_defaults_are_the_papers_method() -> None:
         "space": "weights",
         "vector": "tensor",
         "weight": "equal",
+        "transplant": True,
     }
     refine = {k: told["refine"][k] for k in ("examples_per_task", "epochs", "data", "freeze")}
     assert refine == {"examples_per_task": 64, "epochs": 1.0, "data": "group", "freeze": True}

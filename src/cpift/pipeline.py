@@ -46,6 +46,7 @@ def run(
     out = Path(out)
     from cpift.training import join
 
+    team.check()
     join()
     if not team.leads():
         return _follow(Run(recipe, out))
@@ -153,6 +154,8 @@ class Runner:
             if stage not in due:
                 self._run.reporter.skipped(stage.name)
                 self._warn_again(stage)
+            if stage.kind in ("group", "evaluate"):  # read by no stage, but by the run itself
+                self._verify(stage.name)
 
     def _missing(self, stage: Stage) -> bool:
         made = manifest.read(self._run.folder(stage.name))

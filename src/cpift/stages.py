@@ -77,8 +77,11 @@ class Run:
         file = self.folder("03-group") / "groups.json"
         if manifest.read(self.folder("03-group")) is None:
             return None
-        found = json.loads(file.read_text())
-        return [found["groups"][i] for i in found["order"]]
+        try:
+            found = json.loads(file.read_text())
+            return [found["groups"][i] for i in found["order"]]
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise CpiftError(f"{file}: is damaged ({error}); remove {file.parent} and run again to redo it") from error
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)

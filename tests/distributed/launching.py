@@ -10,7 +10,7 @@ from typing import Any
 
 LAUNCHERS = {
     "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "{n}", "-m", "cpift.cli"],
-    "accelerate": ["-m", "accelerate.commands.launch", "--cpu", "--multi_gpu", "--num_processes", "{n}",
+    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "{n}",
                    "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "cpift.cli"],
 }  # fmt: skip
 

@@ -82,7 +82,7 @@ def test_edited_rows_and_recipe(whole: Path, tmp_path: Path) -> None:
     place = tmp_path / "copy"
     place.mkdir()
     out, listener = copy(whole, tmp_path / "out"), Listener()
-    data = tiny.recipe(place)
+    data = tiny.recipe(place) | {"model": str(whole.parent / "base")}
     rows = (place / "upper.train.jsonl").read_text().splitlines()
     (place / "upper.train.jsonl").write_text("\n".join([*rows[1:], rows[0]]) + "\n")
     data["region"]["percent"] = 4.0
@@ -103,7 +103,7 @@ def test_a_bad_row_far_down_in_an_edited_file(whole: Path, tmp_path: Path) -> No
     place = tmp_path / "copy"
     place.mkdir()
     out = copy(whole, tmp_path / "out")
-    data = tiny.recipe(place)
+    data = tiny.recipe(place) | {"model": str(whole.parent / "base")}
     row = json.dumps(tiny.rows("double", 1, 0)[0])
     (place / "double.train.jsonl").write_text(f"{row}\n" * 9999 + '{"messages": []}\n')
     data["probe"]["steps"] = 4
