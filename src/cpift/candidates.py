@@ -94,22 +94,22 @@ class Candidates:
         """Positions and signs of the k best, by parameter."""
         if self.filled > self.count:
             self._compact()
-        ends = dict(zip(segments, np.cumsum(self._per_segment).tolist(), strict=True))
-        wide = {name for name in shapes if np.prod(shapes[name], dtype=np.int64) >= 2**31}
-        places, signs = np.empty(self.filled, np.int32), np.empty(self.filled, np.bool_)
-        large = {name: np.empty(0, np.int64) for name in wide}
-        firsts: dict[str, int] = {}
-        start = 0
-        for (name, offset), end in ends.items():
-            firsts.setdefault(name, start)
-            here = places[start:end] if name not in wide else np.empty(end - start, np.int64)
-            unpack(self._buffer[start:end], offset, here, signs[start:end])
-            if name in wide:
-                large[name] = np.concatenate([large[name], here])
-            start = end
-        lasts = {name: end for (name, _), end in ends.items()}
-        spans = {name: slice(first, lasts[name]) for name, first in firsts.items() if lasts[name] > first}
-        return {n: large.get(n, places[span]) for n, span in spans.items()}, {n: signs[s] for n, s in spans.items()}
+        lengths: dict[str, int] = {}
+        for (name, _), length in zip(segments, self._per_segment.tolist(), strict=True):
+            lengths[name] = lengths.get(name, 0) + length
+        positions = {
+            name: np.empty(length, np.int32 if np.prod(shapes[name], dtype=np.int64) < 2**31 else np.int64)
+            for name, length in lengths.items()
+            if length
+        }
+        negative = {name: np.empty(length, np.bool_) for name, length in lengths.items() if length}
+        start, filled = 0, dict.fromkeys(lengths, 0)
+        for (name, offset), length in zip(segments, self._per_segment.tolist(), strict=True):
+            if length:
+                here = slice(filled[name], filled[name] + length)
+                unpack(self._buffer[start : start + length], offset, positions[name][here], negative[name][here])
+                start, filled[name] = start + length, here.stop
+        return positions, negative
 
 
 def has_infinite(entries: np.ndarray) -> bool:

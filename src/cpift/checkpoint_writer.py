@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cpift.checkpoint import INDEX, SINGLE
+from cpift.disk import sync
 from cpift.errors import CpiftError
 from cpift.safetensors_file import header_bytes, itemsize
 
@@ -138,11 +139,7 @@ class CheckpointWriter:
         if self.out.exists():
             self.out.rmdir()  # known to be empty
         self._partial.replace(self.out)
-        handle = os.open(self.out.absolute().parent, os.O_RDONLY)  # a rename lasts once its folder is synced
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(self.out.absolute().parent)  # a rename lasts once its folder is synced
 
 
 def _nbytes(entry: tuple[str, tuple[int, ...]]) -> int:
@@ -176,27 +173,31 @@ def _check_room(out: Path, needed: int) -> None:
 
 
 def _copy_companions(source: Path, target: Path) -> None:
-    for pattern in _COMPANIONS:
-        for file in sorted(source.glob(pattern)):
-            if file.is_file() and file.name not in _NOT_COMPANIONS:
-                _check_link(file, source)
-                place = target / file.relative_to(source)
-                place.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, place)
+    check_companions(source)
+    for file in _companions(source):
+        if file.is_file():
+            place = target / file.relative_to(source)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place)
 
 
 def check_companions(*folders: Path) -> None:
     """Raise :class:`CpiftError` for a file to be copied that is a link to somewhere else."""
     for folder in folders:
-        for pattern in _COMPANIONS if folder.is_dir() else ():
-            for file in folder.glob(pattern):
-                _check_link(file, folder)
+        for file in _companions(folder):
+            _check_link(file, folder)
+
+
+def _companions(folder: Path) -> list[Path]:
+    """What goes along with the weights, links that lead nowhere included."""
+    found = [file for pattern in _COMPANIONS for file in sorted(folder.glob(pattern))]
+    return [file for file in found if file.name not in _NOT_COMPANIONS]
 
 
 def _check_link(file: Path, folder: Path) -> None:
     """A stranger's link must not carry a private file into a checkpoint that is then given away."""
     real, home = file.resolve(), folder.resolve()
-    if home in real.parents or file.name in _NOT_COMPANIONS:
+    if home in real.parents:
         return
     blobs = home.parent.parent / "blobs"  # the hub's cache keeps its files there, and links to them
     if home.parent.name != "snapshots" or real.parent != blobs:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cpift.cli_compare import Lists, compare
-from cpift.cli_options import RecipePath, Sets, overrides
+from cpift.cli_options import RecipePath, Sets, overrides, terminal
 from cpift.errors import CpiftError, is_disk_full
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ def run(
     every model on every task. What is done and unchanged is skipped; killed and started again, it goes on.
     """
     from cpift.recipe import Recipe
-    from cpift.terminal import Terminal, say, scores_table
+    from cpift.terminal import say, scores_table
 
     loaded = Recipe.load(recipe, overrides(sets))
     from cpift.pipeline import check
@@ -63,15 +63,8 @@ def run(
         check(loaded, out)
         _show_status(loaded, out)
         return
-    terminal = Terminal()
-    try:
-        result = run_all(loaded, out, until=until, reporter=terminal)
-    except KeyboardInterrupt:
-        terminal.close()
-        say("stopped; run the same command again to go on")
-        raise typer.Exit(130) from None
-    finally:
-        terminal.close()
+    with terminal() as shown:
+        result = run_all(loaded, out, until=until, reporter=shown)
     if result:
         scores_table(result)
         say(f"\nthe model is in {out / 'model'}; this line loads it:")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from cpift.cli_options import RecipePath, Sets, overrides
+from cpift.cli_options import RecipePath, Sets, overrides, terminal
 
 
 class Lists(TyperCommand):
@@ -58,19 +58,12 @@ def compare(
     from cpift.compare import compare as run_all
     from cpift.compare.table import markdown
     from cpift.recipe import Recipe
-    from cpift.terminal import Terminal, say
+    from cpift.terminal import say
 
-    terminal = Terminal()
-    try:
+    with terminal() as shown:
         result = run_all(
             Recipe.load(recipe, overrides(sets)), out, methods, seeds or [0], budget or ["equal_tokens"],  # type: ignore[arg-type]
-            reference=reference, jobs=jobs, keep_models=keep_models, reporter=terminal,
+            reference=reference, jobs=jobs, keep_models=keep_models, reporter=shown,
         )  # fmt: skip
-    except KeyboardInterrupt:
-        terminal.close()
-        say("stopped; run the same command again to go on")
-        raise typer.Exit(130) from None
-    finally:
-        terminal.close()
     say(markdown(result))
     say(f"\nevery item's outcome is in {out / FILE}")

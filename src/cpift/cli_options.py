@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cpift.errors import CpiftError
+
+if TYPE_CHECKING:
+    from cpift.terminal import Terminal
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file; cpift init writes one.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, dotted: probe.steps=50."),
 ]
+
+
+@contextmanager
+def terminal() -> Iterator[Terminal]:
+    """What a long command shows; interrupted, it says how to go on and ends with exit code 130."""
+    from cpift.terminal import Terminal, say
+
+    shown = Terminal()
+    try:
+        yield shown
+    except KeyboardInterrupt:
+        shown.close()
+        say("stopped; run the same command again to go on")
+        raise typer.Exit(130) from None
+    finally:
+        shown.close()
 
 
 def overrides(values: Sequence[str] | None) -> dict[str, Any]:

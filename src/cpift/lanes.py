@@ -30,12 +30,12 @@ def above(typing: Any, keys: Any, start: Any, limit: Any) -> Any:
     """Bit i of the result: ``keys[start + i] > limit``, for i below LANES; keys is int32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes, every = ir.VectorType(ir.IntType(32), LANES), ir.VectorType(ir.IntType(32), LANES)
+        lanes = ir.VectorType(ir.IntType(32), LANES)
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         values = builder.load(builder.bitcast(builder.gep(data, [args[1]]), lanes.as_pointer()), align=4)
         unset, first = ir.Constant(lanes, ir.Undefined), ir.Constant(ir.IntType(32), 0)
         limits = builder.shuffle_vector(
-            builder.insert_element(unset, args[2], first), unset, ir.Constant(every, [0] * LANES)
+            builder.insert_element(unset, args[2], first), unset, ir.Constant(lanes, [0] * LANES)
         )
         return builder.bitcast(builder.icmp_signed(">", values, limits), ir.IntType(LANES))
 

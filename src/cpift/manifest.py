@@ -13,6 +13,7 @@ from typing import Any
 
 import xxhash
 
+from cpift.disk import sync
 from cpift.errors import CpiftError
 
 FILE = "stage.json"
@@ -91,16 +92,16 @@ def finish(
     outputs = {}
     for file in sorted(p for p in partial.rglob("*") if p.is_file() and p.name != FILE):
         outputs[str(file.relative_to(partial))] = file_hash(file)
-        _sync(file)
+        sync(file)
     made = Made(key, dict(settings), dict(needs), outputs, dict(facts))
     (partial / FILE).write_text(json.dumps(vars(made), indent=1) + "\n", encoding="utf-8")
-    _sync(partial / FILE)
+    sync(partial / FILE)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)  # of a call that was cut off just here
     if folder.exists():  # what is there was made of something else
         folder.replace(old)
     partial.replace(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
     return made
 
@@ -116,7 +117,7 @@ def adopt(folder: Path, key: str, places: Iterable[Path]) -> bool:
         shutil.copytree(place, partial, copy_function=_link)
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         return True
     return False
 
@@ -133,7 +134,7 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
-        _sync(partial)
+        sync(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -146,14 +147,6 @@ def file_hash(path: Path) -> str:
         while piece := file.read(2**22):
             state.update(piece)
     return state.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def differences(made: Made, settings: Mapping[str, Any], needs: Mapping[str, str]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cpift.region import Region
-from cpift.stages import Run, Stage, base_needs, base_settings, probe_steps, trained_stage
+from cpift.stages import Run, Stage, base_needs, base_settings, probe_epochs, probe_steps, trained_stage
 
 Facts = Mapping[str, Mapping[str, Any]]
 
@@ -26,11 +26,8 @@ def middle_stages(run: Run) -> list[Stage]:
     return [*probes, *[identify_stage(run, task) for task in run.tasks], _group(run)]
 
 
-def last_stages(run: Run, intermediate: bool = True) -> list[Stage]:
-    """Backbone, fusion, refinement and scores; the groups must be there.
-
-    intermediate: score base, probes, backbone and each refine stage too, not just the fused and the last model.
-    """
+def last_stages(run: Run) -> list[Stage]:
+    """Backbone, fusion, refinement and scores; the groups must be there."""
     groups = run.groups()
     assert groups is not None
     backbone = _backbone(run, groups)
@@ -47,8 +44,6 @@ def last_stages(run: Run, intermediate: bool = True) -> list[Stage]:
         models["backbone"] = end
     models["fused"] = _at(run, fused.name)
     models |= {f"refine/{k}": _at(run, stage.name) for k, stage in enumerate(refined, start=1)}
-    if not intermediate:
-        models = {name: models[name] for name in ("fused", f"refine/{len(refined)}")}
     scores = [stage for model, place in models.items() for stage in evaluate_stages(run, model, place)]
     return [*backbone, fused, *refined, *scores]
 
@@ -151,8 +146,7 @@ def _backbone(run: Run, groups: list[list[str]]) -> list[Stage]:
     parts = groups if source == "multi_stage" else [run.tasks]
     training = run.recipe.training_of("backbone")
     rows = {task: run.facts(f"00-tasks/{task}")["train_rows"] for task in run.tasks}
-    # As many epochs as a probe: that of the mean task, so that every task is seen alike.
-    epochs = probe_steps(run) * batch_rows(run.recipe.training_of("probe")) / (sum(rows.values()) / len(rows))
+    epochs = probe_epochs(run)
     start = ("00-base" if base_needs(run) else "", run.base)
     stages: list[Stage] = []
     for k, tasks in enumerate(parts, start=1):
@@ -175,25 +169,31 @@ def _fuse(run: Run, backbone: tuple[str, Path]) -> Stage:
         settings["backbone"] = checkpoint_identity(backbone[1])
 
     def combine(folders: Mapping[str, Path]) -> Facts:
-        from cpift.fusion import fuse
-
         tuned = {t: run.folder(f"01-probe/{t}") for t in run.tasks}
         regions = {t: run.folder(f"02-identify/{t}") / "region.safetensors" for t in run.tasks}
         reads = [run.base, backbone[1], *tuned.values()]
-        target = folders["05-fuse"] / "model"
-        report = fuse(
-            run.base, tuned, target, backbone=backbone[1], regions=regions if part.transplant else None,
+        report = fuse_stage(
+            folders["05-fuse"], run.base, tuned, backbone=backbone[1], regions=regions if part.transplant else None,
             **part.model_dump(exclude={"transplant"}),
             progress=_Bytes(run, 2 * sum(_weight_bytes(folder) for folder in reads)),
         )  # fmt: skip
-        for file in sorted(target.iterdir()):
-            file.replace(folders["05-fuse"] / file.name)
-        target.rmdir()
         return {"05-fuse": {key: value for key, value in report.items() if key != "tensors"}}
 
     return Stage(
         "05-fuse", "fuse", "fuse the probes into the backbone", settings, tuple(needs), combine, writes_model=True
     )
+
+
+def fuse_stage(folder: Path, base: Path, tuned: Mapping[str, Path], **options: Any) -> dict[str, Any]:
+    """:func:`cpift.fusion.fuse` into the folder of a stage, which holds a marker and so is not empty."""
+    from cpift.fusion import fuse
+
+    target = folder / "model"
+    report = fuse(base, tuned, target, **options)
+    for file in sorted(target.iterdir()):
+        file.replace(folder / file.name)
+    target.rmdir()
+    return report
 
 
 def _refine(run: Run, groups: list[list[str]], start: tuple[str, Path]) -> list[Stage]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from typing import Any
 
 from cpift import manifest
 from cpift.checkpoint import align, check_finite, excluded, open_checkpoint
@@ -50,14 +51,14 @@ def read_rows(current: Run) -> None:
         if asked.generate is None:  # generated rows are sound, and take long
             current.loaded[task] = load_rows(task, asked, current.recipe.seed)
             metric_of(task, asked, current.loaded[task][1])
-    if locate(current.recipe.model).is_dir():
+    if current.loaded and locate(current.recipe.model).is_dir():
+        tokenizer = load_tokenizer(current.base, current.recipe.trust_remote_code)
         for task, (train, evaluation, _) in current.loaded.items():
-            check_encoding(current, task, [*train, *evaluation])
+            check_encoding(current, tokenizer, task, [*train, *evaluation])
 
 
-def check_encoding(current: Run, task: str, rows: list[dict[str, object]]) -> None:
+def check_encoding(current: Run, tokenizer: Any, task: str, rows: list[dict[str, object]]) -> None:
     """Encode rows as training and scoring will. Raises :class:`CpiftError` where the chat template refuses one."""
-    tokenizer = load_tokenizer(current.base, current.recipe.trust_remote_code)
     try:
         kept, _ = encode_all(rows, tokenizer, max_length(current.recipe.training))
     except CpiftError as error:

@@ -182,6 +182,14 @@ def probe_steps(run: Run) -> int:
     return steps
 
 
+def probe_epochs(run: Run) -> float:
+    """Passes that a probe makes over the rows of the mean task: what the backbone makes over every task's, all seen alike."""
+    from cpift.training import batch_rows
+
+    rows = [run.facts(f"00-tasks/{task}")["train_rows"] for task in run.tasks]
+    return float(probe_steps(run) * batch_rows(run.recipe.training_of("probe")) / (sum(rows) / len(rows)))
+
+
 def trained_stage(
     run: Run,
     name: str,

@@ -216,14 +216,15 @@ def _of_all(trainer: Any, guard: FreezeCallback | None) -> tuple[int, int]:
 
 
 def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int, share: bool = True) -> SFTConfig:
+    given = typed(training)
     settings: dict[str, Any] = {
         **DEFAULTS,
         "bf16": _bf16_helps() and not training.get("fp16", False),
         "use_cpu": not torch.accelerator.is_available(),
         "logging_steps": max(1, steps // 100),
         "include_num_input_tokens_seen": "non_padding",
-        **typed(training),
-        **(_shared(typed(training)) if share else {}),
+        **given,
+        **(_shared(given) if share else {}),
         "output_dir": str(output),
         "max_steps": steps,
         "seed": seed,

@@ -21,8 +21,9 @@ from cpift.compare.statistics import difference, summary
 from cpift.compare.work import Work
 from cpift.errors import CpiftError
 from cpift.pipeline import alone, check
-from cpift.recipe import Recipe
+from cpift.recipe import Recipe, read_yaml
 from cpift.reporter import Reporter
+from cpift.stages import probe_steps
 
 Budget = Literal["paper", "equal_tokens", "incremental"]
 FORMAT = "cpift.comparison/1"
@@ -77,10 +78,16 @@ def compare(
         raise CpiftError("cpift compare is one process; start it without torchrun or accelerate launch")
     if any(job.method in MERGES for job in wanted):
         mergekit()
-    for method in dict.fromkeys(job.method for job in wanted):
-        check(recipe.changed(overrides_of(method)), out / "check")
+    changed = {json.dumps(found, sort_keys=True): found for found in (overrides_of(job.method) for job in wanted)}
+    for overrides in changed.values():  # most methods change nothing, and the base is read through for each
+        check(recipe.changed(overrides), out / "check")
     if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file() and not (out / "recipe.yaml").is_file():
         raise CpiftError(f"{out}: is not empty and holds no comparison; choose another --out")
+    known: dict[Any, Any] = {}
+
+    def write_now() -> dict[str, Any]:
+        return write(recipe, out, wanted, reference, known)
+
     with alone(out):
         manifest.write_whole(out / "recipe.yaml", recipe.dump())
         by_seed = {seed: [job for job in wanted if job.seed == seed] for seed in seeds}
@@ -90,11 +97,11 @@ def compare(
                 for done in as_completed(ways):
                     done.result()
                     reporter.message(f"seed {ways[done]} is done")
-                    write(recipe, out, wanted, reference)
+                    write_now()
         else:
             for todo in by_seed.values():
-                _seed(recipe, out, todo, keep_models, reporter, lambda: write(recipe, out, wanted, reference))
-        return write(recipe, out, wanted, reference)
+                _seed(recipe, out, todo, keep_models, reporter, write_now)
+        return write_now()
 
 
 def overrides_of(method: str) -> dict[str, Any]:
@@ -111,13 +118,15 @@ def overrides_of(method: str) -> dict[str, Any]:
             raise CpiftError(
                 f"--methods {method}: write a variant as {name}:KEY=VALUE, such as cpi_ft:fuse.space=updates"
             )
-        found[key] = yaml.safe_load(value)
+        try:
+            found[key] = read_yaml(value)
+        except yaml.YAMLError as error:
+            raise CpiftError(f"--methods {method}: the value of {key} is not YAML") from error
     return found
 
 
 def _jobs(methods: Sequence[str], seeds: Sequence[int], budgets: Sequence[str]) -> list[Job]:
     """In an order in which what others need comes first."""
-
     if not methods or not seeds or len(set(seeds)) < len(seeds):
         raise CpiftError("compare: give at least one method and one seed, no seed twice")
     unknown = [b for b in budgets if b not in get_args(Budget)]
@@ -160,22 +169,20 @@ def _seed(
 
 
 def _run(recipe: Recipe, out: Path, job: Job, reporter: Reporter) -> None:
-
     name = job.method.partition(":")[0]
     mine = recipe.changed({**overrides_of(job.method), "seed": job.seed})
     place = out / "seeds" / job.folder
-    shared = sorted((out / "seeds" / str(job.seed)).glob("*/*"))
     reporter.message(f"{job.method}, {job.budget}, seed {job.seed}")
     result: dict[str, Any]
     if job.budget == "incremental":
-        work = Work(mine, place, shared, reporter, None)
+        work = Work(mine, place, _siblings(out, job), reporter, None)
         arrivals = INCREMENTAL[name](work)
         result = {"scores": arrivals[-1]["scores"], "arrivals": [_brief(a) for a in arrivals]}
     else:
         tokens = None
         if job.budget == "equal_tokens" and name != "base":
             mine, tokens = equal_tokens(recipe, mine, name, out, job, reporter)
-        work = Work(mine, place, shared, reporter, tokens)
+        work = Work(mine, place, _siblings(out, job), reporter, tokens)
         result = {"scores": METHODS[name](work)}
         if tokens is not None and work.trained and abs(work.spent() / tokens - 1) > TOLERANCE:
             reporter.warning(f"{job.method}: {work.spent()} tokens, {work.spent() / tokens - 1:+.1%} of the budget")
@@ -194,10 +201,8 @@ def equal_tokens(
 ) -> tuple[Recipe, float]:
     """The recipe with its probes (and so its backbone) lengthened or cut so that all its training sees the tokens of
     CPI-FT as ``recipe`` has it; and how many these are."""
-
-    seed = recipe.changed({"seed": job.seed})
-    shared = sorted((out / "seeds" / str(job.seed)).glob("*/*"))
-    plain = Work(seed, out / "seeds" / f"{job.seed}/paper/cpi_ft", shared, reporter, None)
+    seed, place = recipe.changed({"seed": job.seed}), out / "seeds" / Job("paper", "cpi_ft", job.seed).folder
+    plain = Work(seed, place, _siblings(out, job), reporter, None)
     plain.cpi_ft()
     total = plain.spent()
     if not name.startswith("cpi_ft") and name != "single_task" and name not in MERGES:
@@ -217,14 +222,18 @@ def equal_tokens(
         raise CpiftError(
             f"{job.method}: its refine stage alone sees more tokens than all of cpi_ft; lower refine.epochs"
         )
-    from cpift.stages import probe_steps
-
     steps = max(1, round(factor * probe_steps(plain.run)))
     return (mine if abs(factor - 1) < TOLERANCE / 2 else mine.changed({"probe.steps": steps})), total
 
 
-def write(recipe: Recipe, out: Path, jobs: Sequence[Job], reference: str) -> dict[str, Any]:
-    """Gather what is done into ``comparison.json``."""
+def _siblings(out: Path, job: Job) -> list[Path]:
+    """Run folders of the same seed."""
+    return sorted((out / "seeds" / str(job.seed)).glob("*/*"))
+
+
+def write(recipe: Recipe, out: Path, jobs: Sequence[Job], reference: str, known: dict[Any, Any]) -> dict[str, Any]:
+    """Gather what is done into ``comparison.json``. ``known`` keeps statistics for the next call: they take long."""
+
     budgets: dict[str, dict[str, dict[str, Any]]] = {}
     missing = 0
     for job in jobs:
@@ -239,6 +248,21 @@ def write(recipe: Recipe, out: Path, jobs: Sequence[Job], reference: str) -> dic
                 for task, score in result["scores"].items():
                     tasks.setdefault(task, {"metric": score["metric"], "rows": len(score["items"])})
     tasks = {task: tasks[task] for task in recipe.tasks if task in tasks}
+
+    def once(what: str, mine: Mapping[str, Any], theirs: Mapping[str, Any] | None, make: Any) -> dict[str, Any]:
+        key = (what, *tasks, tuple(mine), tuple(theirs or ()))  # what is done with these seeds does not change
+        if key not in known:
+            known[key] = make()
+        found: dict[str, Any] = known[key]
+        return found
+
+    def told(budget: str, method: str, mine: Any, methods: Mapping[str, Any]) -> dict[str, Any]:
+        best = methods.get("single_task")
+        return once(f"summary/{budget}/{method}", mine, best, lambda: summary(mine, tasks, best))
+
+    def compared(budget: str, method: str, mine: Any, theirs: Any) -> dict[str, Any]:
+        return once(f"difference/{budget}/{method}", mine, theirs, lambda: difference(mine, theirs, tasks))
+
     whole = {
         "format": FORMAT,
         "state": "running" if missing else "done",
@@ -248,12 +272,11 @@ def write(recipe: Recipe, out: Path, jobs: Sequence[Job], reference: str) -> dic
         "reference": reference,
         "budgets": budgets,
         "summary": {
-            budget: {m: summary(r, tasks, methods.get("single_task")) for m, r in methods.items()}
-            for budget, methods in budgets.items()
+            budget: {m: told(budget, m, r, methods) for m, r in methods.items()} for budget, methods in budgets.items()
         },
         "differences": {
             budget: [
-                {"method": m, "against": reference, **difference(r, methods[reference], tasks)}
+                {"method": m, "against": reference, **compared(budget, m, r, methods[reference])}
                 for m, r in methods.items()
                 if m != reference and reference in methods
             ]

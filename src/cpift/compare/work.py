@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cpift import manifest
-from cpift.method import evaluate_stages, last_stages, middle_stages
+from cpift.method import evaluate_stages, fuse_stage, last_stages, middle_stages
 from cpift.pipeline import Runner
 from cpift.recipe import Recipe
 from cpift.reporter import Reporter
-from cpift.stages import Run, Stage, base_needs, base_settings, first_stages, probe_steps, trained_stage
+from cpift.stages import Run, Stage, base_needs, base_settings, first_stages, probe_epochs, trained_stage
 
 Place = tuple[str, Path]  # a stage's name ("" for none) and the folder of its model
 
@@ -53,7 +53,7 @@ class Work:
     def cpi_ft(self, refine: bool = True) -> Place:
         """The whole method, as the recipe has it, or all but its last stage; the model it ends with."""
         self.probe()
-        stages = last_stages(self.run, intermediate=False)
+        stages = last_stages(self.run)
         made = [s for s in stages if s.kind in ("backbone", "fuse") or (refine and s.kind == "refine")]
         self._runner.make(made)
         self.trained += [s.name for s in made if s.kind != "fuse"]
@@ -88,16 +88,11 @@ class Work:
         needs = tuple(p[0] for p in (self.base, probe, current, (f"02-identify/{task}", Path())) if p[0])
 
         def combine(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-            from cpift.fusion import fuse
-
-            target = folders[name] / "model"
             region = self.run.folder(f"02-identify/{task}") / "region.safetensors"
-            fuse(
-                self.base[1], {task: probe[1]}, target, backbone=current[1], regions={task: region}, interpolation="sum"
-            )
-            for file in sorted(target.iterdir()):
-                file.replace(folders[name] / file.name)
-            target.rmdir()
+            fuse_stage(
+                folders[name], self.base[1], {task: probe[1]}, backbone=current[1], regions={task: region},
+                interpolation="sum",
+            )  # fmt: skip
             return {name: {}}
 
         settings = {"interpolation": "sum", "task": task, **({} if self.base[0] else base_settings(self.run))}
@@ -142,11 +137,7 @@ class Work:
 
     def paper_tokens(self, tasks: Sequence[str]) -> float:
         """As many passes over the rows as a probe makes over those of the mean task."""
-        from cpift.training import batch_rows
-
-        mean_rows = sum(self.rows(task) for task in self.tasks) / len(self.tasks)
-        passes = probe_steps(self.run) * batch_rows(self.run.recipe.training_of("probe")) / mean_rows
-        return passes * self.epoch_tokens(tasks)
+        return probe_epochs(self.run) * self.epoch_tokens(tasks)
 
     def steps(self, tokens: float, tasks: list[str], replay: Mapping[str, int], training: Mapping[str, Any]) -> int:
         """Optimizer steps that see so many tokens."""
