@@ -29,7 +29,7 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-BLOCK, BATCH, RATE = 128, 32, 1e-3
+BLOCK, BATCH, RATE = 128, 16, 1e-3
 NOUNS = (
     "river", "house", "stone", "bird", "table", "lamp", "garden", "friend", "letter", "road", "window", "clock",
     "bridge", "tree", "song", "boat",
@@ -124,7 +124,7 @@ def main() -> None:
     model = LlamaForCausalLM(config)
     rng = random.Random(0)
     unseen = blocks(words, corpus(args.kind, random.Random(1), 60_000))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.1, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.1, betas=(0.9, 0.98), fused=True)
     began, total = time.perf_counter(), 0.0
     data, used = torch.empty(0, BLOCK, dtype=torch.int64), 0
     for step in range(1, args.steps + 1):
