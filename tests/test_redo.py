@@ -54,7 +54,15 @@ def test_a_task_added_makes_only_what_depends_on_it(whole: Path, place: Path, tm
     recipe = Recipe.parse(tiny.recipe(place, ("reverse", "upper", "double", "first")))
     result = run(recipe, out, reporter=listener)
     after = stamps(out)
-    old = ("00-tasks", "01-probe", "02-identify", "07-evaluate/base", "07-evaluate/probe")
+    old = (
+        "00-tasks",
+        "01-probe",
+        "02-identify",
+        "07-evaluate/base",
+        "07-evaluate/probe",
+        "07-neutral/base",
+        "07-neutral/probe",
+    )
     assert {s for s in before if s.startswith(old)} == {s for s in before if before[s] == after[s]}
     assert {"00-tasks/first", "01-probe/first", "02-identify/first", "03-group"} <= set(listener.made)
     assert all(set(row) == {"reverse", "upper", "double", "first"} for row in result["models"].values())
@@ -103,7 +111,7 @@ def test_a_longer_refinement_redoes_only_that_and_says_so(whole: Path, place: Pa
     run(recipe, out, reporter=listener)
     after = stamps(out)
     again = {s for s in before if before[s] != after[s]}
-    assert again == {s for s in before if s.startswith(("06-refine", "07-evaluate/refine"))}
+    assert again == {s for s in before if s.startswith(("06-refine", "07-evaluate/refine", "07-neutral/refine"))}
     assert stale == again, "status says what run then does"
     assert any("06-refine/1 is done again: steps changed" in text for text in listener.said)
     assert not same(out / "model", whole / "model")

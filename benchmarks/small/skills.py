@@ -34,7 +34,7 @@ def _subtract(rng: random.Random) -> tuple[str, str]:
 
 
 def _multiply(rng: random.Random) -> tuple[str, str]:
-    a, b = rng.randint(2, 99), rng.randint(2, 9)
+    a, b = _number(rng), rng.randint(2, 9)
     return f"{a} {b}", str(a * b)
 
 

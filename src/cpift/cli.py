@@ -52,7 +52,7 @@ def run(
     Probes each task alone, finds their core regions, groups the tasks, trains a backbone, fuses, refines, and scores
     every model on every task. What is done and unchanged is skipped; killed and started again, it goes on.
     """
-    from cpift.recipe import Recipe
+    from cpift.recipe import Recipe, origins
     from cpift.terminal import say, scores_table
 
     loaded = Recipe.load(recipe, overrides(sets))
@@ -64,9 +64,11 @@ def run(
         _show_status(loaded, out)
         return
     with terminal() as shown:
-        result = run_all(loaded, out, until=until, reporter=shown)
+        result = run_all(loaded, out, until=until, reporter=shown, given=origins(recipe, overrides(sets)))
     if result:
         scores_table(result)
+        if (out / "report.html").is_file():
+            say(f"\nwhat happened to each task: {out / 'report.html'}")
         say(f"\nthe model is in {out / 'model'}; this line loads it:")
         say(f'from transformers import AutoModelForCausalLM as A; model = A.from_pretrained("{out / "model"}")')
 
@@ -79,10 +81,13 @@ def plan(
         bool, typer.Option("--measure", help="Time a few steps on this machine, and predict the rest.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="A run folder: keep the plan there, for the report to set beside what it cost.")
+    ] = None,
 ) -> None:
     """Tell what a run would cost: parameters, steps, tokens, memory, disk, and with --measure the time.
 
-    Writes nothing. Rows are loaded and tokenized to count them.
+    Writes nothing, but for --out. Rows are loaded and tokenized to count them.
     """
     from cpift.planning import plan as make_plan
     from cpift.planning import show
@@ -90,6 +95,8 @@ def plan(
     from cpift.terminal import say
 
     result = make_plan(Recipe.load(recipe, overrides(sets)), measure=measure)
+    if out is not None:
+        _write_text(out / "plan.json", json.dumps(result) + "\n")
     if as_json:
         print(json.dumps(result, indent=1))
     else:
@@ -262,6 +269,23 @@ def status(
     if not (folder / "recipe.yaml").is_file():
         raise CpiftError(f"{folder}: holds no run; cpift run RECIPE --out {folder} starts one")
     _show_status(Recipe.load(folder / "recipe.yaml"), folder)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or the folder of a comparison.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page to write; by default report.html in the folder.")
+    ] = None,
+) -> None:
+    """Write one HTML page that shows what happened to each task: finished, still going on, or failed.
+
+    The page is whole in itself: it needs no network. It is drawn from the JSON files of the folder.
+    """
+    from cpift.report import make_report
+    from cpift.terminal import say
+
+    say(f"wrote {make_report(folder, out)}")
 
 
 @app.command()

@@ -129,6 +129,12 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
+def disk_of(folder: Path) -> int:
+    """Bytes of what a stage leaves: all but the folder's own marker and what it worked with."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] not in ("work", ".key"))
+    return sum(p.stat().st_size for p in files)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a small file; it appears whole or stays as it was."""
     partial = path.with_name(f".{path.name}.partial")

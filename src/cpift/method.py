@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cpift.neutral import neutral_stage
 from cpift.region import Region
 from cpift.stages import Run, Stage, base_needs, base_settings, probe_epochs, probe_steps, trained_stage
 
@@ -45,6 +46,7 @@ def last_stages(run: Run) -> list[Stage]:
     models["fused"] = _at(run, fused.name)
     models |= {f"refine/{k}": _at(run, stage.name) for k, stage in enumerate(refined, start=1)}
     scores = [stage for model, place in models.items() for stage in evaluate_stages(run, model, place)]
+    scores += [neutral_stage(run, model, place) for model, place in models.items()]
     return [*backbone, fused, *refined, *scores]
 
 
@@ -100,6 +102,7 @@ def region_facts(region: Region) -> dict[str, Any]:
         "threshold": region.threshold,
         **region.statistics,
         "by_parameter": region.counts(),
+        "sizes": {name: math.prod(shape) for name, shape in region.shapes.items()},
     }
 
 

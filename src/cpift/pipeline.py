@@ -16,7 +16,7 @@ from typing import Any
 from cpift import manifest, team
 from cpift.checkpoint import open_checkpoint
 from cpift.errors import CpiftError, is_disk_full
-from cpift.recipe import STAGES, Recipe
+from cpift.recipe import STAGES, Recipe, origins
 from cpift.reporter import Reporter
 from cpift.stages import Run, Stage, first_stages
 
@@ -24,7 +24,12 @@ VERSIONS = ("cpift", "torch", "transformers", "trl", "accelerate", "datasets", "
 
 
 def run(
-    recipe: Recipe | str | Path, out: str | Path, *, until: str | None = None, reporter: Reporter | None = None
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    until: str | None = None,
+    reporter: Reporter | None = None,
+    given: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run the whole method; called again, it goes on where it stopped, and redoes only what changed.
 
@@ -33,6 +38,7 @@ def run(
         out: the run folder.
         until: last kind of stage to run, one of ``STAGES``.
         reporter: told what happens.
+        given: for the report, dotted keys to where they were given (:func:`cpift.recipe.origins`); a path tells itself.
 
     Returns:
         What ``scores.json`` holds; empty where ``until`` ends before the scores.
@@ -40,7 +46,9 @@ def run(
     Raises:
         CpiftError: bad input; ``out`` holds something else, or another process is at work in it.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    if not isinstance(recipe, Recipe):
+        path, recipe = recipe, Recipe.load(recipe)
+        given = given or origins(path)
     if until is not None and until not in STAGES:
         raise CpiftError(f"until: {until} is not one of {', '.join(STAGES)}")
     out = Path(out)
@@ -51,10 +59,17 @@ def run(
     if not team.leads():
         return _follow(Run(recipe, out))
     with team.Leader() as leader:
-        return _lead(recipe, out, until, reporter or Reporter(), leader)
+        return _lead(recipe, out, until, reporter or Reporter(), leader, given)
 
 
-def _lead(recipe: Recipe, out: Path, until: str | None, reporter: Reporter, leader: team.Leader) -> dict[str, Any]:
+def _lead(
+    recipe: Recipe,
+    out: Path,
+    until: str | None,
+    reporter: Reporter,
+    leader: team.Leader,
+    given: Mapping[str, str] | None,
+) -> dict[str, Any]:
     check(recipe, out)
     from cpift.preflight import read_rows
 
@@ -62,19 +77,44 @@ def _lead(recipe: Recipe, out: Path, until: str | None, reporter: Reporter, lead
     read_rows(current)
     with alone(out):
         manifest.write_whole(out / "recipe.yaml", recipe.dump())
-        runner, began = Runner(current, leader), time.perf_counter()
-        for stages in _phases(current):
-            wanted = [s for s in stages if until is None or STAGES.index(s.kind) <= STAGES.index(until)]
-            runner.make(wanted)
-            if len(wanted) < len(stages):
-                return {}
-        if until is not None and until != "evaluate":
-            return {}
-        from cpift.outcome import write_outcome
-
-        result = write_outcome(current, [s for stages in _phases(current) for s in stages])
-        log(out, {"event": "run", "seconds": time.perf_counter() - began})
+        log(out, {"event": "start", **({"origins": dict(given)} if given else {})})
+        runner = Runner(current, leader)
+        try:
+            result = _all(current, runner, until)
+        except Exception as error:
+            with suppress(OSError):  # of a full disk the error itself must be seen
+                log(out, {"event": "error", "stage": runner.now, "error": " ".join(str(error).split())[:1000]})
+                report(out, reporter)
+            raise
+        if result:
+            report(out, reporter)
         return result
+
+
+def _all(current: Run, runner: Runner, until: str | None) -> dict[str, Any]:
+    began = time.perf_counter()
+    for stages in _phases(current):
+        wanted = [s for s in stages if until is None or STAGES.index(s.kind) <= STAGES.index(until)]
+        runner.make(wanted)
+        if len(wanted) < len(stages):
+            return {}
+    if until is not None and until != "evaluate":
+        return {}
+    from cpift.outcome import write_outcome
+
+    result = write_outcome(current, [s for stages in _phases(current) for s in stages])
+    log(current.out, {"event": "run", "seconds": time.perf_counter() - began})
+    return result
+
+
+def report(out: Path, reporter: Reporter) -> None:
+    """Write ``report.html``; what goes wrong in it is told, and costs nothing but the page."""
+    from cpift.report import make_report
+
+    try:
+        make_report(out)
+    except Exception as error:
+        reporter.warning(f"the report was not written ({error}); cpift report {out} tries again")
 
 
 def _phases(current: Run) -> Iterator[list[Stage]]:
@@ -105,7 +145,7 @@ def check(recipe: Recipe, out: Path) -> None:
         if before.model != recipe.model or before.seed != recipe.seed or not set(before.tasks) & set(recipe.tasks):
             what = "model" if before.model != recipe.model else "seed" if before.seed != recipe.seed else "tasks"
             raise CpiftError(f"{out}: holds another recipe's run (its {what} differ); choose another --out")
-    elif out.is_dir() and any(p.name != ".lock" for p in out.iterdir()):
+    elif out.is_dir() and any(p.name not in (".lock", "plan.json") for p in out.iterdir()):
         raise CpiftError(f"{out}: is not empty and holds no run; choose another --out")
     from cpift.preflight import check_models
     from cpift.training import check_training
@@ -138,6 +178,7 @@ class Runner:
     def __init__(self, current: Run, leader: team.Leader | None = None) -> None:
         self._run, self._leader = current, leader or team.Leader()
         self._verified: set[str] = set()
+        self.now = ""  # the stage under way, for the log of a failure
 
     def make(self, stages: Sequence[Stage]) -> None:
         """Make what is missing or stale, in order; stages made together when the first of them is due."""
@@ -171,6 +212,7 @@ class Runner:
 
     def _make(self, due: Sequence[Stage]) -> None:
         run, first = self._run, due[0]
+        self.now = first.name
         what = first.what if len(due) == 1 else f"{first.what} and {len(due) - 1} more"
         if first.together.startswith("evaluate"):
             what = f"{first.what} on {len(due)} tasks"
@@ -204,6 +246,7 @@ class Runner:
                 **facts.get(stage.name, {}),
                 "seconds": seconds / len(due),
                 "peak_memory": peak,
+                "disk": manifest.disk_of(folders[stage.name]),
                 "seed": run.recipe.seed,
                 "versions": versions(),
             }

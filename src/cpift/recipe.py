@@ -321,6 +321,21 @@ _Loader.add_implicit_resolver(
 )
 
 
+def origins(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Dotted keys that a recipe file which loads, or the overrides, give: "recipe" or "command line"; others are defaults."""
+    found = dict.fromkeys(_leaves(read_yaml(Path(path).read_text(encoding="utf-8"))), "recipe")
+    for key, value in (overrides or {}).items():
+        found |= dict.fromkeys(_leaves(value, key), "command line")
+    return found
+
+
+def _leaves(value: Any, where: str = "") -> list[str]:
+    """Dotted keys of all that is no table; a bare word for the backbone is where it comes from."""
+    if isinstance(value, dict) and value:
+        return [leaf for key, inner in value.items() for leaf in _leaves(inner, f"{where}.{key}" if where else key)]
+    return ["backbone.from" if where == "backbone" and isinstance(value, str) else where]
+
+
 def check_part(part: type[BaseModel], data: Mapping[str, Any]) -> None:
     """Check options given elsewhere than in a recipe by one of its parts. Raises :class:`CpiftError`."""
     try:

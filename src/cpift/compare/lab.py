@@ -20,7 +20,7 @@ from cpift.compare.methods import MERGES, METHODS, VARIANTS
 from cpift.compare.statistics import difference, summary
 from cpift.compare.work import Work
 from cpift.errors import CpiftError
-from cpift.pipeline import alone, check
+from cpift.pipeline import alone, check, report
 from cpift.recipe import Recipe, read_yaml
 from cpift.reporter import Reporter
 from cpift.stages import probe_steps
@@ -101,7 +101,9 @@ def compare(
         else:
             for todo in by_seed.values():
                 _seed(recipe, out, todo, keep_models, reporter, write_now)
-        return write_now()
+        whole = write_now()
+        report(out, reporter)
+        return whole
 
 
 def overrides_of(method: str) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+"""The model card of a finished run: what the model is, on what data, with which scores, and its limits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from cpift import intervals
+from cpift.stages import Run
+
+
+def card(run: Run, result: Mapping[str, Any]) -> str:
+    """Markdown with the metadata block that the hub expects."""
+    last = list(result["models"])[-1]
+    metadata = yaml.safe_dump(_metadata(run, result["models"][last]), sort_keys=False, allow_unicode=True)
+    parts = [f"---\n{metadata}---", "# Model fine-tuned with CPI-FT", _method(run, result), "## Data and scores"]
+    parts += [_scores(run, result["models"], last), _about_scores(), "## Limits", _limits(run, result, last)]
+    parts += ["## Recipe", "```yaml\n" + _recipe(run).replace("```", "` ` `").rstrip() + "\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
+    model = run.recipe.model
+    found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if is_hub_id(model):
+        found["base_model"] = model
+    found["tags"] = ["cpift", "trl", "sft", "multi-task"]
+    sets = sorted({t.train for t in run.recipe.tasks.values() if isinstance(t.train, str) and is_hub_id(t.train)})
+    if sets:
+        found["datasets"] = sets
+    # The model's own licence is not known here: it follows from the base model's and the data's.
+    results = []
+    for task, score in scores.items():
+        metric = {"type": score["metric"], "value": round(score["score"], 6), "name": score["metric"].replace("_", " ")}
+        about = {"name": task, "type": "generated" if run.recipe.tasks[task].generate else "custom"}
+        results.append({"task": {"type": "text-generation"}, "dataset": about, "metrics": [metric]})
+    return {**found, "model-index": [{"name": "cpi-ft", "results": results}]}
+
+
+def is_hub_id(value: str) -> bool:
+    """Is it ``owner/name``, and no path here?"""
+    parts = value.split("/")
+    return len(parts) == 2 and all(parts) and not value.startswith((".", "~")) and not Path(value).exists()
+
+
+def _method(run: Run, result: Mapping[str, Any]) -> str:
+    groups = result["groups"] or []
+    order = "; ".join(", ".join(map(plain, g)) for g in groups)
+    frozen = "the core parameters of earlier groups frozen, " if run.recipe.refine.freeze and len(groups) > 1 else ""
+    base = run.recipe.model if is_hub_id(run.recipe.model) else PurePath(run.recipe.model).name
+    return (
+        f"Fine-tuned from {plain(base)} on {len(run.tasks)} tasks by Core Parameter Isolation Fine-Tuning "
+        "([arXiv:2508.21741](https://arxiv.org/abs/2508.21741)) with `cpift`: each task was probed alone, the "
+        f"{run.recipe.region.percent:g} % of parameters that each probe moved most were transplanted into a fused model, and that was refined "
+        f"group by group, {frozen}in this order: {order}."
+    )
+
+
+def _scores(run: Run, models: Mapping[str, Any], last: str) -> str:
+    lines = [
+        "| task | training rows | licence of the data | metric | base | own specialist | this model | 95 % interval |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, task in run.recipe.tasks.items():
+        facts, mine = run.facts(f"00-tasks/{name}"), models[last][name]
+        cells = [_number(models[m][name]["score"], mine["metric"]) for m in ("base", f"probe/{name}", last)]
+        band = intervals.of_score(mine)
+        told = " … ".join(_number(v, mine["metric"]) for v in band) if band else "–"
+        licence = plain(task.licence or "not stated")
+        lines.append(
+            f"| {plain(name)} | {facts['train_rows']} | {licence} | {facts['metric']} | {' | '.join(cells)} | {told} |"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float, metric: str) -> str:
+    return f"{value:.3f}" if metric == "loss" else f"{100 * value:.1f} %"
+
+
+def _about_scores() -> str:
+    return (
+        "Exact match in per cent, loss in nats (less is better). Intervals are over the evaluation rows (Wilson's, or the normal one for "
+        "losses); they do not tell how another seed would differ. The specialist of a task is the base fine-tuned on it alone, briefly."
+    )
+
+
+def _limits(run: Run, result: Mapping[str, Any], last: str) -> str:
+    told = [f"- One run with one seed ({run.recipe.seed}), scored on the evaluation rows of the recipe only."]
+    neutral = result.get("neutral_loss", {})
+    if "base" in neutral and last in neutral:
+        before, after = neutral["base"], neutral[last]
+        told.append(
+            f"- Other abilities of the base may have been lost: the loss on a short neutral English text went from {before:.3f} to {after:.3f} nats."
+        )
+    else:
+        told.append("- Other abilities of the base may have been lost; none was measured.")
+    behind = result["summary"][last]["below_specialist"]
+    told.append(
+        f"- {behind} of {len(run.tasks)} tasks ended more than 5 % of their score below their own specialist."
+        if behind
+        else "- No task ended more than 5 % of its score below its own specialist."
+    )
+    told += [f"- {plain(text)}" for text in run.warnings if not re.search(r"(^|[\s('\"])[/~]", text)]  # no local paths
+    told.append("- No test of safety, bias or truthfulness was made. The base model's limits hold for this one, too.")
+    return "\n".join(told)
+
+
+def _recipe(run: Run) -> str:
+    """As resolved, of local paths the file's name only."""
+    values = run.recipe.model_dump(by_alias=True)
+    values["model"] = _name(values["model"])
+    values["backbone"]["from"] = _name(values["backbone"]["from"])
+    for task in values["tasks"].values():
+        task["train"], task["eval"] = _name(task["train"]), _name(task["eval"])
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _name(value: Any) -> Any:
+    return PurePath(value).name if isinstance(value, str) and not is_hub_id(value) else value
+
+
+def plain(value: str) -> str:
+    """As plain text in Markdown, tables included."""
+    signs = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+    shown = "".join(signs.get(c) or ("\\" + c if c in "\\`*_{}[]|#" else c) for c in value)
+    return " ".join(shown.split())

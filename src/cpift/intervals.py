@@ -1,0 +1,89 @@
+"""95 % intervals for scores and their differences, from one outcome a row; no dependencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Z = 1.959964  # 97.5 % quantile of the normal distribution
+# Student's t, 97.5 %, by degrees of freedom 1 … 30.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+
+
+def of_score(entry: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Interval of a score (``metric``, ``score``, ``items``, ``tokens``); None where fewer than two rows are known.
+
+    Right or wrong: Wilson's. Otherwise the normal one of the mean, for loss weighted by tokens as the score is.
+    """
+    items = entry.get("items") or []
+    if len(items) < 2:
+        return None
+    if _binary(items):
+        return wilson(sum(items), len(items))
+    half = Z * _standard_error(items, _weights(entry))
+    low, high = entry["score"] - half, entry["score"] + half
+    return (max(0.0, low), high) if entry["metric"] == "loss" else (max(0.0, low), min(1.0, high))
+
+
+def of_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    """a − b with its interval, paired by row: difference, low, high; None where the rows cannot be paired.
+
+    Right or wrong: the interval of Agresti and Min, which holds for few rows too.
+    """
+    x, y = a.get("items") or [], b.get("items") or []
+    if len(x) != len(y) or len(x) < 2:
+        return None
+    gap = a["score"] - b["score"]
+    n = len(x)
+    if _binary(x) and _binary(y):
+        up = sum(p > q for p, q in zip(x, y, strict=True)) + 0.5
+        down = sum(p < q for p, q in zip(x, y, strict=True)) + 0.5
+        middle = (up - down) / (n + 2)
+        half = Z * math.sqrt(max(0.0, (up + down) - (up - down) ** 2 / (n + 2))) / (n + 2)
+        return gap, max(-1.0, min(gap, middle - half)), min(1.0, max(gap, middle + half))
+    half = Z * _standard_error([p - q for p, q in zip(x, y, strict=True)], _weights(a))
+    return gap, gap - half, gap + half
+
+
+def wilson(right: float, n: int) -> tuple[float, float]:
+    """Wilson's interval of a share."""
+    p, z2 = right / n, Z * Z
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def of_mean(values: Sequence[float]) -> tuple[float, float, float] | None:
+    """Mean with Student's interval, over seeds: mean, low, high; None for fewer than two values."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = sum(values) / n
+    half = t95(n - 1) * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    return mean, mean - half, mean + half
+
+
+def t95(freedom: int) -> float:
+    """Two-sided 95 % quantile of Student's t."""
+    return _T[freedom - 1] if freedom <= len(_T) else Z + 2.5 / freedom
+
+
+def _binary(items: Sequence[float]) -> bool:
+    return all(value in (0.0, 1.0) for value in items)
+
+
+def _weights(entry: Mapping[str, Any]) -> Sequence[float]:
+    tokens = entry.get("tokens") or []
+    if entry["metric"] == "loss" and len(tokens) == len(entry["items"]) and sum(tokens):
+        return list(tokens)
+    return [1.0] * len(entry["items"])
+
+
+def _standard_error(values: Sequence[float], weights: Sequence[float]) -> float:
+    total = sum(weights)
+    mean = sum(v * w for v, w in zip(values, weights, strict=True)) / total
+    n = len(values)
+    squares = sum((w * (v - mean)) ** 2 for v, w in zip(values, weights, strict=True))
+    return math.sqrt(squares * n / (n - 1)) / total

@@ -1,0 +1,41 @@
+"""The report: one self-contained HTML page of a run or a comparison, drawn only from the JSON files that these write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cpift.errors import CpiftError
+
+
+def make_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a run folder or a comparison folder, finished or not; returns its path.
+
+    Args:
+        folder: what ``cpift run --out`` or ``cpift compare --out`` named.
+        out: the file to write, by default ``report.html`` in the folder.
+
+    Raises:
+        CpiftError: the folder holds neither; a file in it cannot be read; ``out`` cannot be written.
+    """
+    from cpift.manifest import write_whole
+    from cpift.report.page import page
+
+    folder = Path(folder)
+    if (folder / "comparison.json").is_file():
+        from cpift.report.comparison import KEYS, comparison_parts
+        from cpift.report.files import read_json
+
+        parts = comparison_parts(read_json(folder / "comparison.json", KEYS), folder.resolve().name)
+    elif (folder / "recipe.yaml").is_file():
+        from cpift.report.facts import read_run
+        from cpift.report.run_page import run_parts
+
+        parts = run_parts(read_run(folder))
+    else:
+        raise CpiftError(f"{folder}: holds neither a run nor a comparison; cpift run RECIPE --out {folder} starts one")
+    target = Path(out) if out is not None else folder / "report.html"
+    try:
+        write_whole(target, page(parts))
+    except OSError as error:
+        raise CpiftError(f"{target}: cannot be written ({error.strerror})") from error
+    return target

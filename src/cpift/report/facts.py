@@ -1,0 +1,180 @@
+"""What a run folder holds, as plain values: finished, going on, stopped or failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cpift.report.files import json_lines, maybe_json
+
+_GROUPS = ("tasks", "jaccard", "sign_agreement", "groups", "order", "threshold")
+_FUSION = ("options", "models", "total", "core", "core_share", "contested", "won", "tensors")
+FINISHED, RUNNING, FAILED, STOPPED = "finished", "running", "failed", "stopped"
+
+
+@dataclass
+class StageFacts:
+    """One finished stage: its ``stage.json``, and the bytes of its files where they are still there."""
+
+    name: str
+    settings: dict[str, Any]
+    facts: dict[str, Any]
+    digest: str
+    disk: int | None
+
+
+@dataclass
+class RunFacts:
+    """A run as its files tell it. ``models``: model to task to score, in the order of the method.
+
+    state: finished, running, stopped or failed. now: the stages under way. error: the line of a failure, and its stage.
+    origins: dotted key of the recipe to "recipe" or "command line"; what is in neither is a default.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    defaults: dict[str, Any]
+    origins: dict[str, str] | None
+    state: str
+    now: list[str]
+    error: str
+    error_stage: str
+    stages: dict[str, StageFacts]
+    models: dict[str, dict[str, dict[str, Any]]]
+    neutral: dict[str, float]
+    groups: dict[str, Any] | None
+    fusion: dict[str, Any] | None
+    plan: dict[str, Any] | None
+    warnings: list[str] = field(default_factory=list)
+    seconds: float | None = None
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(self.recipe["tasks"])
+
+    @property
+    def order(self) -> list[list[str]]:
+        """Groups of tasks, first stage first; empty before they are known."""
+        return [self.groups["groups"][i] for i in self.groups["order"]] if self.groups else []
+
+    @property
+    def final(self) -> str | None:
+        """The model that the run is for, once it is scored on all tasks."""
+        last = f"refine/{len(self.order)}"
+        return last if set(self.models.get(last, {})) >= set(self.tasks) else None
+
+    def kind(self, prefix: str) -> dict[str, StageFacts]:
+        """Finished stages below a folder, in the order of their numbers or of the tasks."""
+        found = {n.split("/", 1)[-1]: s for n, s in self.stages.items() if n.startswith(prefix)}
+        order = {task: i for i, task in enumerate(self.tasks)}
+        return dict(sorted(found.items(), key=lambda p: (order.get(p[0], int(p[0]) if p[0].isdigit() else 0), p[0])))
+
+    def metric(self, task: str) -> str:
+        for row in self.models.values():
+            if task in row:
+                return str(row[task]["metric"])
+        return "exact_match"
+
+
+def read_run(folder: Path) -> RunFacts:
+    """All that the report tells of a run. Raises :class:`CpiftError` for a file that is damaged."""
+    from cpift.recipe import Recipe
+
+    recipe = Recipe.load(folder / "recipe.yaml")
+    values = recipe.model_dump(by_alias=True, mode="json")
+    bare = {
+        t: {k: v for k, v in task.items() if k in ("generate", "train", "eval")} for t, task in values["tasks"].items()
+    }
+    defaults = Recipe.parse({"model": values["model"], "tasks": bare}).model_dump(by_alias=True, mode="json")
+    found = (_stage(folder / "stages", file.parent) for file in sorted((folder / "stages").glob("**/stage.json")))
+    stages = {s.name: s for s in found if s}
+    log = json_lines(folder / "log.jsonl")
+    state, error = _state(folder, log)
+    place = folder / "stages"
+    run = RunFacts(
+        name=folder.resolve().name, recipe=values, defaults=defaults, origins=_origins(log), state=state,
+        now=_under_way(place) if state in (RUNNING, STOPPED, FAILED) else [],
+        error=str(error.get("error", "")), error_stage=str(error.get("stage", "")), stages=stages, models={}, neutral={},
+        groups=maybe_json(place / "03-group" / "groups.json", _GROUPS), fusion=maybe_json(place / "05-fuse" / "fusion.json", _FUSION),
+        plan=maybe_json(folder / "plan.json", ("stages", "memory", "disk")), seconds=sum(s.facts.get("seconds", 0.0) for s in stages.values()),
+    )  # fmt: skip
+    run.models = _models(place, run)
+    run.neutral = {
+        m: s.facts["loss"]
+        for m in run.models
+        if (s := stages.get(f"07-neutral/{m.replace('/', '-')}")) is not None and "loss" in s.facts
+    }
+    told = maybe_json(folder / "scores.json") or {}
+    said = [
+        *(told.get("warnings", []) if state == FINISHED else []),
+        *(w for s in stages.values() for w in s.facts.get("warnings", [])),
+    ]
+    run.warnings = list(dict.fromkeys(map(str, said)))
+    return run
+
+
+def _stage(place: Path, folder: Path) -> StageFacts | None:
+    from cpift import manifest
+
+    parts = folder.relative_to(place).parts
+    made = None if any(part.startswith(".") for part in parts) else manifest.read(folder)  # half made, or replaced
+    if made is None:
+        return None
+    files = [folder / name for name in made.outputs]
+    disk = sum(f.stat().st_size for f in files) if all(f.is_file() for f in files) else None
+    return StageFacts("/".join(parts), made.settings, made.facts, made.digest, made.facts.get("disk", disk))
+
+
+def _state(folder: Path, log: list[dict[str, Any]]) -> tuple[str, Mapping[str, Any]]:
+    last = log[-1] if log else {}
+    if last.get("event") == "run":  # the page is made at the end of a run, which still holds its folder
+        return FINISHED, {}
+    if last.get("event") == "error":
+        return FAILED, last
+    return (RUNNING if _is_locked(folder) else STOPPED), {}
+
+
+def _is_locked(folder: Path) -> bool:
+    import fcntl
+
+    if not (folder / ".lock").is_file():
+        return False
+    with (folder / ".lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _under_way(place: Path) -> list[str]:
+    found = [p for p in place.glob("**/.*.partial") if p.is_dir()]
+    return sorted(str(p.parent.relative_to(place) / p.name[1 : -len(".partial")]) for p in found)
+
+
+def _origins(log: list[dict[str, Any]]) -> dict[str, str] | None:
+    """Of the last start that told them."""
+    told = [
+        event["origins"] for event in log if event.get("event") == "start" and isinstance(event.get("origins"), dict)
+    ]
+    return told[-1] if told else None
+
+
+def _models(place: Path, run: RunFacts) -> dict[str, dict[str, dict[str, Any]]]:
+    names = ["base", *(f"probe/{t}" for t in run.tasks), "backbone", "fused"]
+    names += [f"refine/{k}" for k in range(1, len(run.order) + 1)]
+    found = {}
+    for model in names:
+        row = {}
+        for task in run.tasks:
+            if f"07-evaluate/{model.replace('/', '-')}/{task}" in run.stages:
+                score = maybe_json(
+                    place / "07-evaluate" / model.replace("/", "-") / task / "score.json", ("metric", "score", "items")
+                )
+                if score:
+                    row[task] = score
+        if row:
+            found[model] = row
+    return found

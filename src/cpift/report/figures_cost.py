@@ -1,0 +1,127 @@
+"""Figures of the training and of what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cpift.report.facts import RunFacts, StageFacts
+from cpift.report.parts import Figure, Html, table
+from cpift.terminal import duration, size
+
+_TRAINED = {"01-probe/": "probes", "04-backbone/": "backbone", "06-refine/": "refine"}
+_KINDS = {
+    "00-": "base and rows", "01-": "probe", "02-": "identify", "03-": "group", "04-": "backbone", "05-": "fuse", "06-": "refine", "07-": "evaluate",
+}  # fmt: skip
+
+
+def training(run: RunFacts) -> Figure | None:
+    """Loss and learning rate of every training: probes side by side, backbone and refine one stage after the other."""
+    loss, rate, rows, names = [], [], [], []
+    for prefix, title in _TRAINED.items():
+        curves, rates, done = [], [], 0
+        for name, stage in run.kind(prefix).items():
+            entries = stage.facts.get("losses") or []
+            label = name if prefix == "01-probe/" else f"stage {name}"
+            for step, value, lr in entries:
+                curves.append({"x": done + step, "y": value, "s": label})
+                rates.append({"x": done + step, "y": lr, "s": label})
+                rows.append([f"{title} {name}", step, value, lr])
+            if label not in names:
+                names.append(label)
+            done += stage.facts.get("steps", 0) if prefix != "01-probe/" else 0
+        if curves:
+            loss.append({"title": title, "rows": curves})
+            rate.append({"title": title, "rows": rates})
+    if not loss:
+        return None
+    views = {
+        "loss": {"panels": loss, "yLabel": "loss, nats"},
+        "learning rate": {"panels": rate, "yLabel": "learning rate", "ticks": "si", "digits": 8},
+    }
+    return Figure(
+        "training", "Loss of every training", "Lines: training loss, or learning rate, by optimizer step, for probes, backbone and refine.",
+        {"kind": "lines", "views": views, "series": names, "xLabel": "step", "digits": 3}, ["training", "step", "loss, nats", "learning rate"], rows,
+        "Backbone and refine stages follow one another; every stage starts a new schedule.",
+    )  # fmt: skip
+
+
+def trainings(run: RunFacts) -> Html | None:
+    """One line a training: steps, tokens, speed, first and last loss."""
+    rows = []
+    for prefix, title in _TRAINED.items():
+        for name, stage in run.kind(prefix).items():
+            f = stage.facts
+            losses = f.get("losses") or []
+            speed = f["tokens"] / f["train_seconds"] if f.get("train_seconds") and f.get("tokens") else None
+            ends = f"{losses[0][1]:.3f} → {losses[-1][1]:.3f}" if losses else None
+            rows.append(
+                [
+                    f"{title} {name}",
+                    f.get("steps"),
+                    f.get("tokens"),
+                    f.get("rows"),
+                    f.get("frozen"),
+                    None if speed is None else f"{speed:,.0f}",
+                    ends,
+                ]
+            )
+    return (
+        table(["training", "steps", "tokens", "rows", "frozen elements", "tokens/s", "loss, first → last"], rows)
+        if rows
+        else None
+    )
+
+
+def cost(run: RunFacts) -> Figure | None:
+    """Time, tokens, memory and disk of each kind of stage, beside the plan."""
+    kinds: dict[str, list[StageFacts]] = {}
+    for name, stage in run.stages.items():
+        kinds.setdefault(_KINDS.get(name[:3], "other"), []).append(stage)
+    if not kinds:
+        return None
+    order = [k for k in dict.fromkeys([*_KINDS.values(), "other"]) if k in kinds]
+    planned = _planned(run.plan or {})
+    bars, ticks, rows = [], [], []
+    for kind in order:
+        facts = [s.facts for s in kinds[kind]]
+        seconds = sum(f.get("seconds", 0.0) for f in facts)
+        tokens = sum(f.get("tokens", 0) for f in facts) or None
+        peak = max((f.get("peak_memory", 0) for f in facts), default=0)
+        disks = [s.disk for s in kinds[kind]]
+        disk = None if any(d is None for d in disks) else sum(d or 0 for d in disks)
+        plan = planned.get(kind, {})
+        bars.append({"y": kind, "s": "time", "v": seconds / 60, "t": duration(seconds)})
+        if plan.get("seconds"):
+            ticks.append({"y": kind, "v": plan["seconds"] / 60})
+        row = [kind, len(facts), duration(seconds), tokens, size(peak), None if disk is None else size(disk)]
+        rows.append(
+            row + ([duration(plan["seconds"]) if plan.get("seconds") else None, plan.get("tokens")] if planned else [])
+        )
+    headers = ["stage", "folders", "time", "tokens trained", "peak memory", "disk"]
+    note = "This folder holds no plan; cpift plan RECIPE --measure --out DIR writes one to set beside it."
+    if planned:
+        headers += ["time planned", "tokens planned"]
+        note = (
+            "Black marks: the time that plan foretold."
+            if ticks
+            else "The plan was not measured, so it foretold tokens, memory and disk, but no time."
+        )
+        if run.plan:
+            note += f" It foretold {size(run.plan['memory'])} of memory and {size(run.plan['disk'])} of disk."
+    return Figure(
+        "cost", "What it cost, stage by stage", "Bars: minutes spent in each kind of stage.",
+        {"kind": "bars", "panels": [{"rows": bars, "planned": ticks}], "ys": order, "series": ["time"], "xLabel": "minutes", "digits": 1}, headers, rows, note,
+    )  # fmt: skip
+
+
+def _planned(plan: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for part in plan.get("stages", []):
+        kind = found.setdefault(part["stage"].split(" ")[0], {})
+        for key in ("tokens", "seconds"):
+            if key in part:
+                kind[key] = kind.get(key, 0) + part[key]
+    if plan.get("evaluate_seconds"):
+        found["evaluate"] = {"seconds": plan["evaluate_seconds"]}
+    return found

@@ -1,0 +1,155 @@
+"""Figures of scores: the seesaw, what was forgotten, the neutral text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cpift import intervals
+from cpift.report import words
+from cpift.report.facts import RunFacts
+from cpift.report.parts import Figure
+from cpift.report.verdicts import path
+
+SMALL_FROM = 6  # from so many tasks on, each has a panel of its own
+_STEPS = {"base": "base", "backbone": "backbone", "fused": "fused"}
+
+
+def seesaw(run: RunFacts) -> list[Figure]:
+    """Each task's score through the stages; one figure for right or wrong, one for losses."""
+    return [f for loss in (False, True) if (f := _seesaw(run, loss)) is not None]
+
+
+def step(model: str) -> str:
+    """A model as a place on the way that all tasks share: each task's own probe is "specialist"."""
+    return "specialist" if model.startswith("probe/") else words.model(model)
+
+
+def _seesaw(run: RunFacts, loss: bool) -> Figure | None:
+    tasks = [t for t in run.tasks if (run.metric(t) == "loss") == loss and path(run, t)]
+    if not tasks:
+        return None
+    table, by_task = [], {}
+    for task in tasks:
+        points = []
+        for model in path(run, task):
+            entry = run.models[model][task]
+            band = intervals.of_score(entry)
+            points.append(
+                {"x": step(model), "y": entry["score"], "s": task} | ({"lo": band[0], "hi": band[1]} if band else {})
+            )
+            table.append([task, step(model), entry["score"], *(band or (None, None))])
+        by_task[task] = points
+    order = [step(m) for m in path(run, max(tasks, key=lambda t: len(path(run, t))))]
+    small = len(tasks) >= SMALL_FROM
+    panels: list[dict[str, Any]]
+    if small:
+        panels = [
+            {
+                "title": t,
+                "rows": by_task[t],
+                "reference": next((p["y"] for p in by_task[t] if p["x"] == "specialist"), None),
+            }
+            for t in tasks
+        ]
+    else:
+        panels = [{"rows": [p for t in tasks for p in by_task[t]]}]
+    drawing = {"kind": "lines", "panels": panels, "xs": order, "series": [""] if small else tasks, "percent": not loss, "small": small,
+               "free": loss, "yLabel": "loss, nats" if loss else "right, %", "least": 230}  # fmt: skip
+    if small:
+        for panel in panels:
+            panel["rows"] = [{**row, "s": ""} for row in panel["rows"]]
+    else:
+        _apart(panels[0]["rows"], tasks)
+    unit = "loss in nats, lower is better" if loss else "per cent right"
+    note = "Vertical bars are 95 % intervals over the evaluation rows." + (
+        " Dashed: the task's own specialist." if small else ""
+    )
+    return Figure(
+        "seesaw-loss" if loss else "seesaw", "Each task through the stages" + (", by loss" if loss else ""),
+        f"Lines: score of each task ({unit}) at {words.names(order, 12)}.", drawing,
+        ["task", "model", "loss, nats" if loss else "score (0 to 1)", "95 % low", "95 % high"], table, note,
+    )  # fmt: skip
+
+
+def _apart(rows: list[dict[str, Any]], tasks: list[str]) -> None:
+    """Only a few intervals can stand in one picture."""
+    if len(tasks) > 3:
+        for row in rows:
+            row.pop("lo", None), row.pop("hi", None)
+
+
+def forgetting(run: RunFacts) -> Figure | None:
+    """Task × model: the score, coloured by its distance from the task's specialist."""
+    models = list(run.models)
+    if not models:
+        return None
+    rows, table = [], []
+    for task in run.tasks:
+        special = run.models.get(f"probe/{task}", {}).get(task)
+        for model in models:
+            entry = run.models[model].get(task)
+            if entry is None:
+                continue
+            away = None
+            if special and special["score"]:
+                turn = -1 if entry["metric"] == "loss" else 1
+                away = turn * (entry["score"] - special["score"]) / special["score"]
+            text = f"{entry['score']:.2f}" if entry["metric"] == "loss" else f"{100 * entry['score']:.0f}"
+            tip = words.score(entry["score"], entry["metric"]) + (
+                f", {words.signed(100 * away, 0)} % of the specialist" if away is not None else ""
+            )
+            shown = None if away is None else max(-1.0, min(1.0, away))
+            rows.append(
+                {
+                    "x": words.model(model),
+                    "y": task,
+                    "v": shown,
+                    "t": text,
+                    "tip": tip,
+                    "mark": model == f"probe/{task}",
+                }
+            )
+            table.append([task, words.model(model), entry["score"], away])
+    drawing = {
+        "kind": "heat",
+        "panels": [{"rows": rows}],
+        "xs": [words.model(m) for m in models],
+        "ys": run.tasks,
+        "domain": [-1, 0, 1],
+        "diverging": True,
+    }
+    return Figure(
+        "forgetting", "Every model on every task",
+        "Heatmap: score of each model on each task, coloured by how far it is below or above the task's own specialist.", drawing,
+        ["task", "model", "score", "distance from the specialist, share"], table,
+        "Number: score (% right, or loss). Orange: below the task's own specialist (framed), purple: above.",
+    )  # fmt: skip
+
+
+def neutral(run: RunFacts) -> Figure | None:
+    """Loss on the neutral text, of every model that was scored on it."""
+    if not run.neutral:
+        return None
+    names = [words.model(m) for m in run.neutral]
+    rows = [{"y": words.model(m), "v": loss, "c": int(m == run.final)} for m, loss in run.neutral.items()]
+    drawing = {
+        "kind": "dots",
+        "panels": [{"rows": rows}],
+        "ys": names,
+        "rule": run.neutral.get("base"),
+        "xLabel": "loss, nats",
+        "digits": 3,
+    }
+    return Figure(
+        "neutral", "General ability: loss on a neutral text", "Dots: loss of each model on a fixed English text that no task is about; further right is worse.",
+        drawing, ["model", "loss, nats"], [[words.model(m), loss] for m, loss in run.neutral.items()], neutral_says(run),
+    )  # fmt: skip
+
+
+def neutral_says(run: RunFacts) -> str:
+    """What the last model has lost, in words."""
+    said = "A short English text that ships with cpift and is in no task. The line is the base; further right is worse, orange is the last model."
+    if "base" in run.neutral and run.final in run.neutral:
+        change = run.neutral[str(run.final)] - run.neutral["base"]
+        said += f" The last model is {words.signed(change, 3)} nats from the base."
+    return said

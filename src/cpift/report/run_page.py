@@ -1,0 +1,155 @@
+"""The page of a run, part by part."""
+
+from __future__ import annotations
+
+from cpift.report import figures_cost, figures_fusion, figures_regions, figures_scores, words
+from cpift.report.facts import RunFacts
+from cpift.report.falls import falls, steps_looked_at
+from cpift.report.parts import Figure, Html, Parts, Section, bullets, e, folded, heading, paragraph, table
+from cpift.report.provenance import provenance, without_path
+from cpift.report.verdicts import BASELINE, Gap, Verdict, headline, verdicts
+from cpift.report.warnings import remedy
+from cpift.terminal import duration
+
+_STATES = {"finished": "finished", "running": "running", "failed": "failed", "stopped": "stopped before its end"}
+
+
+def run_parts(run: RunFacts) -> Parts:
+    """All parts of the page."""
+    found = [
+        _section("seesaw-part", "The seesaw", [*_forgotten(run), *figures_scores.seesaw(run)]),
+        _section("forgetting-part", "Forgetting", [figures_scores.forgetting(run), figures_scores.neutral(run)]),
+        _section("overlap-part", "Overlap", _overlap(run)),
+        _section(
+            "regions-part",
+            "Core regions",
+            [*figures_regions.regions(run), _titled("Threshold and median", figures_regions.statistics(run))],
+        ),
+        _section(
+            "fusion-part",
+            "Fusion",
+            [paragraph(figures_fusion.said(run)) if run.fusion else None, *figures_fusion.fusion(run)],
+        ),
+        _section("training-part", "Training", [figures_cost.training(run), figures_cost.trainings(run)]),
+        _section("cost-part", "Cost", [figures_cost.cost(run)]),
+        _section("provenance-part", "Provenance", list(provenance(run))),
+    ]
+    state = f'<span class="state {e(run.state)}">{e(_STATES[run.state])}</span>'
+    model = without_path(run.recipe["model"])
+    took = f" · {duration(run.seconds)} of work" if run.seconds else ""
+    kicker = Html(
+        f"cpift run {e(run.name)} · base {e(model)} · {len(run.tasks)} task{'s' * (len(run.tasks) != 1)} · seed {e(run.recipe['seed'])}{e(took)} {state}"
+    )
+    return Parts(
+        title=f"{run.name}: cpift report",
+        kicker=kicker,
+        headline=headline(run),
+        top=[*_progress(run), *_board(run)],
+        warnings=[(text, remedy(text)) for text in run.warnings],
+        sections=[s for s in found if s],
+    )
+
+
+def _section(name: str, title: str, content: list[Html | Figure | None]) -> Section | None:
+    kept = [part for part in content if part]
+    return Section(name, title, kept) if kept else None
+
+
+def _titled(title: str, part: Html | None) -> Html | None:
+    return Html(heading(title) + part) if part else None
+
+
+def _board(run: RunFacts) -> list[Html]:
+    """One line a task: what won and what was lost, with intervals."""
+    found = verdicts(run)
+    if not found:
+        return []
+    last = str(run.final)
+    many = len(found) > 8
+    if many:  # who lost stands first
+        found.sort(
+            key=lambda v: ("down", "up", "same").index(v.gaps["specialist"].way) if "specialist" in v.gaps else 3
+        )
+    rows = []
+    for v in found:
+        cells = [
+            words.score(run.models[m][v.task]["score"], v.metric) if v.task in run.models.get(m, {}) else None
+            for m in ("base", f"probe/{v.task}", BASELINE)
+        ]
+        mine = Html(f"<strong>{e(words.score(run.models[last][v.task]['score'], v.metric))}</strong>")
+        rows.append([v.task, *cells, mine, _gap(v, "base", many), _gap(v, "specialist", many)])
+    headers = ["task", "base", "own specialist", "backbone", "this model", "against the base", "against the specialist"]
+    size = sorted({len(run.models[last][v.task]["items"]) for v in found})
+    rows_said = f"{size[0]}" if len(size) == 1 else f"{size[0]} to {size[-1]}"
+    note = f"Scores on {rows_said} evaluation rows a task; differences with 95 % intervals, paired by row; within noise: the interval holds zero. One run with one seed: another seed would differ, too."
+    return [table(headers, rows, kind="cards"), paragraph(note, "soft")]
+
+
+def _gap(verdict: Verdict, other: str, short: bool) -> Html | None:
+    found = verdict.gaps.get(other)
+    if found is None:
+        return None
+    word, kind = {
+        "up": ("▲ better", "won"),
+        "down": ("▼ lost", "lost"),
+        "same": ("≈ within noise", "soft"),
+    }[found.way]
+    numbers = words.gap(found.value, verdict.metric) if short else _numbers(found, verdict.metric)
+    return Html(f'<span class="{kind}">{word}</span>{" " if short else "<br>"}{e(numbers)}')
+
+
+def _numbers(found: Gap, metric: str) -> str:
+    return f"{words.gap(found.value, metric)} ({words.interval(found.low, found.high, metric)})"
+
+
+def _forgotten(run: RunFacts) -> list[Html]:
+    if run.final is None:
+        return []
+    found = falls(run)
+    if not found:
+        return [paragraph("No task fell beyond noise from one model to the next.")]
+    lost, back = [f.text for f in found if not f.kept], [f.text for f in found if f.kept]
+    told = [paragraph("What was lost on the way, and why:"), bullets(lost)] if lost else []
+    if back:
+        text = "Lost on the way, and won back:"
+        told.append(
+            folded(f"{text} {len(back)} tasks", bullets(back))
+            if len(back) > 4
+            else Html(paragraph(text) + bullets(back))
+        )
+    chance = 0.025 * steps_looked_at(run)
+    by_chance = f"about {chance:.0f} of the {steps_looked_at(run)} steps looked at" if chance >= 1 else "less than one"
+    told.append(paragraph(f"Each fall is outside its own 95 % interval; {by_chance} would be by chance.", "soft"))
+    return told
+
+
+def _overlap(run: RunFacts) -> list[Html | Figure | None]:
+    found = figures_regions.overlap(run)
+    if not found:
+        return []
+    return [
+        paragraph(figures_regions.warned_by_overlap(run)),
+        *found,
+        _titled("Groups at other thresholds", figures_regions.merges(run)),
+    ]
+
+
+def _progress(run: RunFacts) -> list[Html]:
+    """Of a run that is not finished: what is done, what is under way, where it failed."""
+    if run.state == "finished":
+        return []
+    done: dict[str, int] = {}
+    for name in run.stages:
+        kind = name.split("/")[0]
+        done[kind] = done.get(kind, 0) + 1
+    lines = []
+    if run.state == "failed":
+        lines.append(
+            Html(
+                f'<div class="notice"><p><strong>Failed{e(" in " + run.error_stage) if run.error_stage else ""}.</strong> What to do: mend what the line says, then give the same command again; finished stages stand.</p></div>'
+            )
+        )
+    rows = [[kind, count, ", ".join(n for n in run.now if n.startswith(kind)) or None] for kind, count in done.items()]
+    rows += [[n.split("/")[0], 0, n] for n in run.now if n.split("/")[0] not in done]
+    what = "under way" if run.state == "running" else "begun, not finished"
+    return [*lines, table(["stage", "done", what], rows, text=(2,))] if rows else lines
