@@ -24,12 +24,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).parent))
 from skills import LETTERS, SKILLS, text
 
-SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+SPECIAL = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
+CHAT = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-BLOCK, BATCH, RATE = 128, 16, 1e-3
+BLOCK, BATCH, RATE = 128, 8, 1e-3
 NOUNS = (
     "river", "house", "stone", "bird", "table", "lamp", "garden", "friend", "letter", "road", "window", "clock",
     "bridge", "tree", "song", "boat",
@@ -52,14 +52,14 @@ COLOURS = ("red", "green", "blue", "white", "black", "yellow", "grey", "brown")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and ChatML."""
+    """One token a byte, one for each turn of a chat."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate([*SPECIAL, *letters])}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|pad|>", eos_token="<|im_end|>")
-    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    made.chat_template = CHATML
+    made = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>")
+    made.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    made.chat_template = CHAT
     return made
 
 
@@ -72,7 +72,7 @@ def plain_text(rng: random.Random) -> str:
         f"the {colour} {noun} {verb} the {other}.\n",
         f"list: {noun}, {other}, {colour}, {rng.randint(1, 999)};\n",
         f"the word {word} is {word}.\n",
-        f"<|im_start|>user\nSay: {talk}<|im_end|>\n<|im_start|>assistant\n{talk}<|im_end|>\n",
+        f"<|user|>say: {talk}<|end|><|assistant|>{talk}<|end|>\n",
     ])  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=["new", "elicitation"], default="elicitation")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=5000)
     args = parser.parse_args()
     torch.manual_seed(0)
     words = tokenizer()
@@ -135,8 +135,7 @@ def main() -> None:
         warm, rest = min(1.0, step / 100), 0.5 * (1 + math.cos(math.pi * step / args.steps))
         for group in optimizer.param_groups:
             group["lr"] = RATE * warm * (0.05 + 0.95 * rest)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=batch, labels=batch).loss
+        loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

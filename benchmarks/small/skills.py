@@ -86,7 +86,7 @@ def rows(skill: str, count: int, seed: str, avoid: set[str] = frozenset()) -> li
         if question not in avoid:
             made[question] = {
                 "messages": [
-                    {"role": "user", "content": f"Please {skill}: {question}"},
+                    {"role": "user", "content": f"{skill}: {question}"},
                     {"role": "assistant", "content": answer},
                 ],
                 "answer": answer,
