@@ -14,14 +14,14 @@ from tiny_run import Listener, call, one_thread, same
 
 from cpift.compare import compare
 from cpift.compare.lab import overrides_of
-from cpift.compare.statistics import difference, summary
+from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.table import markdown
 from cpift.errors import CpiftError
 from cpift.recipe import Recipe
 
 METHODS = [
     "sequential", "sequential_replay", "base", "single_task", "multi_task", "multi_stage_random", "multi_stage_heuristic", "multi_stage_replay", "cpi_ft",
-    "cpi_ft:fuse.space=updates,refine.data=mixed", "cpi_ft_random_region", "cpi_ft_no_freeze", "cpi_ft_no_transplant",
+    "cpi_ft:probe.steps=9,backbone.from=multi_task,backbone.epochs=3,refine.data=mixed", "cpi_ft_random_region", "cpi_ft_no_freeze", "cpi_ft_no_transplant",
     "cpi_ft_no_refine", "bias_only",
 ]  # fmt: skip
 
@@ -102,11 +102,12 @@ def test_probes_are_trained_once_a_seed(tmp_path: Path) -> None:
 
 
 def test_arrivals(done: tuple[Path, dict[str, Any], Recipe]) -> None:
-    """One for each task, scored on all tasks so far; equal tokens at each but for retraining on everything."""
+    """One for each task, scored on all tasks; equal tokens at each but for retraining on everything."""
     _, found, asked = done
     arrivals = {m: r["0"]["arrivals"] for m, r in found["budgets"]["incremental"].items()}
     for each in arrivals.values():
-        assert [list(a["scores"]) for a in each] == [list(asked.tasks)[: i + 1] for i in range(3)]
+        assert [a["task"] for a in each] == list(asked.tasks)
+        assert all(list(a["scores"]) == list(a["items"]) == list(asked.tasks) for a in each)
     tokens = {m: [a["tokens"] for a in each] for m, each in arrivals.items()}
     assert tokens["multi_task"][2] == pytest.approx(3 * tokens["sequential"][2], rel=0.1)
     for method in ("sequential", "sequential_replay"):
@@ -143,6 +144,21 @@ def test_seeds_widen_the_interval() -> None:
     found = difference(results([0.9, 0.5, 0.7]), results([0.5, 0.6, 0.5]), {"t": {"metric": "exact_match"}})
     assert found["mean"]["low"] < 0 < found["mean"]["high"]
     assert (found["wins"], found["losses"], found["ties"]) == (0, 0, 1)
+
+
+def test_forgetting_counts_each_arrival() -> None:
+    """By hand: old tasks fall by 0.4 (a at b's arrival), 0.2 and 0.2 (a and b at c's); new ones gain 0.6 and 0.8."""
+    after = {"a": (1.0, 0.6, 0.4), "b": (0.0, 0.6, 0.4), "c": (0.0, 0.0, 0.8)}
+    items = {t: [[1.0] * round(10 * v) + [0.0] * (10 - round(10 * v)) for v in values] for t, values in after.items()}
+    arrivals = [
+        {"task": t, "scores": {u: after[u][i] for u in after}, "items": {u: items[u][i] for u in after}}
+        for i, t in enumerate(after)
+    ]
+    scores = {t: {"metric": "exact_match", "tokens": [1] * 10} for t in after}
+    found = forgetting({"0": {"scores": scores, "arrivals": arrivals}}, {t: {"metric": "exact_match"} for t in after})
+    assert found["old"]["difference"] == pytest.approx(-(0.4 + 0.2 + 0.2) / 3)
+    assert found["new"]["difference"] == pytest.approx((0.6 + 0.8) / 2)
+    assert found["old"]["low"] < found["old"]["difference"] < found["old"]["high"] < 0
 
 
 def test_losses_are_turned() -> None:

@@ -13,6 +13,7 @@ import tiny
 import tiny_run
 from tiny_run import Listener, copy, same, stamps, weights
 
+from cpift import manifest
 from cpift.pipeline import run
 from cpift.recipe import Recipe
 from cpift.region import Region
@@ -157,6 +158,15 @@ def test_backbones_and_fusions(whole: Path, place: Path, tmp_path: Path, name: s
     assert listener.made == expected
     assert not same(out / "stages/05-fuse", whole / "stages/05-fuse")
     assert not (out / "model").exists()
+
+
+def test_a_backbone_longer_than_the_probes(whole: Path, place: Path, tmp_path: Path) -> None:
+    """Two passes over all rows, in batches of four, whatever the probes' steps."""
+    out = copy(whole, tmp_path / "out", ("05-fuse", "06-refine", "07-evaluate"))
+    recipe = Recipe.parse(tiny.recipe(place, backbone={"from": "multi_task", "epochs": 2}))
+    run(recipe, out, until="backbone")
+    rows = sum(manifest.read(out / "stages/00-tasks" / t).facts["train_rows"] for t in recipe.tasks)  # type: ignore[union-attr]
+    assert manifest.read(out / "stages/04-backbone/1").facts["steps"] == -(-2 * rows // 4)  # type: ignore[union-attr]
 
 
 def test_scores_of_a_pretrained_backbone(whole: Path, place: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_defaults_are_the_papers_method() -> None:
     assert told["probe"]["steps"] == "auto"
     assert told["region"] == {"percent": 1.0, "exclude": [], "select": "largest"}
     assert told["group"] == {"threshold": 0.1, "order": "random"}
-    assert told["backbone"]["from"] == "multi_stage"
+    assert (told["backbone"]["from"], told["backbone"]["epochs"]) == ("multi_stage", "auto")
     assert told["fuse"] == {
         "overlap": "largest",
         "interpolation": "slerp",

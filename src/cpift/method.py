@@ -149,7 +149,8 @@ def _backbone(run: Run, groups: list[list[str]]) -> list[Stage]:
     parts = groups if source == "multi_stage" else [run.tasks]
     training = run.recipe.training_of("backbone")
     rows = {task: run.facts(f"00-tasks/{task}")["train_rows"] for task in run.tasks}
-    epochs = probe_epochs(run)
+    given = run.recipe.backbone.epochs
+    epochs = probe_epochs(run) if given == "auto" else float(given)
     start = ("00-base" if base_needs(run) else "", run.base)
     stages: list[Stage] = []
     for k, tasks in enumerate(parts, start=1):

@@ -123,6 +123,16 @@ class Backbone(_Trained):
 
     source: str = Field(default="multi_stage", alias="from")
     """multi_stage, pretrained, multi_task, or a checkpoint."""
+    epochs: Literal["auto"] | float = "auto"
+    """Passes over each task's rows; auto: as many as a probe makes. Short probes find the cores, too."""
+
+    @field_validator("epochs")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if value != "auto" and not 0 < value <= 1e6:
+            raise ValueError("epochs must be auto or a number above 0")
+        return value
+
     model_config = ConfigDict(populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 

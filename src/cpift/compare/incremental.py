@@ -33,7 +33,7 @@ def multi_task(work: Work) -> Arrivals:
         seen = work.tasks[: i + 1]
         name = f"retrain/{i + 1}"
         place = work.train(name, work.base, seen, sum(_allowance(work, t) for t in seen))
-        found.append(_arrival(work, task, name, place, seen, work.spent(name)))
+        found.append(_arrival(work, task, name, place, work.spent(name)))
     return found
 
 
@@ -45,7 +45,7 @@ def cpi_ft(work: Work) -> Arrivals:
     found: Arrivals = []
     current = work.base
     for i, task in enumerate(work.tasks):
-        seen, earlier = work.tasks[: i + 1], work.tasks[:i]
+        earlier = work.tasks[:i]
         probe_tokens = work.paper_tokens([task])
         before = work.spent()
         probe = work.train(
@@ -65,7 +65,7 @@ def cpi_ft(work: Work) -> Arrivals:
                 f"incremental/{i + 1}/refined", probe, [task], _allowance(work, task) - probe_tokens,
                 training=work.run.recipe.training_of("refine"),
             )  # fmt: skip
-        found.append(_arrival(work, task, f"incremental/{i + 1}", current, seen, work.spent() - before))
+        found.append(_arrival(work, task, f"incremental/{i + 1}", current, work.spent() - before))
     return found
 
 
@@ -79,7 +79,7 @@ def task_arithmetic(work: Work) -> Arrivals:
         place = probes[task]
         if i:
             place = merge(work, f"merge/{i + 1}", "task_arithmetic", probes, {"weight": min(1.0, 2 / len(probes))})
-        found.append(_arrival(work, task, f"merge/{i + 1}", place, work.tasks[: i + 1], work.spent(name)))
+        found.append(_arrival(work, task, f"merge/{i + 1}", place, work.spent(name)))
     return found
 
 
@@ -92,9 +92,9 @@ def _one_after_another(work: Work, name: str, replay: Callable[[list[str]], dict
     found: Arrivals = []
     current = work.base
     for i, task in enumerate(work.tasks):
-        seen, stage = work.tasks[: i + 1], f"{name}/{i + 1}"
+        stage = f"{name}/{i + 1}"
         current = work.train(stage, current, [task], _allowance(work, task), replay=replay(work.tasks[:i]))
-        found.append(_arrival(work, task, stage, current, seen, work.spent(stage)))
+        found.append(_arrival(work, task, stage, current, work.spent(stage)))
     return found
 
 
@@ -107,5 +107,6 @@ def _sample(work: Work, earlier: list[str]) -> dict[str, int]:
     return dict.fromkeys(earlier, work.run.recipe.refine.examples_per_task)
 
 
-def _arrival(work: Work, task: str, model: str, place: Place, seen: list[str], tokens: int) -> dict[str, Any]:
-    return {"task": task, "tokens": tokens, "scores": work.score(model, place, seen)}
+def _arrival(work: Work, task: str, model: str, place: Place, tokens: int) -> dict[str, Any]:
+    """Scored on all tasks, those to come as well: what a task gains when it arrives counts from there."""
+    return {"task": task, "tokens": tokens, "scores": work.score(model, place)}

@@ -17,13 +17,13 @@ from cpift import manifest, team
 from cpift.compare.incremental import INCREMENTAL
 from cpift.compare.merging import mergekit
 from cpift.compare.methods import MERGES, METHODS, VARIANTS
-from cpift.compare.statistics import difference, summary
+from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.work import Work
 from cpift.errors import CpiftError
 from cpift.pipeline import alone, check, report
 from cpift.recipe import Recipe, read_yaml
 from cpift.reporter import Reporter
-from cpift.stages import probe_steps
+from cpift.stages import probe_epochs, probe_steps
 
 Budget = Literal["paper", "equal_tokens", "incremental"]
 FORMAT = "cpift.comparison/1"
@@ -203,17 +203,22 @@ def equal_tokens(
 ) -> tuple[Recipe, float]:
     """The recipe with its probes (and so its backbone) lengthened or cut so that all its training sees the tokens of
     CPI-FT as ``recipe`` has it; and how many these are."""
+    from cpift.training import batch_rows
+
     seed, place = recipe.changed({"seed": job.seed}), out / "seeds" / Job("paper", "cpi_ft", job.seed).folder
     plain = Work(seed, place, _siblings(out, job), reporter, None)
     plain.cpi_ft()
     total = plain.spent()
     if not name.startswith("cpi_ft") and name != "single_task" and name not in MERGES:
         return mine, total  # these count tokens themselves
-    probes, backbone = plain.spent("01-probe"), plain.spent("04-backbone")
-    stretched = probes
-    fixed = 0.0
+    batches = [batch_rows(r.training_of("probe")) for r in (mine, plain.run.recipe)]
+    steps = probe_steps(plain.run) if mine.probe.steps == "auto" else int(mine.probe.steps)
+    longer = steps * batches[0] / (probe_steps(plain.run) * batches[1])  # than the probes of cpi_ft
+    stretched, fixed, epochs = longer * plain.spent("01-probe"), 0.0, mine.backbone.epochs
     if name.startswith("cpi_ft"):
-        stretched += backbone if mine.backbone.source in ("multi_stage", "multi_task") else 0
+        if mine.backbone.source in ("multi_stage", "multi_task"):
+            passes = longer * probe_epochs(plain.run) if epochs == "auto" else float(epochs)
+            stretched += passes * plain.epoch_tokens(plain.tasks)
         groups = plain.run.groups() or []
         part = mine.refine
         each = {t: min(part.examples_per_task, plain.rows(t)) * plain.row_tokens(t) for t in plain.tasks}
@@ -224,8 +229,12 @@ def equal_tokens(
         raise CpiftError(
             f"{job.method}: its refine stage alone sees more tokens than all of cpi_ft; lower refine.epochs"
         )
-    steps = max(1, round(factor * probe_steps(plain.run)))
-    return (mine if abs(factor - 1) < TOLERANCE / 2 else mine.changed({"probe.steps": steps})), total
+    if abs(factor - 1) < TOLERANCE / 2:
+        return mine, total
+    changed: dict[str, Any] = {"probe.steps": max(1, round(factor * steps))}
+    if epochs != "auto":
+        changed["backbone.epochs"] = factor * float(epochs)
+    return mine.changed(changed), total
 
 
 def _siblings(out: Path, job: Job) -> list[Path]:
@@ -265,6 +274,9 @@ def write(recipe: Recipe, out: Path, jobs: Sequence[Job], reference: str, known:
     def compared(budget: str, method: str, mine: Any, theirs: Any) -> dict[str, Any]:
         return once(f"difference/{budget}/{method}", mine, theirs, lambda: difference(mine, theirs, tasks))
 
+    def forgot(method: str, mine: Any) -> dict[str, Any]:
+        return once(f"forgetting/{method}", mine, None, lambda: forgetting(mine, tasks))
+
     whole = {
         "format": FORMAT,
         "state": "running" if missing else "done",
@@ -284,13 +296,19 @@ def write(recipe: Recipe, out: Path, jobs: Sequence[Job], reference: str, known:
             ]
             for budget, methods in budgets.items()
         },
+        "forgetting": {m: forgot(m, results) for m, results in budgets.get("incremental", {}).items()},
     }
     manifest.write_whole(out / FILE, json.dumps(whole))
     return whole
 
 
 def _brief(arrival: Mapping[str, Any]) -> dict[str, Any]:
-    return {**arrival, "scores": {task: score["score"] for task, score in arrival["scores"].items()}}
+    scores = arrival["scores"]
+    return {
+        **arrival,
+        "scores": {task: score["score"] for task, score in scores.items()},
+        "items": {task: score["items"] for task, score in scores.items()},
+    }
 
 
 def _key(recipe: Recipe, job: Job) -> str:

@@ -76,16 +76,12 @@ def difference(
     """
     seeds = [seed for seed in first if seed in second]
     shared = [t for t in tasks if seeds and all(t in r[s]["scores"] for r in (first, second) for s in seeds)]
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(seeds), (resamples, len(seeds))) if seeds else np.zeros((resamples, 0), np.int64)
+    rng, drawn = _draw(seeds, resamples)
     found, samples = {}, {}
     for task in shared:
         pairs = [(first[s]["scores"][task], second[s]["scores"][task]) for s in seeds]
-        turn = -1.0 if pairs[0][0]["metric"] == "loss" else 1.0
-        means = np.stack([_resampled(a, b, resamples, rng) for a, b in pairs]) * turn  # (seeds, resamples)
-        samples[task] = np.take_along_axis(means.T, drawn, axis=1).mean(axis=1)
-        observed = fmean(turn * (a["score"] - b["score"]) for a, b in pairs)
-        found[task] = _interval(observed, samples[task])
+        samples[task] = _over_seeds([_resampled(a, b, resamples, rng) for a, b in pairs], drawn)
+        found[task] = _interval(fmean(_gain(a, b) for a, b in pairs), samples[task])
     counted = [t for t in shared if tasks[t]["metric"] != "loss"] or shared
     result: dict[str, Any] = {"seeds": len(seeds), "tasks": found}
     if counted:
@@ -97,13 +93,61 @@ def difference(
     return result
 
 
+def forgetting(
+    results: Results, tasks: Mapping[str, Mapping[str, Any]], resamples: int = RESAMPLES
+) -> dict[str, dict[str, float]]:
+    """Of tasks that arrive one after the other: what the old ones lose at an arrival, and what the new one gains.
+
+    "old": the score of each earlier task after an arrival minus before it, mean over tasks and arrivals; "new": the same
+    of the task that arrives. Paired bootstrap as in :func:`difference`. Empty where one task arrives only.
+    """
+    rng, drawn = _draw(list(results), resamples)
+    observed: dict[str, list[float]] = {}
+    samples: dict[str, list[np.ndarray]] = {}
+    for result in results.values():
+        pairs: dict[str, list[tuple[Any, Any]]] = {}
+        arrivals = result["arrivals"]
+        for i in range(1, len(arrivals)):
+            for j in range(i + 1):
+                task = arrivals[j]["task"]
+                if task in tasks:
+                    after, before = (_score_then(result, arrivals[k], task) for k in (i, i - 1))
+                    pairs.setdefault("new" if i == j else "old", []).append((after, before))
+        for kind, found in pairs.items():
+            observed.setdefault(kind, []).append(fmean(_gain(a, b) for a, b in found))
+            samples.setdefault(kind, []).append(np.mean([_resampled(a, b, resamples, rng) for a, b in found], axis=0))
+    return {kind: _interval(fmean(observed[kind]), _over_seeds(samples[kind], drawn)) for kind in observed}
+
+
+def _score_then(result: Mapping[str, Any], arrival: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """A task's score after an arrival, with what does not change with it."""
+    return {**result["scores"][task], "score": arrival["scores"][task], "items": arrival["items"][task]}
+
+
+def _draw(seeds: Sequence[str], resamples: int) -> tuple[np.random.Generator, np.ndarray]:
+    """A generator, and which seeds each resample has, (resamples, seeds)."""
+    rng = np.random.default_rng(0)
+    return rng, rng.integers(0, len(seeds), (resamples, len(seeds))) if seeds else np.zeros((resamples, 0), np.int64)
+
+
+def _over_seeds(by_seed: Sequence[np.ndarray], drawn: np.ndarray) -> np.ndarray:
+    """(seeds, resamples) to the mean over each resample's seeds, (resamples,)."""
+    mean: np.ndarray = np.take_along_axis(np.stack(by_seed).T, drawn, axis=1).mean(axis=1)
+    return mean
+
+
+def _gain(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    """How much better the first score is."""
+    return float(a["score"] - b["score"]) * (-1.0 if a["metric"] == "loss" else 1.0)
+
+
 def _resampled(a: Mapping[str, Any], b: Mapping[str, Any], resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Differences of the scores of two models over items drawn with replacement, (resamples,)."""
+    """How much better the first of two models is on items drawn with replacement, (resamples,)."""
     mine, theirs = np.array(a["items"], np.float64), np.array(b["items"], np.float64)
     weights = np.array(a["tokens"], np.float64) if a["metric"] == "loss" else np.ones(len(mine))
     picked = rng.integers(0, len(mine), (resamples, len(mine)))
     value: np.ndarray = ((mine - theirs) * weights)[picked].sum(axis=1) / weights[picked].sum(axis=1)
-    return value
+    return -value if a["metric"] == "loss" else value
 
 
 def _interval(observed: float, sample: np.ndarray) -> dict[str, float]:

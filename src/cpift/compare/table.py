@@ -24,12 +24,30 @@ def _budget(comparison: Mapping[str, Any], budget: str) -> Iterator[str]:
         gap = against.get(method)
         if gap and "mean" in gap:
             scale = 100 if any(t["metric"] != "loss" for t in tasks.values()) else 1
-            low, middle, high = (scale * gap["mean"][key] for key in ("low", "difference", "high"))
-            cells += [f"{middle:+.1f} ({low:+.1f} … {high:+.1f})", f"{gap['wins']}–{gap['ties']}–{gap['losses']}"]
+            cells += [_signed(gap["mean"], scale), f"{gap['wins']}–{gap['ties']}–{gap['losses']}"]
         else:
             cells += ["", ""]
         cells += [str(row.get("seesaw", "")), f"{row['tokens']:,.0f}"]
         yield f"| `{method}` | {' | '.join(cells)} |"
+    if budget == "incremental":
+        yield from _forgetting(comparison)
+
+
+def _forgetting(comparison: Mapping[str, Any]) -> Iterator[str]:
+    """What each arrival costs the tasks that were there, and gives the one that comes."""
+    scale = 100 if any(t["metric"] != "loss" for t in comparison["tasks"].values()) else 1
+    yield "\n| method | old tasks, at each arrival | the new task |"
+    yield "|---|---|---|"
+    for method, row in sorted(
+        comparison["forgetting"].items(), key=lambda item: -item[1]["old"]["difference"] if item[1] else 0
+    ):
+        if row:
+            yield f"| `{method}` | {_signed(row['old'], scale)} | {_signed(row['new'], scale)} |"
+
+
+def _signed(value: Mapping[str, float], scale: float) -> str:
+    low, middle, high = (scale * value[key] for key in ("low", "difference", "high"))
+    return f"{middle:+.1f} ({low:+.1f} … {high:+.1f})"
 
 
 def _mean(row: Mapping[str, Any]) -> float | None:
