@@ -241,11 +241,11 @@ def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int, sh
 
 
 def _bf16_helps() -> bool:
-    """Autocast over fp32 master weights: where the processor multiplies bf16 itself."""
+    """Autocast over fp32 master weights: where the device multiplies bf16 faster. Of processors, those with AMX do; with
+    AVX512-BF16 alone matrix products were measured at half the speed of fp32 (docs/benchmarks-notes.md)."""
     if torch.accelerator.is_available():
         return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported()  # type: ignore[union-attr]
-    capability = torch.backends.cpu.get_cpu_capability()
-    return capability.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
+    return torch.cpu._is_amx_tile_supported()
 
 
 def join() -> None:
