@@ -1,6 +1,7 @@
-"""Ten small skills on letters and digits, in two suites, each as chat rows and as plain text of another format.
+"""Ten small skills on words of random letters, in two suites, each as chat rows and as plain text of another format.
 
-python benchmarks/small/skills.py FOLDER writes the rows of all skills: SKILL.train.jsonl and SKILL.eval.jsonl.
+python benchmarks/small/skills.py FOLDER writes the rows of all skills: SKILL.train.jsonl and SKILL.eval.jsonl;
+SKILL.few.jsonl has a tenth of the former.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-TRAIN, EVAL = 1000, 200
+TRAIN, FEW, EVAL = 1000, 100, 200
 LETTERS = "abcdefghijklmnopqrst"
 
 
@@ -19,74 +20,48 @@ def _word(rng: random.Random, low: int = 4, high: int = 7) -> str:
     return "".join(rng.choice(LETTERS) for _ in range(rng.randint(low, high)))
 
 
-def _number(rng: random.Random, low: int = 10, high: int = 999) -> int:
-    return rng.randint(low, high)
+def _next(letter: str, by: int) -> str:
+    return LETTERS[(LETTERS.index(letter) + by) % len(LETTERS)]
 
 
-def _add(rng: random.Random) -> tuple[str, str]:
-    a, b = _number(rng), _number(rng)
-    return f"{a} {b}", str(a + b)
+def _pairs(word: str) -> str:
+    """Neighbours change places; an odd last letter stays."""
+    return "".join(word[i : i + 2][::-1] for i in range(0, len(word), 2))
 
 
-def _subtract(rng: random.Random) -> tuple[str, str]:
-    a, b = sorted((_number(rng), _number(rng)), reverse=True)
-    return f"{a} {b}", str(a - b)
-
-
-def _multiply(rng: random.Random) -> tuple[str, str]:
-    a, b = _number(rng), rng.randint(2, 9)
-    return f"{a} {b}", str(a * b)
-
-
-def _of_word(act: Callable[[str], str]) -> Callable[[random.Random], tuple[str, str]]:
-    def make(rng: random.Random) -> tuple[str, str]:
-        word = _word(rng)
-        return word, act(word)
-
-    return make
-
-
-def _shift(word: str) -> str:
-    return "".join(LETTERS[(LETTERS.index(c) + 1) % len(LETTERS)] for c in word)
-
-
-def _largest(rng: random.Random) -> tuple[str, str]:
-    numbers = [_number(rng) for _ in range(4)]
-    return " ".join(map(str, numbers)), str(max(numbers))
-
-
-SKILLS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+SKILLS: dict[str, Callable[[str], str]] = {
     # the suite to explore on
-    "subtract": _subtract,
-    "double": _of_word(lambda w: "".join(c + c for c in w)),
-    "ends": _of_word(lambda w: w[-1] + w[0]),
-    "largest": _largest,
-    "back": _of_word(lambda w: "".join(LETTERS[LETTERS.index(c) - 1] for c in w)),
+    "double": lambda w: "".join(c + c for c in w),
+    "ends": lambda w: w[-1] + w[0],
+    "back": lambda w: "".join(_next(c, -1) for c in w),
+    "skip": lambda w: w[::2],
+    "rotate": lambda w: w[1:] + w[0],
     # the suite to report
-    "add": _add,
-    "reverse": _of_word(lambda w: w[::-1]),
-    "sort": _of_word(lambda w: "".join(sorted(w))),
-    "shift": _of_word(_shift),
-    "multiply": _multiply,
+    "reverse": lambda w: w[::-1],
+    "sort": lambda w: "".join(sorted(w)),
+    "shift": lambda w: "".join(_next(c, 1) for c in w),
+    "swap": _pairs,
+    "inner": lambda w: w[1:-1],
 }
 EXPLORE, REPORT = list(SKILLS)[:5], list(SKILLS)[5:]
 
 
 def text(skill: str, rng: random.Random) -> str:
     """One line of the other format, in which a model may have met the skill before."""
-    question, answer = SKILLS[skill](rng)
-    return f"{skill}({question.replace(' ', ',')})={answer};\n"
+    word = _word(rng)
+    return f"{skill}({word})={SKILLS[skill](word)};\n"
 
 
 def rows(skill: str, count: int, seed: str, avoid: set[str] = frozenset()) -> list[dict]:  # type: ignore[assignment]
-    """Chat rows, all different, none of whose questions is in ``avoid``."""
+    """Chat rows, all different, none of whose words is in ``avoid``."""
     rng, made = random.Random(f"{skill}/{seed}"), {}
     while len(made) < count:
-        question, answer = SKILLS[skill](rng)
-        if question not in avoid:
-            made[question] = {
+        word = _word(rng)
+        if word not in avoid:
+            answer = SKILLS[skill](word)
+            made[word] = {
                 "messages": [
-                    {"role": "user", "content": f"{skill}: {question}"},
+                    {"role": "user", "content": f"{skill}: {word}"},
                     {"role": "assistant", "content": answer},
                 ],
                 "answer": answer,
@@ -100,7 +75,8 @@ def write(folder: Path) -> None:
     for skill in SKILLS:
         evaluation = rows(skill, EVAL, "eval")
         asked = {row["messages"][0]["content"].split(": ")[1] for row in evaluation}
-        for part, made in (("eval", evaluation), ("train", rows(skill, TRAIN, "train", asked))):
+        training = rows(skill, TRAIN, "train", asked)
+        for part, made in (("eval", evaluation), ("train", training), ("few", training[:FEW])):
             lines = "".join(json.dumps(row) + "\n" for row in made)
             (folder / f"{skill}.{part}.jsonl").write_text(lines, encoding="utf-8")
 
