@@ -26,22 +26,25 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.h1, self.data, self.text, self._in = "", "", "", ""
+        self._title = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
         self._in = "data" if dict(attrs).get("id") == "figures" else tag
+        self._title = self._title or tag == "h1"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in = ""
+        self._title = self._title and tag != "h1"
 
     def handle_data(self, data: str) -> None:
-        if self._in == "h1":
+        if self._title:
             self.h1 += data.replace("\N{NO-BREAK SPACE}", " ")
         if self._in == "data":
             self.data += data
         elif self._in not in ("script", "style"):
             self.text += data
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in = ""
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -64,9 +67,12 @@ def test_a_finished_run_has_all_parts_each_with_its_numbers(tmp_path: Path) -> N
     links = [a for tag, a in page.elements if tag == "a" and "download" in a]
     assert {a["download"] for a in links} == {f"{name}.csv" for name in RUN_FIGURES}
     assert all(str(a["href"]).startswith("data:text/csv") for a in links)
-    assert all(figure["describe"] for figure in page.figures.values())
+    told = {str(a.get("id")) for _, a in page.elements}
+    assert all(figure["title"] for figure in page.figures.values())
+    assert {f"about-{name}" for name in RUN_FIGURES} | {f"title-{name}" for name in RUN_FIGURES} <= told
     assert "Against the base" in page.h1
-    assert "against its own specialist" in page.h1
+    assert "against specialists" in page.h1
+    assert page.h1.count("95 %") >= 3, "each with its interval"
     assert "What to do: Take these rows out" in page.text, "a warning has its remedy"
     assert "command line" in page.text
     assert "cpift run run/recipe.yaml" in page.text
@@ -175,7 +181,7 @@ def test_a_comparison_says_who_won(tmp_path: Path) -> None:
     """Headline against the best baseline, dots with intervals, both budgets, the share view, arrivals."""
     page = report(made_comparison(tmp_path / "cmp"))
     assert re.match(
-        r"At equal tokens, cpi_ft shows no difference beyond noise from multi_task, the best baseline", page.h1
+        r"At equal tokens: cpi_ft shows no difference beyond noise from multi_task, the best baseline", page.h1
     )
     assert {"scores-equal_tokens", "scores-paper", "differences-equal_tokens", "arrivals-incremental"} <= set(
         page.figures
@@ -206,7 +212,7 @@ def test_the_plan_stands_beside_the_cost(tmp_path: Path) -> None:
     (folder / "plan.json").write_text(json.dumps({"stages": stages, "memory": 2e9, "disk": 3e9}))
     page = report(folder)
     assert page.figures["cost"]["panels"][0]["planned"] == [{"y": "probe", "v": 1.5}]
-    assert "2 GB of memory" in page.text
+    assert "Of memory it foretold 2 GB" in page.text
 
 
 def test_the_command_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
