@@ -182,15 +182,16 @@ def _board(found: Found) -> list[Html]:
                 name,
                 _cell(row["mean"]["mean"], unit(found)),
                 *cells,
-                _against(gaps.get(method), unit(found)),
                 row.get("worst_task"),
+                _against(gaps.get(method), unit(found)),
             ]
         )
-    headers = ["method", "mean", *(tasks if len(tasks) <= 8 else []), f"against {found['reference']}", "worst task"]
+    headers = ["method", "mean", *(tasks if len(tasks) <= 8 else []), "worst task", f"against {found['reference']}"]
     seeds = len(found["seeds"])
     note = (
         f"Scores {_WHERE.get(budget, budget)}: means over {seeds} seed{'s' * (seeds != 1)}; differences to {found['reference']} with 95 % intervals, "
         "paired by seed and evaluation row; within noise: the interval holds zero. Worst task: the least share of its specialist's score."
+        + ("" if seeds > 1 else " With one seed they do not tell how another would differ.")
     )
     return [table(headers, rows, kind="cards"), paragraph(note, "soft")] if rows else []
 

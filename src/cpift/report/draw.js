@@ -6,7 +6,8 @@ const figures = JSON.parse(document.getElementById("figures").textContent);
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888"];
 const SYMBOLS = ["circle", "square", "triangle", "diamond", "cross", "star", "wye"];
 const colour = (i) => COLOURS[i % COLOURS.length], symbol = (i) => SYMBOLS[i % SYMBOLS.length];
-const short = (text, most = 22) => { const t = String(text); return t.length > most ? t.slice(0, most - 1) + "…" : t; };
+// Names often differ at their end only, so both ends are kept.
+const short = (text, most = 22) => { const t = String(text), end = most > 15 ? 5 : 2; return t.length > most ? t.slice(0, most - 1 - end) + "…" + t.slice(-end) : t; };
 const shown = (value, spec) => {
   if (value == null) return "–";
   if (spec.percent) return (100 * value).toFixed(spec.digits ?? 1) + " %";
@@ -167,6 +168,7 @@ for (const id of Object.keys(figures)) {
   draw(id);
 }
 slider();
+addEventListener("beforeprint", () => { for (const folded of document.querySelectorAll("header details")) folded.open = true; });
 let width = innerWidth, waiting;
 addEventListener("resize", () => {
   if (innerWidth === width) return;
