@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,7 @@ def test_the_card_is_what_the_hub_expects(whole: Path) -> None:
     )
     for part in ("95 % interval", "## Limits", "one seed", "neutral English text", "reverse.train.jsonl"):
         assert part in body, part
+    assert "| reverse | reverse.train.jsonl | 16 | not stated |" in body
     assert str(whole.parent) not in written
 
 
@@ -119,8 +121,10 @@ def test_a_run_that_fails_logs_why_and_leaves_a_report(whole: Path, tmp_path: Pa
     with pytest.raises(CpiftError):
         run(recipe, out, reporter=Breaks())
     event = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
-    assert (event["event"], event["stage"], event["error"]) == ("error", "06-refine/2", "something is wrong <here>")
-    assert "failed in 06-refine/2: something is wrong &lt;here&gt;" in (out / "report.html").read_text()
+    assert (event["event"], event["stage"]) == ("error", "06-refine/2")
+    assert re.fullmatch(r"06-refine/2 \(\w+\): something is wrong <here>", event["error"])
+    told = (out / "report.html").read_text()
+    assert re.search(r"failed in 06-refine/2 \(\w+\): something is wrong &lt;here&gt;", told), "the stage is named once"
     run(recipe, out)
     assert '<span class="state finished">' in (out / "report.html").read_text()
 

@@ -86,17 +86,18 @@ def _method(run: Run, result: Mapping[str, Any]) -> str:
 
 def _scores(run: Run, models: Mapping[str, Any], last: str) -> str:
     lines = [
-        "| task | training rows | licence of the data | metric | base | own specialist | this model | 95 % interval |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | data | training rows | licence of the data | metric | base | own specialist | this model | 95 % interval |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, task in run.recipe.tasks.items():
         facts, mine = run.facts(f"00-tasks/{name}"), models[last][name]
         cells = [_number(models[m][name]["score"], mine["metric"]) for m in ("base", f"probe/{name}", last)]
         band = intervals.of_score(mine)
         told = " … ".join(_number(v, mine["metric"]) for v in band) if band else "–"
+        source = f"made by reasoning_gym: {task.generate}" if task.generate else str(_name(task.train))
         licence = plain(task.licence or "not stated")
         lines.append(
-            f"| {plain(name)} | {facts['train_rows']} | {licence} | {facts['metric']} | {' | '.join(cells)} | {told} |"
+            f"| {plain(name)} | {plain(source)} | {facts['train_rows']} | {licence} | {facts['metric']} | {' | '.join(cells)} | {told} |"
         )
     return "\n".join(lines)
 

@@ -145,8 +145,9 @@ def _baseline(found: Sequence[Verdict], source: str) -> Clause:
 def _unfinished(run: RunFacts) -> str:
     done, tasks = len(run.stages), f"{len(run.tasks)} task{'s' if len(run.tasks) != 1 else ''}"
     if run.state == "failed":
-        where = f" in {run.error_stage}" if run.error_stage else ""
-        return f"The run failed{where}: {run.error or 'no reason was written'}"
+        stage, reason = run.error_stage, run.error or "no reason was written"
+        where = reason if stage and reason.startswith(stage) else f"{stage}: {reason}"  # some name it themselves
+        return f"The run failed{f' in {where}' if stage else f': {reason}'}"
     if run.state == "running":
         now = f"; under way: {words.names(run.now)}" if run.now else ""
         return f"The run is going on with {tasks}: {done} stages are done{now}."
