@@ -133,9 +133,16 @@ def arrivals(found: Found, budget: str) -> Figure | None:
         return None
     return Figure(
         f"arrivals-{budget}", "The seesaw as tasks arrive", "Lines: score of each task after each arrival, one panel a method.",
-        {"kind": "lines", "panels": panels, "xs": order, "series": tasks, "yLabel": "score", "digits": 3, "least": 320, "small": True}, ["method", "after", "task", "score", "seeds"], rows,
+        {"kind": "lines", "panels": panels, "xs": order, "series": tasks, **_axis(found), "least": 320, "small": True}, ["method", "after", "task", "score", "seeds"], rows,
         "A line that falls is a task forgotten when another arrived.",
     )  # fmt: skip
+
+
+def _axis(found: Found) -> dict[str, Any]:
+    kinds = {about["metric"] == "loss" for about in found["tasks"].values()}
+    if kinds == {False}:
+        return {"yLabel": "right, %", "percent": True, "digits": 1}
+    return {"yLabel": "loss, nats" if kinds == {True} else "score, or loss in nats", "digits": 3}
 
 
 def forgetting(found: Found) -> Figure | None:
