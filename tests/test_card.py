@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +15,12 @@ import tiny_run
 import yaml
 from tiny_run import Listener, call, copy
 
-from cpift.card import plain
+from cpift.card import card, plain
 from cpift.errors import CpiftError
 from cpift.neutral import neutral_loss, text
 from cpift.pipeline import run
 from cpift.recipe import Recipe, origins
+from cpift.stages import Run
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,7 +51,34 @@ def test_the_card_is_what_the_hub_expects(whole: Path) -> None:
     )
     for part in ("95 % interval", "## Limits", "one seed", "neutral English text", "reverse.train.jsonl"):
         assert part in body, part
+    assert "| reverse | reverse.train.jsonl | 16 | not stated |" in body
     assert str(whole.parent) not in written
+
+
+def test_the_hub_reads_the_card(whole: Path, tmp_path: Path) -> None:
+    """Its own library finds every result; licence and languages are those that the base's card states."""
+    from huggingface_hub import ModelCard
+
+    place = tmp_path / "work"
+    shutil.copytree(whole.parent / "base", place / "base")
+    stated = "---\nlicense: other\nlicense_name: odd\nlanguage:\n- en\n- de\nextra: 1\n---\n# Base\n"
+    (place / "base/README.md").write_text(stated)
+    recipe = Recipe.parse(tiny.recipe(place))
+    recipe = recipe.changed({"tasks.upper.train": "owner/words", "tasks.upper.eval": "owner/words"})
+    out = copy(whole, tmp_path / "whole")
+    written = card(Run(recipe, out), json.loads((out / "scores.json").read_text()))
+    data = ModelCard(written).data
+    assert (data.license, data.license_name, data.language) == ("other", "odd", ["en", "de"])
+    assert data.datasets == ["owner/words"]
+    assert not hasattr(data, "extra")
+    told = {r.dataset_name: r for r in data.eval_results}
+    assert set(told) == {"reverse", "upper", "double"}
+    assert (told["upper"].dataset_type, told["upper"].dataset_split) == ("owner/words", "test")
+    assert (told["reverse"].metric_type, told["reverse"].metric_name) == ("exact_match", "exact match")
+    assert "(other) is the base model's" in written
+    unknown = (whole / "model/README.md").read_text()
+    assert "license:" not in unknown.split("---\n")[1]
+    assert "No licence is stated" in unknown
 
 
 def test_what_is_no_markdown_stays_so() -> None:
@@ -91,8 +121,10 @@ def test_a_run_that_fails_logs_why_and_leaves_a_report(whole: Path, tmp_path: Pa
     with pytest.raises(CpiftError):
         run(recipe, out, reporter=Breaks())
     event = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
-    assert (event["event"], event["stage"], event["error"]) == ("error", "06-refine/2", "something is wrong <here>")
-    assert "failed in 06-refine/2: something is wrong &lt;here&gt;" in (out / "report.html").read_text()
+    assert (event["event"], event["stage"]) == ("error", "06-refine/2")
+    assert re.fullmatch(r"06-refine/2 \(\w+\): something is wrong <here>", event["error"])
+    told = (out / "report.html").read_text()
+    assert re.search(r"failed in 06-refine/2 \(\w+\): something is wrong &lt;here&gt;", told), "the stage is named once"
     run(recipe, out)
     assert '<span class="state finished">' in (out / "report.html").read_text()
 

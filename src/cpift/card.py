@@ -12,6 +12,12 @@ import yaml
 from cpift import intervals
 from cpift.stages import Run
 
+_METRICS = {
+    "loss": "loss, nats a token",
+    "exact_match": "exact match",
+    "generate": "exact match of the generated answer",
+}
+
 
 def card(run: Run, result: Mapping[str, Any]) -> str:
     """Markdown with the metadata block that the hub expects."""
@@ -28,17 +34,31 @@ def _metadata(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if is_hub_id(model):
         found["base_model"] = model
+    found |= _of_base(run.base)
     found["tags"] = ["cpift", "trl", "sft", "multi-task"]
     sets = sorted({t.train for t in run.recipe.tasks.values() if isinstance(t.train, str) and is_hub_id(t.train)})
     if sets:
         found["datasets"] = sets
-    # The model's own licence is not known here: it follows from the base model's and the data's.
     results = []
     for task, score in scores.items():
-        metric = {"type": score["metric"], "value": round(score["score"], 6), "name": score["metric"].replace("_", " ")}
-        about = {"name": task, "type": "generated" if run.recipe.tasks[task].generate else "custom"}
+        asked, kind = run.recipe.tasks[task], "loss" if score["metric"] == "loss" else "exact_match"
+        metric = {"type": kind, "value": round(score["score"], 6), "name": _METRICS[score["metric"]]}
+        source = asked.train if isinstance(asked.train, str) and is_hub_id(asked.train) else None
+        about = {"name": task, "type": source or ("generated" if asked.generate else "custom")}
+        if isinstance(asked.eval, str) and asked.eval == source:
+            about["split"] = asked.eval_split
         results.append({"task": {"type": "text-generation"}, "dataset": about, "metrics": [metric]})
     return {**found, "model-index": [{"name": "cpi-ft", "results": results}]}
+
+
+def _of_base(base: Path) -> dict[str, Any]:
+    """Licence and languages as the base model's own card states them; empty where there is no such card."""
+    try:
+        found = yaml.safe_load((base / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError):
+        return {}
+    keys = ("license", "license_name", "license_link", "language")
+    return {k: found[k] for k in keys if isinstance(found, dict) and isinstance(found.get(k), str | list)}
 
 
 def is_hub_id(value: str) -> bool:
@@ -52,27 +72,32 @@ def _method(run: Run, result: Mapping[str, Any]) -> str:
     order = "; ".join(", ".join(map(plain, g)) for g in groups)
     frozen = "the core parameters of earlier groups frozen, " if run.recipe.refine.freeze and len(groups) > 1 else ""
     base = run.recipe.model if is_hub_id(run.recipe.model) else PurePath(run.recipe.model).name
+    part = run.recipe.region
+    which = "that each probe moved most" if part.select == "largest" else "(drawn at random, as a control)"
+    core = f"the {part.percent:g} % of parameters {which} were transplanted into a fused model"
+    if not run.recipe.fuse.transplant:
+        core = "the probes were fused into one model (without transplanting core parameters, as a control)"
     return (
         f"Fine-tuned from {plain(base)} on {len(run.tasks)} tasks by Core Parameter Isolation Fine-Tuning "
-        "([arXiv:2508.21741](https://arxiv.org/abs/2508.21741)) with `cpift`: each task was probed alone, the "
-        f"{run.recipe.region.percent:g} % of parameters that each probe moved most were transplanted into a fused model, and that was refined "
-        f"group by group, {frozen}in this order: {order}."
+        "([arXiv:2508.21741](https://arxiv.org/abs/2508.21741)) with `cpift`: each task was probed alone, "
+        f"{core}, and that was refined group by group, {frozen}in this order: {order}."
     )
 
 
 def _scores(run: Run, models: Mapping[str, Any], last: str) -> str:
     lines = [
-        "| task | training rows | licence of the data | metric | base | own specialist | this model | 95 % interval |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | data | training rows | licence of the data | metric | base | own specialist | this model | 95 % interval |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, task in run.recipe.tasks.items():
         facts, mine = run.facts(f"00-tasks/{name}"), models[last][name]
         cells = [_number(models[m][name]["score"], mine["metric"]) for m in ("base", f"probe/{name}", last)]
         band = intervals.of_score(mine)
         told = " … ".join(_number(v, mine["metric"]) for v in band) if band else "–"
+        source = f"made by reasoning_gym: {task.generate}" if task.generate else str(_name(task.train))
         licence = plain(task.licence or "not stated")
         lines.append(
-            f"| {plain(name)} | {facts['train_rows']} | {licence} | {facts['metric']} | {' | '.join(cells)} | {told} |"
+            f"| {plain(name)} | {plain(source)} | {facts['train_rows']} | {licence} | {facts['metric']} | {' | '.join(cells)} | {told} |"
         )
     return "\n".join(lines)
 
@@ -98,6 +123,15 @@ def _limits(run: Run, result: Mapping[str, Any], last: str) -> str:
         )
     else:
         told.append("- Other abilities of the base may have been lost; none was measured.")
+    licence = _of_base(run.base).get("license")
+    if licence:
+        told.append(
+            f"- The licence above ({plain(str(licence))}) is the base model's; the data's, in the table, may ask for more."
+        )
+    else:
+        told.append(
+            "- No licence is stated: it follows from the base model's, which is not known here, and the data's."
+        )
     behind = result["summary"][last]["below_specialist"]
     told.append(
         f"- {behind} of {len(run.tasks)} tasks ended more than 5 % of their score below their own specialist."

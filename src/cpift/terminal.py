@@ -30,11 +30,16 @@ def say(text: str) -> None:
     console.print(clean(text), markup=False, soft_wrap=True)
 
 
+def _is_live() -> bool:
+    """May bars move and letters be bold? An empty NO_COLOR counts as none."""
+    return console.is_terminal and not os.environ.get("NO_COLOR")
+
+
 class Terminal(Reporter):
     """Shows a run: a moving bar on a terminal, a line now and then elsewhere or under NO_COLOR."""
 
     def __init__(self) -> None:
-        self._live = console.is_terminal and "NO_COLOR" not in os.environ
+        self._live = _is_live()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last = self._began = 0.0
@@ -106,7 +111,7 @@ def scores_table(result: Mapping[str, Any]) -> None:
     """Models × tasks; exact match in %, loss in nats."""
     tasks: Sequence[str] = result["tasks"]
     any_row = next(iter(result["models"].values()))
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, header_style="bold" if _is_live() else "none")
     table.add_column("model", overflow="fold")
     for task in tasks:
         table.add_column(

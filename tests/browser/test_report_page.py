@@ -17,7 +17,8 @@ from cpift.report import make_report
 playwright = pytest.importorskip("playwright.sync_api", reason="the extra cpift[browser] is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra cpift[browser] is not installed")
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+# Debian's, never one that playwright has brought along.
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
@@ -119,9 +120,10 @@ def test_every_figure_is_drawn_and_nothing_leaves_the_page(
         assert found == {f: expected(data) for f, data in seen.figures.items()}
         assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         names = seen.page.eval_on_selector_all(
-            "figure .drawing svg", "all => all.map(s => [s.getAttribute('role'), s.getAttribute('aria-label')])"
+            "figure .drawing svg",
+            "all => all.map(s => [s.getAttribute('role'), s.getAttribute('aria-label'), document.getElementById(s.getAttribute('aria-describedby')).textContent])",
         )
-        assert all(role == "img" and label for role, label in names)
+        assert all(role == "img" and title and description for role, title, description in names)
         seen.page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
         found = axe.Axe().run(seen.page).response["violations"]
         assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")] == []
@@ -172,6 +174,20 @@ def test_the_switch_shows_shares(browser: Any, pages: dict[str, Path]) -> None:
         assert "share of the specialist" in second
         assert seen.marks("scores-equal_tokens", "dot") == 35
         assert seen.errors == []
+
+
+def test_paper_shows_the_whole_table(browser: Any, pages: dict[str, Path]) -> None:
+    """Nothing of the table of tasks is cut off on a sheet of A4, and what is folded there is opened."""
+    with Seen(browser, pages["twenty"], "wide-dark") as seen:
+        seen.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        seen.page.emulate_media(media="print")
+        seen.page.set_viewport_size({"width": 688, "height": 1000})  # A4 without its margins
+        assert seen.page.locator("header tbody tr").count() == 20
+        assert seen.page.evaluate("[...document.querySelectorAll('header td')].every(t => t.checkVisibility())")
+        ends = seen.page.evaluate(
+            "[...document.querySelectorAll('header table')].map(t => t.getBoundingClientRect().right)"
+        )
+        assert max(ends) <= 688
 
 
 def test_figures_follow_the_width(browser: Any, pages: dict[str, Path]) -> None:

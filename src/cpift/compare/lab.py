@@ -20,7 +20,7 @@ from cpift.compare.methods import MERGES, METHODS, VARIANTS
 from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.work import Work
 from cpift.errors import CpiftError
-from cpift.pipeline import alone, check, report
+from cpift.pipeline import alone, check, report, versions
 from cpift.recipe import Recipe, read_yaml
 from cpift.reporter import Reporter
 from cpift.stages import probe_epochs, probe_steps
@@ -281,6 +281,7 @@ def write(recipe: Recipe, out: Path, jobs: Sequence[Job], reference: str, known:
         "format": FORMAT,
         "state": "running" if missing else "done",
         "recipe": recipe.model_dump(by_alias=True, mode="json"),
+        "versions": versions(),
         "tasks": tasks,
         "seeds": sorted({job.seed for job in jobs}),
         "reference": reference,

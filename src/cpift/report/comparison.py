@@ -2,78 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from cpift import intervals
-from cpift.report import words
-from cpift.report.parts import Figure, Html, Parts, Section, e, heading, paragraph, table
-from cpift.report.provenance import flat, shown, without_path
-from cpift.scores import share_of
+from cpift.report import figures_comparison, words
+from cpift.report.figures_comparison import SPECIALIST, Found, unit
+from cpift.report.parts import Clause, Figure, Html, Parts, Section, e, heading, paragraph, table
+from cpift.report.provenance import comparison_provenance, without_path
 from cpift.terminal import duration
 
+_ABLATIONS = {
+    "cpi_ft_no_freeze": "without freezing", "cpi_ft_no_transplant": "without transplanting", "cpi_ft_no_refine": "without refining",
+    "cpi_ft_random_region": "with random core positions",
+}  # fmt: skip
 KEYS = ("state", "recipe", "tasks", "seeds", "reference", "budgets", "summary", "differences")
-SPECIALIST = "single_task"
 _BUDGETS = {"equal_tokens": "equal tokens", "paper": "the paper's settings", "incremental": "tasks arriving one by one"}
-Found = Mapping[str, Any]
+RETRAINED = (
+    "multi_task"  # where tasks arrive, it trains on all of them anew each time: an upper bound of another budget
+)
+_WHERE = {
+    "equal_tokens": "at equal tokens",
+    "paper": "at the paper's settings",
+    "incremental": "with tasks arriving one by one",
+}
 
 
 def comparison_parts(found: Found, name: str) -> Parts:
     """All parts of the page of ``comparison.json``."""
     sections = []
-    for budget in found["budgets"]:
+    for budget in _ordered(found):
         title = _BUDGETS.get(budget, budget)
         content: list[Html | Figure | None] = [
-            _scores(found, budget),
-            _differences(found, budget),
-            _arrivals(found, budget),
+            figures_comparison.scores(found, budget),
+            figures_comparison.differences(found, budget),
+            figures_comparison.arrivals(found, budget),
+            figures_comparison.forgetting(found) if budget == "incremental" else None,
             _cost(found, budget),
         ]
         kept = [part for part in content if part]
         if kept:
             sections.append(Section(f"{budget}-part", f"Comparison: {title}", kept))
-    recipe = [[key, shown(key, value)] for key, value in flat(found["recipe"])]
-    sections.append(
-        Section("provenance-part", "Provenance", [heading("Recipe"), table(["key", "value"], recipe, text=(1,))])
-    )
+    sections.append(Section("provenance-part", "Provenance", comparison_provenance(found, name)))
     running = found["state"] != "done"
     state = f'<span class="state {"running" if running else "finished"}">{"running" if running else "finished"}</span>'
     model = without_path(str(found["recipe"].get("model", "")))
     kicker = Html(
         f"cpift compare {e(name)} · base {e(model)} · {len(found['tasks'])} tasks · seeds {e(', '.join(map(str, found['seeds'])))} {state}"
     )
-    top = [part for part in (_missing(found), _board(found)) if part]
-    return Parts(f"{name}: cpift comparison", kicker, headline(found), top, (), sections)
+    top = [part for part in (_missing(found), *_board(found)) if part]
+    return Parts(f"{name}: cpift comparison", kicker, headline(found), _lead(found), top, (), sections)
 
 
-def headline(found: Found) -> str:
-    """One sentence: the reference against the best baseline, in the first budget that has both."""
+def headline(found: Found) -> list[Clause]:
+    """One sentence, a clause a budget: the reference against the best baseline of that budget."""
+    clauses = [(where if i else where[0].upper() + where[1:], said) for i, (where, said) in enumerate(_verdicts(found))]
+    return clauses or [("", f"Nothing can be said yet: {found['reference']} or its baselines have no scores.")]
+
+
+def _verdicts(found: Found) -> Iterator[tuple[str, str]]:
+    """Which budget, and what is said of it; equal tokens first, whatever was asked for first."""
     reference = found["reference"]
-    for budget, title in ((b, _BUDGETS.get(b, b)) for b in found["budgets"]):
+    for budget in _ordered(found):
         best, difference = _best(found, budget)
         if not difference or "mean" not in difference:
             continue
         gap = difference["mean"]  # the other minus the reference
         value, low, high = -gap["difference"], -gap["high"], -gap["low"]
-        numbers = f"{words.gap(value, _unit(found))}, 95 % {words.interval(low, high, _unit(found))}"
-        verdict = (
-            f"beats {best}, the best baseline"
-            if low > 0
-            else f"loses to {best}, the best baseline"
-            if high < 0
-            else f"shows no difference beyond noise from {best}, the best baseline"
-        )
+        verdict = "beats" if low > 0 else "loses to" if high < 0 else "shows no difference beyond noise from"
         tasks = difference.get("tasks", {})
         won = [t for t, d in tasks.items() if d["high"] < 0]
         lost = [t for t, d in tasks.items() if d["low"] > 0]
-        said = (f"; ahead on {words.names(won)}" if won else "") + (f"; behind on {words.names(lost)}" if lost else "")
+        told = (f"; ahead on {words.names(won)}" if won else "") + (f"; behind on {words.names(lost)}" if lost else "")
         seeds = difference.get("seeds", len(found["seeds"]))
-        return f"At {title}, {reference} {verdict} ({numbers}, {seeds} seed{'s' * (seeds != 1)}){said}."
-    return f"Nothing can be said yet: {reference} or its baselines have no scores."
+        yield (
+            _WHERE.get(budget, budget),
+            f"{reference} {verdict} {best}, the best baseline (mean {words.gap(value, unit(found))}, 95 % "
+            f"{words.interval(low, high, unit(found))}, {seeds} seed{'s' * (seeds != 1)}){told}",
+        )
 
 
-def _unit(found: Found) -> str:
-    return "exact_match" if any(t["metric"] != "loss" for t in found["tasks"].values()) else "loss"
+def _ordered(found: Found) -> list[str]:
+    return sorted(found["budgets"], key=lambda b: list(_BUDGETS).index(b) if b in _BUDGETS else len(_BUDGETS))
+
+
+def _lead(found: Found) -> list[Html]:
+    """What was forgotten, and what in the method matters, where the methods asked for tell it."""
+    reference, told = found["reference"], []
+    for budget in _ordered(found):
+        row = found["summary"].get(budget, {}).get(reference)
+        if row and row.get("seesaw") is not None:
+            worst = row.get("worst_task")
+            share = (row.get("shares") or {}).get(worst)
+            at = f"; furthest: {worst}" + (f", {words.percent(share, 0)} of its specialist's score" if share else "")
+            told.append(
+                f"Forgotten, {_WHERE.get(budget, budget)}: {reference} ends behind the specialist on {row['seesaw']} of {len(found['tasks'])} tasks{at if worst else ''}."
+            )
+            break
+    told += [f"At each arrival the older tasks change by {text}." for text in [_arrival_costs(found)] if text]
+    for budget in _ordered(found):
+        parts = [
+            (d, _ABLATIONS[d["method"]]) for d in found["differences"].get(budget, []) if d["method"] in _ABLATIONS
+        ]
+        parts = [(d, name) for d, name in parts if "mean" in d and reference == "cpi_ft"]
+        if parts:
+            said = "; ".join(f"{name} {_size(d['mean'], unit(found))}" for d, name in parts)
+            told.append(f"Why, from the method with a part taken away, {_WHERE.get(budget, budget)}: {said}.")
+            break
+    return [paragraph(text, "lead") for text in told]
+
+
+def _size(gap: Found, metric: str) -> str:
+    noise = " (within noise)" if gap["low"] <= 0 <= gap["high"] else f" (95 % {words.interval(gap['low'], gap['high'], metric)})"  # fmt: skip
+    return words.gap(gap["difference"], metric) + noise
+
+
+def _arrival_costs(found: Found) -> str:
+    """The reference and the method that forgets least beside it."""
+    olds = {m: row["old"] for m, row in (found.get("forgetting") or {}).items() if row and "old" in row}
+    mine = olds.pop(found["reference"], None)
+    olds.pop(RETRAINED, None)
+    if mine is None:
+        return ""
+    told = [f"{_size(mine, unit(found))} in {found['reference']}"]
+    if olds:
+        least = max(olds, key=lambda m: float(olds[m]["difference"]))
+        told.append(f"{_size(olds[least], unit(found))} in {least}, the best of the others")
+    return "; ".join(told)
 
 
 def _best(found: Found, budget: str) -> tuple[str, Found | None]:
@@ -83,7 +136,10 @@ def _best(found: Found, budget: str) -> tuple[str, Found | None]:
     others = {
         m: s["mean"]["mean"]
         for m, s in summary.items()
-        if not m.startswith(family) and m not in ("base", SPECIALIST) and s["mean"]["mean"] is not None
+        if not m.startswith(family)
+        and m not in ("base", SPECIALIST)
+        and s["mean"]["mean"] is not None
+        and not (budget == "incremental" and m == RETRAINED)
     }
     if not others:
         return "", None
@@ -107,18 +163,19 @@ def _missing(found: Found) -> Html | None:
     )
 
 
-def _board(found: Found) -> Html | None:
+def _board(found: Found) -> list[Html]:
     """Methods × tasks of the first budget, best first."""
-    budget = next(iter(found["budgets"]), None)
+    budget = next(iter(_ordered(found)), None)
     if budget is None:
-        return None
+        return []
     summary, tasks = found["summary"].get(budget, {}), list(found["tasks"])
     gaps = {d["method"]: d for d in found["differences"].get(budget, [])}
     rows = []
     for method, row in sorted(
         summary.items(), key=lambda p: -(p[1]["mean"]["mean"] if p[1]["mean"]["mean"] is not None else -1e9)
     ):
-        name = Html(f"<strong>{e(method)}</strong>") if method == found["reference"] else method
+        gloss = ' <small class="gloss">a model for each task</small>' if method == SPECIALIST else ""
+        name = Html(f"<strong>{e(method)}</strong>" if method == found["reference"] else e(method) + gloss)
         cells = (
             [_cell(row["tasks"].get(t, {}).get("mean"), found["tasks"][t]["metric"]) for t in tasks]
             if len(tasks) <= 8
@@ -127,14 +184,20 @@ def _board(found: Found) -> Html | None:
         rows.append(
             [
                 name,
-                _cell(row["mean"]["mean"], _unit(found)),
+                _cell(row["mean"]["mean"], unit(found)),
                 *cells,
-                _against(gaps.get(method), _unit(found)),
                 row.get("worst_task"),
+                _against(gaps.get(method), unit(found)),
             ]
         )
-    headers = ["method", "mean", *(tasks if len(tasks) <= 8 else []), f"against {found['reference']}", "worst task"]
-    return table(headers, rows, kind="cards") if rows else None
+    headers = ["method", "mean", *(tasks if len(tasks) <= 8 else []), "worst task", f"against {found['reference']}"]
+    seeds = len(found["seeds"])
+    note = (
+        f"Scores {_WHERE.get(budget, budget)}: means over {seeds} seed{'s' * (seeds != 1)}; differences to {found['reference']} with 95 % intervals, "
+        "paired by seed and evaluation row; within noise: the interval holds zero. Worst task: the least share of its specialist's score."
+        + ("" if seeds > 1 else " With one seed they do not tell how another would differ.")
+    )
+    return [table(headers, rows, kind="cards"), paragraph(note, "soft")] if rows else []
 
 
 def _cell(value: float | None, metric: str) -> str | None:
@@ -149,129 +212,8 @@ def _against(difference: Found | None, metric: str) -> Html | None:
         ("▲ better", "won") if g["low"] > 0 else ("▼ worse", "lost") if g["high"] < 0 else ("≈ within noise", "soft")
     )
     return Html(
-        f'<span class="{kind}">{word}</span><br>{e(words.gap(g["difference"], metric))} ({e(words.interval(g["low"], g["high"], metric))})'
+        f'<span class="{kind}">{word}</span> <br>{e(words.gap(g["difference"], metric))} ({e(words.interval(g["low"], g["high"], metric))})'
     )
-
-
-def _values(found: Found, budget: str, method: str, task: str, share: bool) -> list[float]:
-    """One value a seed: the score, or its share of the specialist's of the same seed."""
-    values = []
-    methods = found["budgets"][budget]
-    for seed, result in methods[method].items():
-        entry = result["scores"].get(task)
-        special = methods.get(SPECIALIST, {}).get(seed, {}).get("scores", {}).get(task)
-        if entry is None or (share and special is None):
-            continue
-        value = share_of(entry["metric"], entry["score"], special["score"]) if share else float(entry["score"])
-        if value is not None:
-            values.append(value)
-    return values
-
-
-def _scores(found: Found, budget: str) -> Figure | None:
-    methods = list(found["budgets"][budget])
-    if not methods:
-        return None
-    views, rows = {}, []
-    for share in (False, True):
-        if share and SPECIALIST not in methods:
-            continue
-        panels = []
-        for task, about in found["tasks"].items():
-            points = []
-            for method in methods:
-                values = _values(found, budget, method, task, share)
-                if not values:
-                    continue
-                mean, spread = sum(values) / len(values), intervals.of_mean(values)
-                point = {
-                    "y": method,
-                    "v": mean,
-                    "c": int(method == found["reference"]),
-                    "t": f"{mean:.3f}, {len(values)} seeds",
-                }
-                points.append(point | ({"lo": spread[1], "hi": spread[2]} if spread else {}))
-                rows.append(
-                    [
-                        task,
-                        method,
-                        "share of the specialist" if share else about["metric"],
-                        mean,
-                        *(spread[1:] if spread else (None, None)),
-                        len(values),
-                    ]
-                )
-            if points:
-                unit = (
-                    "share of the specialist"
-                    if share
-                    else "loss, nats (less is better)"
-                    if about["metric"] == "loss"
-                    else "right (0 to 1)"
-                )
-                panels.append({"title": f"{task}: {unit}", "rows": points})
-        views["shares of the specialist" if share else "raw scores"] = {
-            "panels": panels,
-            **({"rule": 1.0} if share else {}),
-        }
-    if not any(view["panels"] for view in views.values()):
-        return None
-    drawing = {"kind": "dots", "views": views, "ys": methods, "least": 320, "digits": 3}
-    return Figure(
-        f"scores-{budget}", "Methods on every task", "Dots: mean score of each method on each task, with 95 % intervals over seeds.", drawing,
-        ["task", "method", "unit", "mean", "95 % low", "95 % high", "seeds"], rows,
-        f"{found['reference']} is orange and square. Bars: 95 % intervals over {len(found['seeds'])} seeds (Student's t)." + ("" if len(found["seeds"]) > 1 else " With one seed there is no interval."),
-    )  # fmt: skip
-
-
-def _differences(found: Found, budget: str) -> Figure | None:
-    known = [d for d in found.get("differences", {}).get(budget, []) if "mean" in d]
-    if not known:
-        return None
-    known.sort(key=lambda d: -d["mean"]["difference"])
-    drawn = [d for d in known if d["method"] != "base"]  # far off, it would squeeze all others
-    if not drawn:
-        return None
-    points = [
-        {"y": d["method"], "v": d["mean"]["difference"], "lo": d["mean"]["low"], "hi": d["mean"]["high"], "c": 0}
-        for d in drawn
-    ]
-    rows = [["mean", d["method"], d["mean"]["difference"], d["mean"]["low"], d["mean"]["high"]] for d in known]
-    rows += [[t, d["method"], g["difference"], g["low"], g["high"]] for d in known for t, g in d["tasks"].items()]
-    loss = _unit(found) == "loss"
-    return Figure(
-        f"differences-{budget}", f"Each method against {found['reference']}, mean over tasks", f"Dots: mean difference of each method to {found['reference']}, with 95 % intervals.",
-        {"kind": "dots", "panels": [{"rows": points}], "ys": [d["method"] for d in drawn], "rule": 0, "percent": not loss, "digits": 1 if not loss else 3, "xLabel": "nats, more is better" if loss else "points, more is better"},
-        ["task", "method", "difference", "95 % low", "95 % high"], rows, f"Right of the line: better than {found['reference']}. Paired by seed and evaluation row. The base is in the table only.",
-    )  # fmt: skip
-
-
-def _arrivals(found: Found, budget: str) -> Figure | None:
-    """Scores as tasks arrive, mean over seeds, a panel a method."""
-    panels, rows, order = [], [], []
-    tasks = list(found["tasks"])
-    for method, results in found["budgets"][budget].items():
-        sums: dict[tuple[int, str, str], list[float]] = {}
-        for result in results.values():
-            for i, arrival in enumerate(result.get("arrivals", [])):
-                for task, score in arrival["scores"].items():
-                    sums.setdefault((i, arrival["task"], task), []).append(float(score))
-        points = []
-        for (i, arrived, task), values in sums.items():
-            label = f"{i + 1}. {arrived}"
-            if label not in order:
-                order.append(label)
-            points.append({"x": label, "y": sum(values) / len(values), "s": task})
-            rows.append([method, label, task, sum(values) / len(values), len(values)])
-        if points:
-            panels.append({"title": method, "rows": points})
-    if not panels:
-        return None
-    return Figure(
-        f"arrivals-{budget}", "The seesaw as tasks arrive", "Lines: score of each task after each arrival, one panel a method.",
-        {"kind": "lines", "panels": panels, "xs": order, "series": tasks, "yLabel": "score", "digits": 3, "least": 320, "small": True}, ["method", "after", "task", "score", "seeds"], rows,
-        "A line that falls is a task forgotten when another arrived.",
-    )  # fmt: skip
 
 
 def _cost(found: Found, budget: str) -> Html | None:

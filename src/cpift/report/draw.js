@@ -6,7 +6,8 @@ const figures = JSON.parse(document.getElementById("figures").textContent);
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888"];
 const SYMBOLS = ["circle", "square", "triangle", "diamond", "cross", "star", "wye"];
 const colour = (i) => COLOURS[i % COLOURS.length], symbol = (i) => SYMBOLS[i % SYMBOLS.length];
-const short = (text, most = 22) => { const t = String(text); return t.length > most ? t.slice(0, most - 1) + "…" : t; };
+// Names often differ at their end only, so both ends are kept.
+const short = (text, most = 22) => { const t = String(text), end = most > 15 ? 5 : 2; return t.length > most ? t.slice(0, most - 1 - end) + "…" + t.slice(-end) : t; };
 const shown = (value, spec) => {
   if (value == null) return "–";
   if (spec.percent) return (100 * value).toFixed(spec.digits ?? 1) + " %";
@@ -32,7 +33,7 @@ function lines(panel, spec, width) {
     title: (r) => `${r.s}\n${spec.xLabel ? spec.xLabel + " " : ""}${r.x}: ${shown(r.y, spec)}`, tip: true }));
   return Plot.plot({
     width, height: spec.small ? 190 : Math.min(360, Math.max(240, width * 0.5)), marginLeft: 48, marginBottom: turned ? 76 : 38, marginRight: 16, marginTop: 24,
-    x: ordinal ? { type: "point", domain: spec.xs, ticks: spec.xs.filter((_, i) => i % every === 0), label: null, tickRotate: turned ? -40 : 0, tickFormat: (d) => short(d, 14) } : { label: spec.xLabel, ticks: Math.max(2, width / 90) },
+    x: ordinal ? { type: "point", domain: spec.xs, ticks: spec.xs.filter((_, i) => i % every === 0), label: null, tickRotate: turned ? -40 : 0, tickFormat: (d) => short(d, 14) } : { label: spec.xLabel, ticks: d3.ticks(...d3.extent(panel.rows, (r) => r.x), Math.max(2, width / 90)).filter(Number.isInteger), tickFormat: "d" },
     y: { label: spec.yLabel, grid: true, tickFormat: ticks(spec), ticks: spec.small ? 4 : 6, zero: !spec.free, domain: spec.yDomain, nice: true },
     symbol: { type: "identity" }, color: { type: "identity" }, marks,
   });
@@ -101,9 +102,10 @@ function legend(spec) {
   return list;
 }
 
-function label(svg, text) { // one picture with one name: its parts are none for a screen reader
+function label(svg, title, about) { // one picture with a title and a description: its parts are none for a screen reader
   svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", text);
+  svg.setAttribute("aria-label", title);
+  svg.setAttribute("aria-describedby", about);
   for (const part of svg.querySelectorAll("[aria-label]")) { part.setAttribute("data-mark", part.getAttribute("aria-label")); part.removeAttribute("aria-label"); }
   for (const part of svg.querySelectorAll("[aria-description]")) part.removeAttribute("aria-description");
 }
@@ -117,8 +119,8 @@ function draw(id) {
   const made = list.map((panel) => {
     const box = document.createElement("div");
     if (panel.title) { const head = document.createElement("p"); head.className = "panel"; head.textContent = panel.title; box.append(head); }
-    const plot = KINDS[spec.kind](panel, shownSpec, width);
-    label(plot, (panel.title ? panel.title + ": " : "") + spec.describe);
+    const plot = KINDS[spec.kind](panel, { ...shownSpec, ...panel.own }, width);
+    label(plot, spec.title + (panel.title ? ", " + panel.title : ""), "about-" + id);
     box.append(plot);
     return box;
   });
@@ -166,6 +168,7 @@ for (const id of Object.keys(figures)) {
   draw(id);
 }
 slider();
+addEventListener("beforeprint", () => { for (const folded of document.querySelectorAll("header details")) folded.open = true; });
 let width = innerWidth, waiting;
 addEventListener("resize", () => {
   if (innerWidth === width) return;

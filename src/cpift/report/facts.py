@@ -11,6 +11,7 @@ from cpift.report.files import json_lines, maybe_json
 
 _GROUPS = ("tasks", "jaccard", "sign_agreement", "groups", "order", "threshold")
 _FUSION = ("options", "models", "total", "core", "core_share", "contested", "won", "tensors")
+TRAINED_BACKBONES = ("multi_stage", "multi_task")
 FINISHED, RUNNING, FAILED, STOPPED = "finished", "running", "failed", "stopped"
 
 
@@ -23,6 +24,7 @@ class StageFacts:
     facts: dict[str, Any]
     digest: str
     disk: int | None
+    needs: dict[str, str]
 
 
 @dataclass
@@ -84,20 +86,18 @@ def read_run(folder: Path) -> RunFacts:
 
     recipe = Recipe.load(folder / "recipe.yaml")
     values = recipe.model_dump(by_alias=True, mode="json")
-    bare = {
-        t: {k: v for k, v in task.items() if k in ("generate", "train", "eval")} for t, task in values["tasks"].items()
-    }
-    defaults = Recipe.parse({"model": values["model"], "tasks": bare}).model_dump(by_alias=True, mode="json")
+    defaults = defaults_of(values)
     found = (_stage(folder / "stages", file.parent) for file in sorted((folder / "stages").glob("**/stage.json")))
-    stages = {s.name: s for s in found if s}
+    place = folder / "stages"
+    groups = maybe_json(place / "03-group" / "groups.json", _GROUPS)
+    stages = _of_this_run({s.name: s for s in found if s}, values, len(groups["groups"]) if groups else None)
     log = json_lines(folder / "log.jsonl")
     state, error = _state(folder, log)
-    place = folder / "stages"
     run = RunFacts(
         name=folder.resolve().name, recipe=values, defaults=defaults, origins=_origins(log), state=state,
         now=_under_way(place) if state in (RUNNING, STOPPED, FAILED) else [],
         error=str(error.get("error", "")), error_stage=str(error.get("stage", "")), stages=stages, models={}, neutral={},
-        groups=maybe_json(place / "03-group" / "groups.json", _GROUPS), fusion=maybe_json(place / "05-fuse" / "fusion.json", _FUSION),
+        groups=groups, fusion=maybe_json(place / "05-fuse" / "fusion.json", _FUSION),
         plan=maybe_json(folder / "plan.json", ("stages", "memory", "disk")), seconds=sum(s.facts.get("seconds", 0.0) for s in stages.values()),
     )  # fmt: skip
     run.models = _models(place, run)
@@ -115,6 +115,17 @@ def read_run(folder: Path) -> RunFacts:
     return run
 
 
+def defaults_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with these tasks that says no more than it must, as a table of all its values."""
+    from cpift.recipe import Recipe
+
+    needed = ("generate", "train", "eval")
+    tasks = list(values["tasks"].items())  # whatever their names: a page is made of any file
+    bare = {f"task{i}": {k: v for k, v in task.items() if k in needed} for i, (_, task) in enumerate(tasks)}
+    found = Recipe.parse({"model": values["model"], "tasks": bare}).model_dump(by_alias=True, mode="json")
+    return {**found, "tasks": {name: found["tasks"][f"task{i}"] for i, (name, _) in enumerate(tasks)}}
+
+
 def _stage(place: Path, folder: Path) -> StageFacts | None:
     from cpift import manifest
 
@@ -124,7 +135,33 @@ def _stage(place: Path, folder: Path) -> StageFacts | None:
         return None
     files = [folder / name for name in made.outputs]
     disk = sum(f.stat().st_size for f in files) if all(f.is_file() for f in files) else None
-    return StageFacts("/".join(parts), made.settings, made.facts, made.digest, made.facts.get("disk", disk))
+    return StageFacts("/".join(parts), made.settings, made.facts, made.digest, made.facts.get("disk", disk), made.needs)
+
+
+def _of_this_run(
+    found: Mapping[str, StageFacts], recipe: Mapping[str, Any], groups: int | None
+) -> dict[str, StageFacts]:
+    """Without what an earlier recipe left in the folder: other tasks, more groups, stages made from what is no longer so."""
+    source, known = recipe["backbone"]["from"], dict[str, bool]()
+
+    def wanted(name: str) -> bool:
+        kind, _, rest = name.partition("/")
+        if kind in ("00-tasks", "01-probe", "02-identify") and rest not in recipe["tasks"]:
+            return False
+        if kind == "04-backbone" and source not in TRAINED_BACKBONES:
+            return False
+        if kind in ("04-backbone", "06-refine") and groups is not None and rest.isdigit() and int(rest) > groups:
+            return False
+        return not (source == "pretrained" and name.startswith(("07-evaluate/backbone/", "07-neutral/backbone")))
+
+    def fresh(name: str) -> bool:
+        if name not in known:
+            known[name] = True  # no stage needs itself
+            needs = found[name].needs.items()
+            known[name] = all(n not in found or (digest == found[n].digest and fresh(n)) for n, digest in needs)
+        return known[name]
+
+    return {name: stage for name, stage in found.items() if wanted(name) and fresh(name)}
 
 
 def _state(folder: Path, log: list[dict[str, Any]]) -> tuple[str, Mapping[str, Any]]:

@@ -6,32 +6,42 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from cpift.report import words
-from cpift.report.facts import RunFacts
+from cpift.report.facts import TRAINED_BACKBONES, RunFacts
 from cpift.report.verdicts import gap, path
 
 
 @dataclass(frozen=True)
 class Fall:
-    """The largest fall of a task that is beyond noise, in words; ``kept``: the last model is no longer behind."""
+    """The largest fall of a task that is beyond noise, in words.
+
+    kept: the last model is no longer behind. weight: the fall as a share of what there was; negative.
+    """
 
     task: str
     text: str
     kept: bool
+    weight: float
 
 
 def falls(run: RunFacts) -> list[Fall]:
-    """At most one a task; those that did not come back first."""
+    """At most one a task; those that did not come back first, the worst first."""
     found = [fall for task in run.tasks if (fall := _fall(run, task))]
-    return sorted(found, key=lambda fall: fall.kept)
+    return sorted(found, key=lambda fall: (fall.kept, fall.weight))
 
 
 def steps_looked_at(run: RunFacts) -> int:
     """How many steps of a task from one model to the next there are: some fall by chance."""
-    return sum(max(0, len(path(run, task)) - 2) for task in run.tasks)
+    return sum(max(0, len(_steps(run, task)) - 1) for task in run.tasks)
+
+
+def _steps(run: RunFacts, task: str) -> list[str]:
+    """Models that can have lost what an earlier one knew: not the base, nor a backbone that came from elsewhere."""
+    trained = run.recipe["backbone"]["from"] in TRAINED_BACKBONES
+    return [m for m in path(run, task)[1:] if trained or m != "backbone"]
 
 
 def _fall(run: RunFacts, task: str) -> Fall | None:
-    steps = path(run, task)[1:]  # the base has learnt nothing to lose
+    steps = _steps(run, task)
     found = []
     for before, after in pairwise(steps):
         change = gap(run.models[after][task], run.models[before][task])
@@ -39,46 +49,40 @@ def _fall(run: RunFacts, task: str) -> Fall | None:
             found.append((change.value, before, after))
     if not found:
         return None
-    _, before, after = min(found)
+    value, before, after = min(found)
     last, metric = steps[-1], run.metric(task)
     at = {m: words.score(run.models[m][task]["score"], metric) for m in (before, after, last)}
     since = gap(run.models[last][task], run.models[before][task])
     kept = since is not None and since.way != "down"
-    if before.startswith("probe/"):
-        text = (
-            f"{task}: {at[before]} in its specialist, {at[after]} in the {words.model(after)}; {_why(run, task, after)}"
-        )
-    else:
-        text = f"{task} fell from {at[before]} ({words.model(before)}) to {at[after]} ({words.model(after)}); {_why(run, task, after)}"
-    if after != last:
-        end = "no longer behind beyond noise" if kept else "still behind"
-        text += f". The last model has {at[last]}, {end}"
-    return Fall(task, text + ".", kept)
+    told = {m: f"{at[m]} in {_place(m)}" for m in (before, after)}
+    text = f"{task}: {told[before]} → {told[after]} ({_why(run, task, after)})" + (
+        f" → {at[last]} now" if after != last else ""
+    )
+    weight = value / abs(float(run.models[before][task]["score"]) or 1.0)
+    return Fall(task, text, kept, weight)
+
+
+def _place(model: str) -> str:
+    if model.startswith("probe/"):
+        return "its specialist"
+    return {"backbone": "the backbone", "fused": "the fused model"}.get(model, words.model(model))
 
 
 def _why(run: RunFacts, task: str, after: str) -> str:
     if after == "backbone":
-        if run.recipe["backbone"]["from"] == "multi_stage":
-            later = [t for group in run.order[_stage_of(run, task) + 1 :] for t in group]
-            return (
-                f"the backbone trained {words.names(later)} after it"
-                if later
-                else "the backbone trains all tasks in turn, for as long as one specialist"
-            )
-        return "the backbone was trained on all tasks, or on none"
+        if run.recipe["backbone"]["from"] == "multi_task":
+            return "which trained all tasks at once"
+        later = [t for group in run.order[_stage_of(run, task) + 1 :] for t in group]
+        return f"which trained {words.names(later, 3)} after it" if later else "though it was trained last"
     if after == "fused":
         lost = _lost_core(run, task)
-        core = (
-            f"{words.percent(lost)} of its core positions went to other tasks, the rest of the weights is a mean"
-            if lost is not None
-            else "the weights outside the core are a mean"
-        )
-        return f"in fusing, {core}"
+        core = f"{words.percent(lost)} of its core went to other tasks, " if lost is not None else ""
+        return f"{core}outside the core the weights are a mean"
     k = int(after.partition("/")[2])
     seen = run.stages.get(f"06-refine/{k}")
     tasks = seen.settings.get("tasks", []) if seen else []
     frozen = "frozen" if _stage_of(run, task) < k - 1 and run.recipe["refine"]["freeze"] else "not yet frozen"
-    return f"refine stage {k} trained on {words.names(tasks)}, its core positions {frozen}"
+    return f"which trained {words.names(tasks, 3)}, its core {frozen}"
 
 
 def _stage_of(run: RunFacts, task: str) -> int:

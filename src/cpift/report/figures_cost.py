@@ -82,7 +82,11 @@ def cost(run: RunFacts) -> Figure | None:
         return None
     order = [k for k in dict.fromkeys([*_KINDS.values(), "other"]) if k in kinds]
     planned = _planned(run.plan or {})
-    bars, ticks, rows = [], [], []
+    panels: list[dict[str, Any]] = [
+        {"title": title, "rows": [], "planned": [], "own": {"xLabel": unit}}
+        for title, unit in (("time", "minutes"), ("tokens trained", "tokens"), ("peak memory", "GB"), ("disk", "GB"))
+    ]
+    rows = []
     for kind in order:
         facts = [s.facts for s in kinds[kind]]
         seconds = sum(f.get("seconds", 0.0) for f in facts)
@@ -91,10 +95,15 @@ def cost(run: RunFacts) -> Figure | None:
         disks = [s.disk for s in kinds[kind]]
         disk = None if any(d is None for d in disks) else sum(d or 0 for d in disks)
         plan = planned.get(kind, {})
-        bars.append({"y": kind, "s": "time", "v": seconds / 60, "t": duration(seconds)})
-        if plan.get("seconds"):
-            ticks.append({"y": kind, "v": plan["seconds"] / 60})
-        row = [kind, len(facts), duration(seconds), tokens, size(peak), None if disk is None else size(disk)]
+        cells = [duration(seconds), f"{tokens:,}" if tokens else None, size(peak), None if disk is None else size(disk)]
+        values = (seconds / 60, tokens, peak / 1e9, None if disk is None else disk / 1e9)
+        foretold = (plan["seconds"] / 60 if plan.get("seconds") else None, plan.get("tokens"), None, None)
+        for panel, cell, value, mark in zip(panels, cells, values, foretold, strict=True):
+            if value:
+                panel["rows"].append({"y": kind, "s": "", "v": value, "t": cell})
+            if mark:
+                panel["planned"].append({"y": kind, "v": mark})
+        row = [kind, len(facts), *cells[:1], tokens, *cells[2:]]
         rows.append(
             row + ([duration(plan["seconds"]) if plan.get("seconds") else None, plan.get("tokens")] if planned else [])
         )
@@ -102,16 +111,15 @@ def cost(run: RunFacts) -> Figure | None:
     note = "This folder holds no plan; cpift plan RECIPE --measure --out DIR writes one to set beside it."
     if planned:
         headers += ["time planned", "tokens planned"]
-        note = (
-            "Black marks: the time that plan foretold."
-            if ticks
-            else "The plan was not measured, so it foretold tokens, memory and disk, but no time."
-        )
+        timed = any(plan.get("seconds") for plan in planned.values())
+        note = "Black marks: what plan foretold." + ("" if timed else " It was not measured, so it foretold no time.")
         if run.plan:
-            note += f" It foretold {size(run.plan['memory'])} of memory and {size(run.plan['disk'])} of disk."
+            note += (
+                f" Of memory it foretold {size(run.plan['memory'])} at most, of disk {size(run.plan['disk'])} in all."
+            )
     return Figure(
-        "cost", "What it cost, stage by stage", "Bars: minutes spent in each kind of stage.",
-        {"kind": "bars", "panels": [{"rows": bars, "planned": ticks}], "ys": order, "series": ["time"], "xLabel": "minutes", "digits": 1}, headers, rows, note,
+        "cost", "What it cost, stage by stage", "Bars: time, tokens trained, peak memory and disk of each kind of stage, a panel each.",
+        {"kind": "bars", "panels": [p for p in panels if p["rows"]], "ys": order, "series": [""], "least": 480, "ticks": "si", "digits": 1}, headers, rows, note,
     )  # fmt: skip
 
 

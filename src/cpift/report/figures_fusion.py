@@ -10,6 +10,14 @@ from cpift.report import layers, words
 from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure
 
+_INTERPOLATIONS = {
+    "slerp": "spherical interpolation", "karcher": "a mean on the sphere", "linear": "the mean", "sum": "the sum",
+}  # fmt: skip
+_RULES = {
+    "largest": "the task with the larger update has the position",
+    "order": "the later task has the position",
+    "mean": "the position has the mean of the tasks' values",
+}
 Tensors = Mapping[str, Mapping[str, Any]]
 
 
@@ -28,7 +36,7 @@ def said(run: RunFacts) -> str:
     share = f["contested"] / f["core"] if f["core"] else 0.0
     return (
         f"{words.count(f['core'])} of {words.count(f['total'])} parameters ({words.percent(f['core_share'])}) were transplanted from the specialists; "
-        f"the rest is {f['options']['interpolation']} over {f['options']['space']}. {words.count(f['contested'])} positions ({words.percent(share)} "
+        f"the rest is {_INTERPOLATIONS.get(f['options']['interpolation'], f['options']['interpolation'])} of the {f['options']['space']}. {words.count(f['contested'])} positions ({words.percent(share)} "
         "of the transplanted) were claimed by more than one task."
     )
 
@@ -109,5 +117,5 @@ def _collisions(run: RunFacts, found: Mapping[str, Any]) -> Figure | None:
     return Figure(
         "collisions", "Core positions: transplanted, or lost where cores collided", "Bars: core positions of each task that were transplanted, and those that another task won.",
         {"kind": "bars", "panels": [{"rows": rows}], "ys": list(found["won"]), "series": ["transplanted", "lost to another task"], "ticks": "si", "xLabel": "core positions", "digits": 0},
-        ["task", "core positions", "transplanted", "lost to another task"], table, f"Where two cores collide, the rule was: {found['options']['overlap']}.",
+        ["task", "core positions", "transplanted", "lost to another task"], table, f"Where two cores collide, {_RULES.get(found['options']['overlap'], found['options']['overlap'])}.",
     )  # fmt: skip

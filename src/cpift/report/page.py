@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
-from cpift.report.parts import Figure, Parts, Section, e, table
+from cpift.report.parts import Clause, Figure, Parts, Section, e, table
 
 ROWS_SHOWN = 300  # of a table; the CSV has all
 
@@ -18,12 +19,8 @@ ROWS_SHOWN = 300  # of a table; the CSV has all
 def page(parts: Parts) -> str:
     """The whole file."""
     figures = {part.id: part for section in parts.sections for part in section.content if isinstance(part, Figure)}
-    data = {name: {**figure.drawing, "describe": figure.describe} for name, figure in figures.items()}
+    data = {name: {**figure.drawing, "title": figure.title} for name, figure in figures.items()}
     links = "".join(f'<li><a href="#{e(s.id)}">{e(s.title)}</a></li>' for s in parts.sections)
-    warnings = "".join(
-        f'<div class="notice"><p><strong>Warning:</strong> {e(text)}</p><p class="soft">What to do: {e(remedy)}</p></div>'
-        for text, remedy in parts.warnings
-    )
     scripts = "".join(
         f"<script>{_file(name)}</script>" for name in ("vendor/d3.min.js", "vendor/plot.umd.min.js", "draw.js")
     )
@@ -39,9 +36,10 @@ def page(parts: Parts) -> str:
 <body>
 <header>
 <p class="kicker">{parts.kicker}</p>
-<h1>{e(parts.headline).replace(" %", "&nbsp;%")}</h1>
+<h1>{" ".join(_clause(c, i == len(parts.headline)) for i, c in enumerate(parts.headline, start=1))}</h1>
+{"".join(parts.lead)}
+{_warnings(parts.warnings)}
 {"".join(parts.top)}
-{warnings}
 <nav aria-label="Parts of the report"><ul>{links}</ul></nav>
 </header>
 <main>
@@ -53,6 +51,28 @@ def page(parts: Parts) -> str:
 </body>
 </html>
 """
+
+
+def _clause(clause: Clause, last: bool) -> str:
+    """On a line of its own; a number stays with its unit."""
+    where, what = map(e, clause)
+    before, after = (f'<span class="where">{where}:</span> ' if where else ""), "" if last else ";"
+    shown = f"<span>{before}{what}{after}</span>"
+    for joined in (" %", " points", " nats", " …"):
+        shown = shown.replace(joined, "&nbsp;" + joined[1:])
+    return shown.replace("… ", "…&nbsp;").replace("95&nbsp;% ", "95&nbsp;%&nbsp;")
+
+
+def _warnings(found: Sequence[tuple[str, str]]) -> str:
+    """Each with what to do; more than two fold into one line, so that the scores stay on the first screen."""
+    told = [
+        f'<p><strong>Warning:</strong> {e(text)}. <span class="soft">What to do: {e(remedy)}</span></p>'
+        for text, remedy in found
+    ]
+    inside = "".join(told)
+    if len(told) > 2:
+        inside = f"<details><summary>{len(told)} warnings, each with what to do</summary>{inside}</details>"
+    return f'<div class="notice">{inside}</div>' if told else ""
 
 
 def _section(section: Section) -> str:
@@ -74,7 +94,8 @@ def _figure(figure: Figure) -> str:
     note = f"<p>{e(figure.note)}</p>" if figure.note else ""
     narrow = ' class="narrow"' if 0 < len(figure.drawing.get("xs") or ()) <= 6 else ""  # may stand beside another
     return (
-        f'<figure id="figure-{e(figure.id)}"{narrow}><h3>{e(figure.title)}</h3><figcaption>{note}</figcaption>{figure.before}{_views(figure)}'
+        f'<figure id="figure-{e(figure.id)}"{narrow} aria-labelledby="title-{e(figure.id)}"><h3 id="title-{e(figure.id)}">{e(figure.title)}</h3>'
+        f'<figcaption><p class="unseen" id="about-{e(figure.id)}">{e(figure.describe)}</p>{note}</figcaption>{figure.before}{_views(figure)}'
         f'<div class="drawing" id="draw-{e(figure.id)}"></div>'
         f"<details><summary>Numbers of “{e(figure.title)}”</summary>{shown}{more}<p>{link}</p></details></figure>"
     )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+Clause = tuple[str, str]  # of a headline: what is compared with ("" where nothing is), and what is said
+
 
 class Html(str):
     """Text that is markup already; everything else is escaped."""
@@ -41,11 +43,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the page holds. warnings: text and remedy."""
+    """What the page holds. headline: the clauses of one sentence. lead: under it. warnings: text and remedy."""
 
     title: str
     kicker: Html
-    headline: str
+    headline: Sequence[Clause]
+    lead: Sequence[Html] = ()
     top: Sequence[Html] = ()
     warnings: Sequence[tuple[str, str]] = ()
     sections: Sequence[Section] = field(default_factory=list)

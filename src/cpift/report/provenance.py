@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from cpift.report.facts import RunFacts
+from cpift.report.facts import RunFacts, defaults_of
 from cpift.report.parts import Html, e, folded, heading, paragraph, table
 
 _PATHS = ("model", "train", "eval", "from")
@@ -15,7 +16,6 @@ _PATHS = ("model", "train", "eval", "from")
 
 def provenance(run: RunFacts) -> list[Html]:
     """The section's content."""
-    rows = [[key, shown(key, value), _origin(run, key, value)] for key, value in flat(run.recipe)]
     versions: dict[str, str] = next(
         (s.facts["versions"] for s in reversed(list(run.stages.values())) if s.facts.get("versions")), {}
     )
@@ -26,10 +26,8 @@ def provenance(run: RunFacts) -> list[Html]:
         heading("Repeat it"),
         paragraph("recipe.yaml in the run folder holds every value below, so this repeats the run:"),
         Html(f'<pre tabindex="0">{e(f"cpift run {run.name}/recipe.yaml --out {run.name}-again")}</pre>'),
-        heading("Recipe, and where each value came from"),
-        table(["key", "value", "from"], rows, text=(1, 2)),
-        heading("Versions"),
-        table(["library", "version"], [[k, v] for k, v in versions.items()] or [["–", "–"]], text=(1,)),
+        *_recipe([(key, value, _origin(run, key, value)) for key, value in flat(run.recipe)]),
+        *_versions(versions),
     ]
     if len(several) > 1:
         found.append(
@@ -46,6 +44,47 @@ def provenance(run: RunFacts) -> list[Html]:
             )
         )
     return found
+
+
+def comparison_provenance(found: Mapping[str, Any], name: str) -> list[Html]:
+    """The same of ``comparison.json``, which tells a value's origin only by whether it is the default."""
+    defaults = dict(flat(defaults_of(found["recipe"])))
+    budgets = found["budgets"]
+    methods = list(dict.fromkeys(m for results in budgets.values() for m in results))
+    words = ["cpift", "compare", f"{name}/recipe.yaml", "--out", f"{name}-again", "--methods", *methods, "--seeds", *map(str, found["seeds"])]  # fmt: skip
+    words += ["--budget", *budgets]
+    if found["reference"] != "cpi_ft":
+        words += ["--reference", found["reference"]]
+    jobs = [[b, m, s, r.get("key")] for b, rs in budgets.items() for m, seeds in rs.items() for s, r in seeds.items()]
+    return [
+        heading("Repeat it"),
+        paragraph("recipe.yaml in the folder holds every value below, so this repeats the comparison:"),
+        Html(f'<pre tabindex="0">{e(shlex.join(words))}</pre>'),
+        *_recipe([(key, value, _by_default(defaults, key, value)) for key, value in flat(found["recipe"])]),
+        *_versions(found.get("versions") or {}),
+        folded(
+            "Hashes of what each result was made from", table(["budget", "method", "seed", "hash"], jobs, text=(1, 3))
+        ),
+    ]
+
+
+def _recipe(rows: Sequence[tuple[str, Any, str]]) -> list[Html]:
+    """What someone gave stands first; defaults, of which there are many, are folded."""
+    told = [[key, shown(key, value), origin] for key, value, origin in rows]
+    given = [row for row in told if not row[2].endswith("default")]
+    rest = [row for row in told if row[2].endswith("default")]
+    headers = ["key", "value", "from"]
+    return [
+        heading("Recipe, and where each value came from"),
+        table(headers, given, text=(1, 2)),
+        folded(f"{len(rest)} values that are defaults", table(headers, rest, text=(1, 2))),
+    ]
+
+
+def _versions(versions: Mapping[str, str]) -> list[Html]:
+    if not versions:
+        return []
+    return [heading("Versions"), table(["library", "version"], list(versions.items()), text=(1,))]
 
 
 def flat(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
@@ -75,12 +114,12 @@ def _origin(run: RunFacts, key: str, value: Any) -> str:
             if part in run.origins:
                 return run.origins[part]
         return "default"
-    default = dict(flat(run.defaults)).get(key, ...)
-    return (
-        "as by default"
-        if value == default and key != "model" and not key.endswith((".generate", ".train", ".eval"))
-        else "recipe or command line"
-    )
+    return _by_default(dict(flat(run.defaults)), key, value)
+
+
+def _by_default(defaults: Mapping[str, Any], key: str, value: Any) -> str:
+    must = key == "model" or key.endswith((".generate", ".train", ".eval"))
+    return "as by default" if not must and value == defaults.get(key, ...) else "recipe or command line"
 
 
 def _parents(key: str) -> list[str]:

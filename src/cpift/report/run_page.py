@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cpift.report import figures_cost, figures_fusion, figures_regions, figures_scores, words
 from cpift.report.facts import RunFacts
 from cpift.report.falls import falls, steps_looked_at
 from cpift.report.parts import Figure, Html, Parts, Section, bullets, e, folded, heading, paragraph, table
 from cpift.report.provenance import provenance, without_path
-from cpift.report.verdicts import BASELINE, Gap, Verdict, headline, verdicts
+from cpift.report.verdicts import BASELINE, Gap, Verdict, headline, judged
 from cpift.report.warnings import remedy
 from cpift.terminal import duration
 
+LEAD = 3  # falls on the first screen
+BOARD = 8  # tasks in the table there
 _STATES = {"finished": "finished", "running": "running", "failed": "failed", "stopped": "stopped before its end"}
 
 
@@ -44,6 +48,7 @@ def run_parts(run: RunFacts) -> Parts:
         title=f"{run.name}: cpift report",
         kicker=kicker,
         headline=headline(run),
+        lead=_lead(run),
         top=[*_progress(run), *_board(run)],
         warnings=[(text, remedy(text)) for text in run.warnings],
         sections=[s for s in found if s],
@@ -59,30 +64,56 @@ def _titled(title: str, part: Html | None) -> Html | None:
     return Html(heading(title) + part) if part else None
 
 
+def _lead(run: RunFacts) -> list[Html]:
+    """What was forgotten, and why: of the first screen, so the worst few."""
+    if not judged(run):
+        return []
+    found = falls(run)
+    if not found:
+        return [
+            paragraph("Forgotten on the way: nothing. No task fell beyond noise from one model to the next.", "lead")
+        ]
+    lost = sum(not f.kept for f in found)
+    more = (
+        f" ({lost} still lost, {len(found) - lost} won back; the worst are below, all under The seesaw)"
+        if len(found) > LEAD
+        else ""
+    )
+    items = [
+        f'<li><span class="{"won" if f.kept else "lost"}">{"won back" if f.kept else "still lost"}</span> {e(f.text)}</li>'
+        for f in found[:LEAD]
+    ]
+    return [paragraph(f"Forgotten on the way, and why{more}:", "lead"), Html(f'<ul class="lead">{"".join(items)}</ul>')]
+
+
 def _board(run: RunFacts) -> list[Html]:
-    """One line a task: what won and what was lost, with intervals."""
-    found = verdicts(run)
+    """One line a task: what won and what was lost, with intervals; of many tasks those that lost stand first."""
+    found = judged(run)
     if not found:
         return []
-    last = str(run.final)
-    many = len(found) > 8
-    if many:  # who lost stands first
+    many = len(found) > BOARD
+    if many:
         found.sort(
             key=lambda v: ("down", "up", "same").index(v.gaps["specialist"].way) if "specialist" in v.gaps else 3
         )
-    rows = []
-    for v in found:
-        cells = [
-            words.score(run.models[m][v.task]["score"], v.metric) if v.task in run.models.get(m, {}) else None
-            for m in ("base", f"probe/{v.task}", BASELINE)
-        ]
-        mine = Html(f"<strong>{e(words.score(run.models[last][v.task]['score'], v.metric))}</strong>")
-        rows.append([v.task, *cells, mine, _gap(v, "base", many), _gap(v, "specialist", many)])
-    headers = ["task", "base", "own specialist", "backbone", "this model", "against the base", "against the specialist"]
-    size = sorted({len(run.models[last][v.task]["items"]) for v in found})
+    rest = folded(f"The other {len(found) - BOARD} tasks", _lines(run, found[BOARD:], many)) if many else None
+    size = sorted({len(run.models[str(run.final)][v.task]["items"]) for v in found})
     rows_said = f"{size[0]}" if len(size) == 1 else f"{size[0]} to {size[-1]}"
     note = f"Scores on {rows_said} evaluation rows a task; differences with 95 % intervals, paired by row; within noise: the interval holds zero. One run with one seed: another seed would differ, too."
-    return [table(headers, rows, kind="cards"), paragraph(note, "soft")]
+    return [_lines(run, found[:BOARD], many), *([rest] if rest else []), paragraph(note, "soft")]
+
+
+def _lines(run: RunFacts, found: Sequence[Verdict], many: bool) -> Html:
+    last = str(run.final)
+    others = ["base", "specialist", *([BASELINE] if BASELINE in run.models else [])]
+    rows = []
+    for v in found:
+        models = [f"probe/{v.task}" if name == "specialist" else name for name in others]
+        known = [run.models.get(m, {}).get(v.task) for m in models]
+        cells = [words.score(entry["score"], v.metric) if entry else None for entry in known]
+        mine = Html(f"<strong>{e(words.score(run.models[last][v.task]['score'], v.metric))}</strong>")
+        rows.append([v.task, *cells, mine, _gap(v, "base", many), _gap(v, "specialist", many)])
+    return table(["task", *others, "this model", "against the base", "against the specialist"], rows, kind="cards")
 
 
 def _gap(verdict: Verdict, other: str, short: bool) -> Html | None:
@@ -95,7 +126,7 @@ def _gap(verdict: Verdict, other: str, short: bool) -> Html | None:
         "same": ("≈ within noise", "soft"),
     }[found.way]
     numbers = words.gap(found.value, verdict.metric) if short else _numbers(found, verdict.metric)
-    return Html(f'<span class="{kind}">{word}</span>{" " if short else "<br>"}{e(numbers)}')
+    return Html(f'<span class="{kind}">{word}</span>{" " if short else " <br>"}{e(numbers)}')
 
 
 def _numbers(found: Gap, metric: str) -> str:
@@ -103,23 +134,20 @@ def _numbers(found: Gap, metric: str) -> str:
 
 
 def _forgotten(run: RunFacts) -> list[Html]:
-    if run.final is None:
-        return []
-    found = falls(run)
+    """All falls, where the lead has not the room for them; and how many would be by chance."""
+    found = falls(run) if judged(run) else []
     if not found:
-        return [paragraph("No task fell beyond noise from one model to the next.")]
-    lost, back = [f.text for f in found if not f.kept], [f.text for f in found if f.kept]
-    told = [paragraph("What was lost on the way, and why:"), bullets(lost)] if lost else []
-    if back:
-        text = "Lost on the way, and won back:"
-        told.append(
-            folded(f"{text} {len(back)} tasks", bullets(back))
-            if len(back) > 4
-            else Html(paragraph(text) + bullets(back))
-        )
+        return []
+    told = []
+    if len(found) > LEAD:
+        lost, back = [f.text for f in found if not f.kept], [f.text for f in found if f.kept]
+        told += [paragraph("Lost on the way, and why:"), bullets(lost)] if lost else []
+        told += [folded(f"Lost on the way, and won back: {len(back)} tasks", bullets(back))] if back else []
     chance = 0.025 * steps_looked_at(run)
     by_chance = f"about {chance:.0f} of the {steps_looked_at(run)} steps looked at" if chance >= 1 else "less than one"
-    told.append(paragraph(f"Each fall is outside its own 95 % interval; {by_chance} would be by chance.", "soft"))
+    told.append(
+        paragraph(f"Each fall told of is outside its own 95 % interval; {by_chance} would be by chance.", "soft")
+    )
     return told
 
 

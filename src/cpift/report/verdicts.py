@@ -9,7 +9,8 @@ from typing import Any
 
 from cpift import intervals
 from cpift.report import words
-from cpift.report.facts import RunFacts
+from cpift.report.facts import FINISHED, STOPPED, TRAINED_BACKBONES, RunFacts
+from cpift.report.parts import Clause
 
 BASELINE = "backbone"  # ordinary SFT on the same tasks, unless the recipe gives another
 
@@ -70,75 +71,83 @@ def mean_gap(gaps: Sequence[Gap]) -> Gap | None:
     return Gap(value, value - down, value + up)
 
 
-def headline(run: RunFacts) -> str:
+def judged(run: RunFacts) -> list[Verdict]:
+    """The verdicts that the page may tell: of a run under way or failed, scores may be left of an earlier recipe."""
+    return verdicts(run) if run.state in (FINISHED, STOPPED) else []
+
+
+def headline(run: RunFacts) -> list[Clause]:
     """One sentence: who gained, who lost."""
-    found = verdicts(run)
+    found = judged(run)
     if not found:
-        return _unfinished(run)
-    return f"{_against(found, 'base', 'Against the base', 'gained')}; {_against(found, 'specialist', 'against its own specialist', 'got better')}{_baseline(found, str(run.recipe['backbone']['from']))}."
+        return [("", _unfinished(run))]
+    clauses = [
+        _against(found, "base", "Against the base", "gained"),
+        _against(found, "specialist", "against specialists, one trained for each task alone", "did better"),
+        _baseline(found, str(run.recipe["backbone"]["from"])),
+    ]
+    return [(where, what) for where, what in clauses if what]
 
 
-def _against(found: Sequence[Verdict], other: str, where: str, gained: str) -> str:
+def _against(found: Sequence[Verdict], other: str, where: str, gained: str) -> Clause:
     ways: dict[str, list[Verdict]] = {"up": [], "down": [], "same": []}
     for verdict in found:
         if other in verdict.gaps:
             ways[verdict.gaps[other].way].append(verdict)
     known = sum(map(len, ways.values()))
     if not known:
-        return f"{where}: nothing is known yet"
+        return where, "nothing is known yet"
     if len(ways["same"]) == known:
-        return f"{where}: no task shows a difference beyond noise"
+        return where, f"no difference beyond noise on any task ({_mean(ways['same'], other)})"
     said = [_counted(ways[way], known, other, word) for way, word in (("down", "lost"), ("up", gained)) if ways[way]]
     if ways["same"]:
         rest = [v.task for v in ways["same"]]
-        who = words.names(rest) if len(rest) < 3 else f"{len(rest)} tasks"
-        said.append(f"{who} show{'s' * (len(rest) == 1)} no difference beyond noise")
-    return f"{where}: {', '.join(said)}"
+        who = f"on {words.names(rest)}" if len(rest) < 3 else f"on {len(rest)} tasks"
+        said.append(f"no difference beyond noise {who}")
+    return where, ", ".join(said)
 
 
 def _counted(some: Sequence[Verdict], known: int, other: str, word: str) -> str:
-    """Up to three tasks by name; of more the number, the mean, and the one that moved most."""
-    if (len(some) < 4 and len(some) < known) or known == 1:
-        return f"{_named(some, other)} {word}"
-    who = (
-        "both tasks"
-        if len(some) == known == 2
-        else f"all {known} tasks"
-        if len(some) == known
-        else f"{len(some)} of {known} tasks"
-    )
-    mean = mean_gap([v.gaps[other] for v in some if v.metric != "loss"])
-    told = [f"mean {words.gap(mean.value, '')}"] if mean else []
-    if len(some) < known:
-        most = max(some, key=lambda v: abs(v.gaps[other].value) if v.metric != "loss" else 0.0)
-        told.append(f"most: {_named([most], other)}")
-    return f"{who} {word}" + (f" ({'; '.join(told)})" if told else "")
+    """Up to two tasks by name; of more the number, the mean, and the one that moved most."""
+    if (len(some) < 3 and len(some) < known) or known == 1:
+        return f"{word} on {words.names([f'{v.task} ({_size(v.gaps[other], v.metric)})' for v in some], longest=120)}"
+    who = "both tasks" if len(some) == known == 2 else f"all {known} tasks" if len(some) == known else f"{len(some)} of {known} tasks"  # fmt: skip
+    most = max(some, key=lambda v: abs(v.gaps[other].value) / (1 if v.metric != "loss" else 1e3))
+    told = f", most {most.task} {words.gap(most.gaps[other].value, most.metric)}" if len(some) < known else ""
+    return f"{word} on {who} ({_mean(some, other)}{told})"
 
 
-def _named(found: Sequence[Verdict], other: str) -> str:
-    return words.names([f"{v.task} ({words.gap(v.gaps[other].value, v.metric)})" for v in found])
+def _mean(some: Sequence[Verdict], other: str) -> str:
+    """Mean of the tasks scored by right or wrong; of the losses where there are no others."""
+    pairs = [(v.gaps[other], v.metric) for v in some if other in v.gaps]
+    metric = "exact_match" if any(m != "loss" for _, m in pairs) else "loss"
+    mean = mean_gap([g for g, m in pairs if (m == "loss") == (metric == "loss")])
+    assert mean is not None
+    return f"mean {_size(mean, metric)}" if len(pairs) > 1 else _size(mean, metric)
 
 
-def _baseline(found: Sequence[Verdict], source: str) -> str:
-    if source == "pretrained":  # the backbone is the base, of which the sentence has spoken
-        return ""
-    trained = source in ("multi_stage", "multi_task")
-    who = "the backbone (plain SFT on the same tasks)" if trained else "the backbone (the checkpoint that was given)"
-    right = [v.gaps[BASELINE] for v in found if v.metric != "loss" and BASELINE in v.gaps]
+def _size(found: Gap, metric: str) -> str:
+    return f"{words.gap(found.value, metric)}, 95 % {words.interval(found.low, found.high, metric)}"
+
+
+def _baseline(found: Sequence[Verdict], source: str) -> Clause:
+    """Against the backbone: the only baseline that a run trains itself."""
+    known = [v for v in found if BASELINE in v.gaps]
+    if not known or source == "pretrained":  # that backbone is the base, of which the sentence has spoken
+        return "", ""
+    trained = "plain SFT on the same tasks" if source in TRAINED_BACKBONES else "the checkpoint that was given"
+    right = [v.gaps[BASELINE] for v in known if v.metric != "loss"] or [v.gaps[BASELINE] for v in known]
     mean = mean_gap(right)
-    if mean is None:
-        return ""
-    told = words.interval(mean.low, mean.high, "exact_match")
-    if mean.way == "same":
-        return f"; against {who}: no difference beyond noise ({words.gap(mean.value, '')}, 95 % {told})"
-    return f"; against {who}: {words.gap(mean.value, '')} on average (95 % {told})"
+    verdict = "" if mean is None else {"up": "ahead", "down": "behind", "same": "no difference beyond noise"}[mean.way]
+    return f"against the backbone, {trained}", f"{verdict} ({_mean(known, BASELINE)})"
 
 
 def _unfinished(run: RunFacts) -> str:
     done, tasks = len(run.stages), f"{len(run.tasks)} task{'s' if len(run.tasks) != 1 else ''}"
     if run.state == "failed":
-        where = f" in {run.error_stage}" if run.error_stage else ""
-        return f"The run failed{where}: {run.error or 'no reason was written'}"
+        stage, reason = run.error_stage, run.error or "no reason was written"
+        where = reason if stage and reason.startswith(stage) else f"{stage}: {reason}"  # some name it themselves
+        return f"The run failed{f' in {where}' if stage else f': {reason}'}"
     if run.state == "running":
         now = f"; under way: {words.names(run.now)}" if run.now else ""
         return f"The run is going on with {tasks}: {done} stages are done{now}."

@@ -42,9 +42,9 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f} %"
 
 
-def names(values: Sequence[str], most: int = 4) -> str:
+def names(values: Sequence[str], most: int = 4, longest: int = 40) -> str:
     """a, b and c; or a, b, c and 5 more."""
-    shown = [v if len(v) <= 40 else v[:39] + "…" for v in values]
+    shown = [v if len(v) <= longest else v[: longest - 1] + "…" for v in values]
     if len(shown) > most:
         return ", ".join(shown[: most - 1]) + f" and {len(shown) - most + 1} more"
     return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1] if shown else "none"

@@ -1,0 +1,164 @@
+"""Figures of a comparison: methods on every task, differences, tasks that arrive one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cpift import intervals
+from cpift.report import words
+from cpift.report.parts import Figure
+from cpift.scores import share_of
+
+SPECIALIST = "single_task"
+Found = Mapping[str, Any]
+
+
+def unit(found: Found) -> str:
+    """Of a mean over tasks: of those scored by right or wrong, where there are any."""
+    return "exact_match" if any(t["metric"] != "loss" for t in found["tasks"].values()) else "loss"
+
+
+def _values(found: Found, budget: str, method: str, task: str, share: bool) -> list[float]:
+    """One value a seed: the score, or its share of the specialist's of the same seed."""
+    values = []
+    methods = found["budgets"][budget]
+    for seed, result in methods[method].items():
+        entry = result["scores"].get(task)
+        special = methods.get(SPECIALIST, {}).get(seed, {}).get("scores", {}).get(task)
+        if entry is None or (share and special is None):
+            continue
+        value = share_of(entry["metric"], entry["score"], special["score"]) if share else float(entry["score"])
+        if value is not None:
+            values.append(value)
+    return values
+
+
+def scores(found: Found, budget: str) -> Figure | None:
+    methods = list(found["budgets"][budget])
+    if not methods:
+        return None
+    views, rows = {}, []
+    for share in (False, True):
+        if share and SPECIALIST not in methods:
+            continue
+        panels = []
+        for task, about in found["tasks"].items():
+            points, raw = [], not share and about["metric"] != "loss"
+            for method in methods:
+                values = _values(found, budget, method, task, share)
+                if not values:
+                    continue
+                mean, spread = sum(values) / len(values), intervals.of_mean(values)
+                point = {
+                    "y": method,
+                    "v": mean,
+                    "c": int(method == found["reference"]),
+                    "t": f"{mean:.3f}, {len(values)} seeds",
+                }
+                if raw:
+                    point["t"] = f"{words.score(mean, '')}, {len(values)} seed{'s' * (len(values) != 1)}"
+                drawn = spread and (max(0.0, spread[1]), min(1.0, spread[2]) if raw else spread[2])
+                points.append(point | ({"lo": drawn[0], "hi": drawn[1]} if drawn else {}))
+                rows.append(
+                    [
+                        task,
+                        method,
+                        "share of the specialist" if share else about["metric"],
+                        mean,
+                        *(spread[1:] if spread else (None, None)),
+                        len(values),
+                    ]
+                )
+            if points:
+                kind = "share of the specialist" if share else "loss, nats" if about["metric"] == "loss" else "right, %"
+                own = {"percent": True, "digits": 1} if raw else {}
+                panels.append({"title": f"{task}: {kind}", "rows": points, "own": own})
+        views["shares of the specialist" if share else "raw scores"] = {
+            "panels": panels,
+            **({"rule": 1.0} if share else {}),
+        }
+    if not any(view["panels"] for view in views.values()):
+        return None
+    drawing = {"kind": "dots", "views": views, "ys": methods, "least": 320, "digits": 3}
+    return Figure(
+        f"scores-{budget}", "Methods on every task", "Dots: mean score of each method on each task, with 95 % intervals over seeds.", drawing,
+        ["task", "method", "unit", "mean", "95 % low", "95 % high", "seeds"], rows,
+        f"{found['reference']} is orange and square. Bars: 95 % intervals over {len(found['seeds'])} seeds (Student's t)." + ("" if len(found["seeds"]) > 1 else " With one seed there is no interval."),
+    )  # fmt: skip
+
+
+def differences(found: Found, budget: str) -> Figure | None:
+    known = [d for d in found.get("differences", {}).get(budget, []) if "mean" in d]
+    if not known:
+        return None
+    known.sort(key=lambda d: -d["mean"]["difference"])
+    drawn = [d for d in known if d["method"] != "base"]  # far off, it would squeeze all others
+    if not drawn:
+        return None
+    points = [
+        {"y": d["method"], "v": d["mean"]["difference"], "lo": d["mean"]["low"], "hi": d["mean"]["high"], "c": 0}
+        for d in drawn
+    ]
+    rows = [["mean", d["method"], d["mean"]["difference"], d["mean"]["low"], d["mean"]["high"]] for d in known]
+    rows += [[t, d["method"], g["difference"], g["low"], g["high"]] for d in known for t, g in d["tasks"].items()]
+    loss = unit(found) == "loss"
+    return Figure(
+        f"differences-{budget}", f"Each method against {found['reference']}, mean over tasks", f"Dots: mean difference of each method to {found['reference']}, with 95 % intervals.",
+        {"kind": "dots", "panels": [{"rows": points}], "ys": [d["method"] for d in drawn], "rule": 0, "percent": not loss, "digits": 1 if not loss else 3, "xLabel": "nats, more is better" if loss else "points, more is better"},
+        ["task", "method", "difference", "95 % low", "95 % high"], rows, f"Right of the line: better than {found['reference']}. Paired by seed and evaluation row. The base is in the table only.",
+    )  # fmt: skip
+
+
+def arrivals(found: Found, budget: str) -> Figure | None:
+    """Scores as tasks arrive, mean over seeds, a panel a method."""
+    panels, rows, order = [], [], []
+    tasks = list(found["tasks"])
+    for method, results in found["budgets"][budget].items():
+        sums: dict[tuple[int, str, str], list[float]] = {}
+        for result in results.values():
+            for i, arrival in enumerate(result.get("arrivals", [])):
+                for task, score in arrival["scores"].items():
+                    sums.setdefault((i, arrival["task"], task), []).append(float(score))
+        points = []
+        for (i, arrived, task), values in sums.items():
+            label = f"{i + 1}. {arrived}"
+            if label not in order:
+                order.append(label)
+            points.append({"x": label, "y": sum(values) / len(values), "s": task})
+            rows.append([method, label, task, sum(values) / len(values), len(values)])
+        if points:
+            panels.append({"title": method, "rows": points})
+    if not panels:
+        return None
+    return Figure(
+        f"arrivals-{budget}", "The seesaw as tasks arrive", "Lines: score of each task after each arrival, one panel a method.",
+        {"kind": "lines", "panels": panels, "xs": order, "series": tasks, **_axis(found), "least": 320, "small": True}, ["method", "after", "task", "score", "seeds"], rows,
+        "A line that falls is a task forgotten when another arrived.",
+    )  # fmt: skip
+
+
+def _axis(found: Found) -> dict[str, Any]:
+    kinds = {about["metric"] == "loss" for about in found["tasks"].values()}
+    if kinds == {False}:
+        return {"yLabel": "right, %", "percent": True, "digits": 1}
+    return {"yLabel": "loss, nats" if kinds == {True} else "score, or loss in nats", "digits": 3}
+
+
+def forgetting(found: Found) -> Figure | None:
+    """What each arrival costs the tasks that were there, and gives the one that comes."""
+    known = {m: row for m, row in (found.get("forgetting") or {}).items() if row}
+    panels, rows, loss = [], [], unit(found) == "loss"
+    for kind, title in (("old", "older tasks, at each arrival"), ("new", "the task that arrives")):
+        gaps = {m: row[kind] for m, row in known.items() if kind in row}
+        points = [{"y": m, "v": g["difference"], "lo": g["low"], "hi": g["high"], "c": int(m == found["reference"])} for m, g in gaps.items()]  # fmt: skip
+        rows += [[title, p["y"], p["v"], p["lo"], p["hi"]] for p in points]
+        panels += [{"title": title, "rows": points}] if points else []
+    if not panels:
+        return None
+    axis = "nats, more is better" if loss else "points, more is better"
+    return Figure(
+        "forgetting", "What an arrival costs the older tasks, and gives the new one", "Dots: mean change of score at an arrival, with 95 % intervals, for each method; a panel for the older tasks and one for the new.",
+        {"kind": "dots", "panels": panels, "ys": list(known), "rule": 0, "percent": not loss, "digits": 3 if loss else 1, "xLabel": axis, "least": 320},
+        ["tasks", "method", "change", "95 % low", "95 % high"], rows, f"Left of the line: forgotten. {found['reference']} is orange and square.",
+    )  # fmt: skip

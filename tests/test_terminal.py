@@ -1,0 +1,78 @@
+"""What a run shows: a moving bar on a terminal; plain lines in a pipe and under NO_COLOR; the table at its end."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+SHOW = """
+from cpift import terminal
+from cpift.scores import summary
+shown = terminal.Terminal()
+terminal.PLAIN_EVERY = -1.0
+shown.stage("01-probe/a", "fine-tune the base on a alone")
+for step in range(1, 4):
+    shown.progress(step, 4, "loss 1.000")
+shown.finished("01-probe/a", {"seconds": 1.0})
+shown.warning("something to act on")
+scores = {m: {"a": {"metric": "exact_match", "score": s}} for m, s in (("base", 0.0), ("probe/a", 0.5), ("refine/1", 0.25))}
+terminal.scores_table({"tasks": ["a"], "models": scores, "summary": summary(scores, ["a"])})
+"""
+
+
+def _shown(terminal: bool, **more: str) -> str:
+    """What a process writes to a terminal of 100 columns, or into a pipe."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE")}
+    environment = {**kept, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30", **more}
+    command = [sys.executable, "-c", SHOW]
+    if not terminal:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout + done.stderr
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        found = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # how Linux ends a terminal that nobody holds any more
+                part = b""
+            if not part:
+                break
+            found += part
+    os.close(ours)
+    assert process.returncode == 0, found.decode()
+    return found.decode()
+
+
+def test_a_terminal_has_a_bar_that_moves() -> None:
+    """Share done, time left, and the bar taken away again."""
+    found = _shown(True)
+    assert "75 %" in found
+    assert "━" in found
+    assert "\x1b[2K" in found, "the line is cleared"
+
+
+@pytest.mark.parametrize(("terminal", "more"), [(True, {"NO_COLOR": "1"}), (False, {})], ids=["NO_COLOR", "pipe"])
+def test_lines_are_plain_where_they_must_be(terminal: bool, more: dict[str, str]) -> None:
+    """No control sequence at all; stage, progress with time left, end, warning and the table."""
+    found = _shown(terminal, **more)
+    assert "\x1b" not in found
+    assert "━" not in found
+    for part in (
+        "01-probe/a  fine-tune the base on a alone",
+        "75%  loss 1.000  0.0 s left",
+        "done in 1.0 s",
+        "warning: something",
+    ):
+        assert part in found
+    assert [line.split()[:4] for line in found.splitlines() if line.startswith("refine/1")] == [["refine/1", "=", "model", "25.0"]]  # fmt: skip
+
+
+def test_an_empty_no_color_is_none() -> None:
+    """As https://no-color.org has it."""
+    assert "\x1b[2K" in _shown(True, NO_COLOR="")
