@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
-import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from cpift import manifest, team
 from cpift.checkpoint import open_checkpoint
-from cpift.errors import CpiftError, is_disk_full
+from cpift.engine import Engine, Job, JobError
+from cpift.errors import CpiftError
+from cpift.making import make, needs_of
 from cpift.recipe import STAGES, Recipe, origins
 from cpift.reporter import Reporter
-from cpift.stages import Run, Stage, first_stages
+from cpift.stages import Run, Stage, first_stages, identities
 
-VERSIONS = ("cpift", "torch", "transformers", "trl", "accelerate", "datasets", "safetensors", "numpy")
+_SEEN_WITHIN = 60  # seconds
 
 
 def run(
@@ -30,6 +32,7 @@ def run(
     until: str | None = None,
     reporter: Reporter | None = None,
     given: Mapping[str, str] | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Run the whole method; called again, it goes on where it stopped, and redoes only what changed.
 
@@ -39,6 +42,7 @@ def run(
         until: last kind of stage to run, one of ``STAGES``.
         reporter: told what happens.
         given: for the report, dotted keys to where they were given (:func:`cpift.recipe.origins`); a path tells itself.
+        engine: where probes and scores are made side by side (:func:`cpift.engine.make_engine`); None: one at a time, here.
 
     Returns:
         What ``scores.json`` holds; empty where ``until`` ends before the scores.
@@ -59,7 +63,7 @@ def run(
     if not team.leads():
         return _follow(Run(recipe, out))
     with team.Leader() as leader:
-        return _lead(recipe, out, until, reporter or Reporter(), leader, given)
+        return _lead(recipe, out, until, reporter or Reporter(), leader, given, engine)
 
 
 def _lead(
@@ -69,16 +73,17 @@ def _lead(
     reporter: Reporter,
     leader: team.Leader,
     given: Mapping[str, str] | None,
+    engine: Engine | None,
 ) -> dict[str, Any]:
     check(recipe, out)
     from cpift.preflight import read_rows
 
     current = Run(recipe, out, reporter)
     read_rows(current)
-    with alone(out):
+    with engine or nullcontext(), alone(out):
         manifest.write_whole(out / "recipe.yaml", recipe.dump())
         log(out, {"event": "start", **({"origins": dict(given)} if given else {})})
-        runner = Runner(current, leader)
+        runner = Runner(current, leader, engine)
         try:
             result = _all(current, runner, until)
         except Exception as error:
@@ -117,11 +122,12 @@ def report(out: Path, reporter: Reporter) -> None:
         reporter.warning(f"the report was not written ({error}); cpift report {out} tries again")
 
 
-def _phases(current: Run) -> Iterator[list[Stage]]:
+def _phases(current: Run, first: bool = True) -> Iterator[list[Stage]]:
     """The stages, as far as each can be known: rows first, then regions and groups, then what the groups decide."""
     from cpift.method import last_stages, middle_stages
 
-    yield first_stages(current)
+    if first:
+        yield first_stages(current)
     yield middle_stages(current)
     yield last_stages(current)
 
@@ -173,30 +179,33 @@ def alone(out: Path) -> Iterator[None]:
 
 
 class Runner:
-    """Makes stages of one run, each once; ``leader`` tells the other processes of a training what to do."""
+    """Makes stages of one run, each once.
 
-    def __init__(self, current: Run, leader: team.Leader | None = None) -> None:
-        self._run, self._leader = current, leader or team.Leader()
+    leader: tells the other processes of a training what to do. engine: where stages that can be made side by side go.
+    """
+
+    def __init__(self, current: Run, leader: team.Leader | None = None, engine: Engine | None = None) -> None:
+        self._run, self._leader, self._engine = current, leader or team.Leader(), engine
         self._verified: set[str] = set()
         self.now = ""  # the stage under way, for the log of a failure
 
     def make(self, stages: Sequence[Stage]) -> None:
         """Make what is missing or stale, in order; stages made together when the first of them is due."""
-        done: set[str] = set()
-        for stage in stages:
-            if stage.name in done:
-                continue
-            due = [s for s in stages if s is stage or (stage.together and s.together == stage.together)]
-            due = [s for s in due if self._missing(s) and not self._adopted(s)]
-            if due:
-                self._make(due)
-            for s in due:
-                done.add(s.name)
-            if stage not in due:
-                self._run.reporter.skipped(stage.name)
-                self._warn_again(stage)
-            if stage.kind in ("group", "evaluate"):  # read by no stage, but by the run itself
-                self._verify(stage.name)
+        for batch in _batches(stages, self._engine):
+            found = [[s for s in unit if self._missing(s) and not self._adopted(s)] for unit in batch]
+            due = [unit for unit in found if unit]
+            if due and self._engine and _goes_out(batch, self._engine):
+                self._make_out(due, self._engine)
+            else:
+                for unit in due:
+                    self._make(unit)
+            made = {stage.name for unit in due for stage in unit}
+            for stage in (stage for unit in batch for stage in unit):
+                if stage.name not in made:
+                    self._run.reporter.skipped(stage.name)
+                    self._warn_again(stage)
+                if stage.kind in ("group", "evaluate"):  # read by no stage, but by the run itself
+                    self._verify(stage.name)
 
     def _missing(self, stage: Stage) -> bool:
         made = manifest.read(self._run.folder(stage.name))
@@ -211,52 +220,55 @@ class Runner:
         return needs_of(self._run, stage)
 
     def _make(self, due: Sequence[Stage]) -> None:
-        run, first = self._run, due[0]
+        first = due[0]
         self.now = first.name
-        what = first.what if len(due) == 1 else f"{first.what} and {len(due) - 1} more"
-        if first.together.startswith("evaluate"):
-            what = f"{first.what} on {len(due)} tasks"
+        self._prepare(due)
+        _check_room(self._run, due)
+        self._run.reporter.stage(first.name, _what(due))
+        make(self._run, due, lambda: self._leader.train(first.name) if first.trains else None)
+        self._made(due)
+        self._run.reporter.finished(first.name, self._run.facts(due[-1].name))
+
+    def _make_out(self, due: Sequence[Sequence[Stage]], engine: Engine) -> None:
+        """Have workers make these, side by side, each what belongs together."""
+        run, jobs = self._run, {}
+        for unit in due:
+            self.now = unit[0].name
+            self._prepare(unit)
+            arguments = run.recipe, run.out.absolute(), [s.name for s in unit], dict(identities)
+            log_file = run.out.absolute() / "logs" / f"{unit[0].name.replace('/', '-')}.log"
+            jobs[unit[0].name] = unit, Job(unit[0].name, _what(unit), make_stages, arguments, log_file)
+        _check_room(run, [stage for unit in due for stage in unit])
+        try:
+            for job, warnings in engine.run([job for _, job in jobs.values()], run.reporter.message):
+                self.now = job.name
+                unit = jobs[job.name][0]
+                for stage in unit:
+                    _await(run.folder(stage.name))
+                self._made(unit)
+                for text in warnings:
+                    if text not in run.warnings:
+                        run.warn(text)
+        except JobError as error:
+            self.now = error.job
+            raise
+
+    def _prepare(self, due: Sequence[Stage]) -> None:
         for stage in due:
-            made = manifest.read(run.folder(stage.name))
+            made = manifest.read(self._run.folder(stage.name))
             if made is not None:
                 changes = manifest.differences(made, stage.settings, self._needs(stage))
-                run.reporter.message(f"{stage.name} is done again: {', '.join(changes)}")
+                self._run.reporter.message(f"{stage.name} is done again: {', '.join(changes)}")
             for need in stage.needs:
                 self._verify(need)
-        if any(stage.writes_model for stage in due):
-            _check_room(run, first)
-        run.reporter.stage(first.name, what)
-        folders = {s.name: manifest.begin(run.folder(s.name), manifest.key_of(s.settings, self._needs(s))) for s in due}
-        reset_peak()
-        began = time.perf_counter()
-        try:
-            if first.trains:
-                self._leader.train(first.name)
-            facts = first.action(folders)
-        except Exception as error:
-            if not isinstance(error, CpiftError) and is_disk_full(error):
-                raise CpiftError(
-                    f"{first.name}: the disk is full; make room and run again, finished stages stand"
-                ) from error
-            raise
-        seconds, peak = time.perf_counter() - began, peak_memory()
+
+    def _made(self, due: Sequence[Stage]) -> None:
         for stage in due:
-            needs = self._needs(stage)
-            full = {
-                **facts.get(stage.name, {}),
-                "seconds": seconds / len(due),
-                "peak_memory": peak,
-                "disk": manifest.disk_of(folders[stage.name]),
-                "seed": run.recipe.seed,
-                "versions": versions(),
-            }
-            warnings = full.get("warnings", []) + [w for w in run.warnings if w.startswith(f"{stage.name}:")]
-            key = manifest.key_of(stage.settings, needs)
-            manifest.finish(run.folder(stage.name), key, stage.settings, needs, {**full, "warnings": warnings})
             self._verified.add(stage.name)
             self._warn_again(stage, fresh=True)
-            log(run.out, {"event": "stage", "stage": stage.name, "seconds": seconds / len(due), "peak_memory": peak})
-        run.reporter.finished(first.name, full)
+            facts = self._run.facts(stage.name)
+            told = {name: facts[name] for name in ("seconds", "peak_memory")}
+            log(self._run.out, {"event": "stage", "stage": stage.name, **told})
 
     def _verify(self, name: str) -> None:
         """Hash what a stage has left, once, before it is used."""
@@ -270,17 +282,70 @@ class Runner:
                 self._run.warn(text)
 
 
-def needs_of(current: Run, stage: Stage) -> dict[str, str]:
-    """Digests of the stages that this one is made from; "" for one that is not there."""
-    found = {name: manifest.read(current.folder(name)) for name in stage.needs}
-    return {name: made.digest if made else "" for name, made in found.items()}
+def make_stages(recipe: Recipe, out: Path, names: Sequence[str], known: Mapping[Path, Any]) -> list[str]:
+    """A worker's job: make these stages of a run whose folder the leader holds. Returns the warnings.
+
+    known: what the leader knows of checkpoints (:data:`cpift.stages.identities`), so that not every worker reads them.
+    """
+    from cpift.terminal import Terminal
+
+    if not (out / "recipe.yaml").is_file():
+        raise CpiftError(f"{out}: is not seen on {platform.node()}; all nodes must see the run folder under one path")
+    identities.update(known)
+    current = Run(recipe, out, Terminal())
+    for stages in _phases(current, first=False):
+        due = [stage for stage in stages if stage.name in names]
+        if due:
+            make(current, due)
+            break
+    return current.warnings
 
 
-def versions() -> dict[str, str]:
-    """Versions of python and of the libraries that decide about results."""
-    import importlib.metadata
+def _batches(stages: Sequence[Stage], engine: Engine | None) -> Iterator[list[list[Stage]]]:
+    """What is made together; and with an engine, side by side: neighbours of a kind that do not need one another.
 
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in VERSIONS}}
+    What is there already counts, too: the same stages go the same way, with as many threads, when a run goes on.
+    """
+    units: dict[str, list[Stage]] = {}
+    for stage in stages:
+        units.setdefault(stage.together or stage.name, []).append(stage)
+    batch: list[list[Stage]] = []
+    for unit in units.values():
+        names = {stage.name for others in batch for stage in others}
+        alike = batch and _independent(unit) and batch[-1][0].kind == unit[0].kind
+        if batch and (not engine or not alike or any(names.intersection(stage.needs) for stage in unit)):
+            yield batch
+            batch = []
+        batch.append(unit)
+    if batch:
+        yield batch
+
+
+def _independent(unit: Sequence[Stage]) -> bool:
+    """Long enough to be a job? Selection, grouping and fusion are not: they are less than 1 % of a run."""
+    return unit[0].trains or unit[0].kind == "evaluate"
+
+
+def _goes_out(batch: Sequence[Sequence[Stage]], engine: Engine) -> bool:
+    """A stage beside which nothing runs is made here, with all threads, but where the engine has other machines."""
+    return _independent(batch[0]) and (len(batch) > 1 or engine.elsewhere)
+
+
+def _what(due: Sequence[Stage]) -> str:
+    first = due[0]
+    if first.together.startswith("evaluate"):
+        return f"{first.what} on {len(due)} tasks"
+    return first.what if len(due) == 1 else f"{first.what} and {len(due) - 1} more"
+
+
+def _await(folder: Path) -> None:
+    """Wait until a stage that another machine has put in place is seen here: network file systems take a while."""
+    for _ in range(_SEEN_WITHIN):
+        os.listdir(folder.parent)  # has a network file system look again
+        if manifest.read(folder) is not None:
+            return
+        time.sleep(1)
+    raise CpiftError(f"{folder}: a worker has made it, but it is not seen here; all nodes must see it under one path")
 
 
 def log(out: Path, event: Mapping[str, Any]) -> None:
@@ -289,28 +354,15 @@ def log(out: Path, event: Mapping[str, Any]) -> None:
         file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **event}) + "\n")
 
 
-def _check_room(current: Run, stage: Stage) -> None:
-    """Raise :class:`CpiftError` where the disk cannot hold the model that the stage will write, in fp32."""
-    if stage.name == "00-base":
+def _check_room(current: Run, due: Sequence[Stage]) -> None:
+    """Raise :class:`CpiftError` where the disk cannot hold the models that the stages will write, in fp32."""
+    first = due[0]
+    models = sum(stage.writes_model for stage in due)
+    if not models or first.name == "00-base":
         return
-    needed = int(open_checkpoint(current.base).total * 4 * 1.05)
+    needed = int(models * open_checkpoint(current.base).total * 4 * 1.05)
     free = shutil.disk_usage(current.out).free
     if free < needed:
         raise CpiftError(
-            f"{stage.name}: needs {needed / 1e9:.1f} GB in {current.out}, the disk has {free / 1e9:.1f} GB free; make room first"
+            f"{first.name}: needs {needed / 1e9:.1f} GB in {current.out}, the disk has {free / 1e9:.1f} GB free; make room first"
         )
-
-
-def reset_peak() -> None:
-    """Let :func:`peak_memory` count from here, where the system can."""
-    with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the process so far
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int:
-    """Peak memory of this process in bytes, since the last reset where the system can tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if platform.system() == "Linux" else 1)
