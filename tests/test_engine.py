@@ -20,6 +20,7 @@ import tiny
 import tiny_run
 import torch
 import yaml
+from engine_jobs import facts, gone, job, kill_a_worker
 from tiny_run import Listener, call, same, stamps
 
 from cpift.compare import compare
@@ -43,24 +44,6 @@ def two() -> Engine:
     engine = make_engine("local", 2)
     assert engine is not None
     return engine
-
-
-def job(place: Path, function: Any, *arguments: Any, name: str = "") -> Job:
-    name = name or function.__name__
-    return Job(name, "test", function, arguments, place / "logs" / f"{name}.log", str(place))
-
-
-def gone(process: int) -> bool:
-    """Is the process over, within a few seconds?"""
-    for _ in range(100):
-        try:
-            state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_side_by_side_and_a_killed_worker(tmp_path: Path) -> None:
@@ -144,21 +127,6 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.set_num_threads(THREADS)
         run(place / "r.yaml", place / "one")
     return place / "one"
-
-
-def kill_a_worker(log: Path) -> None:
-    """As soon as it has begun."""
-    while True:
-        found = re.search(r"process (\d+)", log.read_text()) if log.is_file() else None
-        if found:
-            os.kill(int(found[1]), signal.SIGKILL)
-            return
-        time.sleep(0.01)
-
-
-def facts(out: Path, stage: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "stages" / stage / "stage.json").read_text())["facts"]
-    return found
 
 
 def test_a_run_by_workers_is_the_run_of_one_process(one: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -84,20 +85,27 @@ class Ray(Engine):
 
 
 def _connect(ray: Any, address: str | None) -> None:
+    where = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        _answers(where)
+        ray.init(address=where, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     except (OSError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
-        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
-        raise CpiftError(
-            f"--engine ray: no cluster at {where} ({_first_line(error)}); start one by ray start --head"
-        ) from error
+        why = f"no cluster at {where or 'this machine'} ({_first_line(error)})"
+        raise CpiftError(f"--engine ray: {why}; start one by ray start --head, and name it by --address") from error
     finally:
         with suppress(ValueError, TypeError):  # no main thread, or no handler of Python's
             signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which says nothing
 
 
+def _answers(address: str | None) -> None:
+    """Raise ``OSError`` where nobody listens: Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else ''}"[:300]
