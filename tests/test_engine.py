@@ -26,6 +26,7 @@ from tiny_run import Listener, call, same, stamps
 from cpift.compare import compare
 from cpift.engine import Job, JobError, make_engine
 from cpift.engine.jobs import Engine
+from cpift.engine.local import _gpu
 from cpift.errors import CpiftError
 from cpift.parallel import core_count
 from cpift.pipeline import run
@@ -241,3 +242,14 @@ def test_not_under_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_engine() is None
     with pytest.raises(CpiftError, match="not under torchrun"):
         make_engine("local", 2)
+
+
+def test_each_worker_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turn, of those that are visible; nothing is set where there is one or none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [_gpu(n)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["4", "6", "4"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert [_gpu(n)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["0", "1", "0"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert _gpu(1) == {}

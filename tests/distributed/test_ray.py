@@ -6,7 +6,10 @@ import importlib.util
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,3 +115,37 @@ def test_without_ray_or_a_cluster(
     code, _, errors = call(capsys, *arguments)
     assert (code, errors.count("\n")) == (2, 1), errors
     assert "pip install 'cpift[ray]'" in errors
+
+
+def test_told_to_stop(address: str, tmp_path: Path) -> None:
+    """Within seconds, with how to go on; the worker is gone."""
+    recipe, out, log = tmp_path / "r.yaml", tmp_path / "out", tmp_path / "out/logs/01-probe-upper.log"
+    recipe.write_text(Recipe.parse(tiny.recipe(tmp_path, ("upper",))).dump())
+    options = [
+        "--out",
+        str(out),
+        "--engine",
+        "ray",
+        "--address",
+        address,
+        "--until",
+        "probe",
+        "--set",
+        "probe.steps=9999",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cpift.cli", "run", str(recipe), *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (log.is_file() and "process" in log.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    worker = re.search(r"process (\d+)", log.read_text())
+    assert worker is not None
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert said.splitlines()[-1] == "stopped; run the same command again to go on"
+    assert "Traceback" not in errors
+    assert gone(int(worker[1]))
+    assert tiny_run.whole_stages_only(out)
