@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -94,10 +94,11 @@ def compare(
         by_seed = {seed: [job for job in wanted if job.seed == seed] for seed in seeds}
         if engine and (len(seeds) > 1 or engine.elsewhere):
             ways = [_way(recipe, out.absolute(), todo, keep_models) for todo in by_seed.values()]
-            for _, warnings in engine.run(ways, reporter.message):
-                for text in warnings:
-                    reporter.warning(text)
-                write_now()
+            with closing(engine.run(ways, reporter.message)) as done:
+                for _, warnings in done:
+                    for text in warnings:
+                        reporter.warning(text)
+                    write_now()
         else:
             for todo in by_seed.values():
                 _seed(recipe, out, todo, keep_models, reporter, write_now)

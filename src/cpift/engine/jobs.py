@@ -6,7 +6,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,8 @@ class Engine(ABC):
     def _stop(self) -> None:
         """End what is still running."""
 
-    def run(self, jobs: Sequence[Job], say: Callable[[str], None]) -> Iterator[tuple[Job, Any]]:
-        """Each job with the value of its call, as they end.
+    def run(self, jobs: Sequence[Job], say: Callable[[str], None]) -> Generator[tuple[Job, Any], None, None]:
+        """Each job with the value of its call, as they end; closed before, it ends the others.
 
         Raises:
             JobError: a job raised a :class:`CpiftError`, whose message this one has; or failed :data:`TRIES` times,

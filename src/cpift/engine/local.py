@@ -73,14 +73,13 @@ class _Worker:
 
     def died(self) -> str:
         """Of a process whose end of the link is closed: how it ended."""
-        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        code = self._process.wait()
         self.end()
-        code = self._process.returncode
         return f"its worker died of {signal.Signals(-code).name}" if code < 0 else f"its worker ended with code {code}"
 
     def end(self) -> None:
         """End the process and what it started, at once: a stage is whole, or not there."""
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self.link.close()
