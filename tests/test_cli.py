@@ -55,7 +55,7 @@ def test_help_needs_neither_torch_nor_transformers() -> None:
 
 
 OPTIONS = {
-    "run": {"recipe", "out", "sets", "until", "dry_run"},
+    "run": {"recipe", "out", "sets", "until", "dry_run", "engine", "jobs", "address", "gpus_per_job"},
     "plan": {"recipe", "sets", "measure", "as_json", "out"},
     "identify": {"base", "tuned", "out", "percent", "exclude", "max_memory", "threads"},
     "group": {"regions", "threshold", "out", "seed"},
@@ -64,7 +64,10 @@ OPTIONS = {
         "max_shard_size", "dtype", "threads",
     },
     "evaluate": {"model", "recipe", "out", "sets"},
-    "compare": {"recipe", "out", "methods", "seeds", "budget", "reference", "jobs", "keep_models", "sets"},
+    "compare": {
+        "recipe", "out", "methods", "seeds", "budget", "reference", "jobs", "keep_models", "sets",
+        "engine", "address", "gpus_per_job",
+    },
     "status": {"folder"},
     "report": {"folder", "out"},
     "init": {"out"},

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cpift.cli_compare import Lists, compare
-from cpift.cli_options import RecipePath, Sets, overrides, terminal
+from cpift.cli_options import Address, EngineName, GpusPerJob, RecipePath, Sets, overrides, terminal
 from cpift.errors import CpiftError, is_disk_full
 
 app = typer.Typer(
@@ -46,15 +46,24 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what is done and what would be done, and stop.")
     ] = False,
+    engine: EngineName = "local",
+    jobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Probes, scores side by side; by default 1, under Ray what it has room for."),
+    ] = None,
+    address: Address = None,
+    gpus_per_job: GpusPerJob = None,
 ) -> None:
     """Run the whole method: from a base model and several data sets to one model.
 
     Probes each task alone, finds their core regions, groups the tasks, trains a backbone, fuses, refines, and scores
     every model on every task. What is done and unchanged is skipped; killed and started again, it goes on.
     """
+    from cpift.engine import make_engine
     from cpift.recipe import Recipe, origins
     from cpift.terminal import say, scores_table
 
+    workers = make_engine(engine, jobs, address, gpus_per_job)
     loaded = Recipe.load(recipe, overrides(sets))
     from cpift.pipeline import check
     from cpift.pipeline import run as run_all
@@ -64,7 +73,8 @@ def run(
         _show_status(loaded, out)
         return
     with terminal() as shown:
-        result = run_all(loaded, out, until=until, reporter=shown, given=origins(recipe, overrides(sets)))
+        given = origins(recipe, overrides(sets))
+        result = run_all(loaded, out, until=until, reporter=shown, given=given, engine=workers)
     if result:
         scores_table(result)
         if (out / "report.html").is_file():

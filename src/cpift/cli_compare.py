@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from cpift.cli_options import RecipePath, Sets, overrides, terminal
+from cpift.cli_options import Address, EngineName, GpusPerJob, RecipePath, Sets, overrides, terminal
 
 
 class Lists(TyperCommand):
@@ -43,7 +43,13 @@ def compare(
         typer.Option(metavar="BUDGET...", help="equal_tokens (the default), paper, incremental."),
     ] = None,
     reference: Annotated[str, typer.Option(help="The method that all others are set against.")] = "cpi_ft",
-    jobs: Annotated[int, typer.Option(min=1, help="Seeds worked on side by side, each in its own process.")] = 1,
+    engine: EngineName = "local",
+    jobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Seeds side by side; by default 1, under Ray as many as it has room for."),
+    ] = None,
+    address: Address = None,
+    gpus_per_job: GpusPerJob = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the weights of what is scored.")] = False,
     sets: Sets = None,
 ) -> None:
@@ -57,13 +63,15 @@ def compare(
     from cpift.compare import FILE
     from cpift.compare import compare as run_all
     from cpift.compare.table import markdown
+    from cpift.engine import make_engine
     from cpift.recipe import Recipe
     from cpift.terminal import say
 
+    workers = make_engine(engine, jobs, address, gpus_per_job)
     with terminal() as shown:
         result = run_all(
             Recipe.load(recipe, overrides(sets)), out, methods, seeds or [0], budget or ["equal_tokens"],  # type: ignore[arg-type]
-            reference=reference, jobs=jobs, keep_models=keep_models, reporter=shown,
+            reference=reference, engine=workers, keep_models=keep_models, reporter=shown,
         )  # fmt: skip
     say(markdown(result))
     say(f"\nevery item's outcome is in {out / FILE}")

@@ -19,6 +19,18 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, dotted: probe.steps=50."),
 ]
+EngineName = Annotated[
+    str,
+    typer.Option("--engine", metavar="local|ray", help="Where jobs run: processes of this machine, or a Ray cluster."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of the Ray cluster; by default RAY_ADDRESS, or one on this machine."),
+]
+GpusPerJob = Annotated[
+    float | None,
+    typer.Option(metavar="G", help="GPUs of a job under Ray, at most 1; by default 1 where there are any."),
+]
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def _measure(recipe: Recipe, base: Path, sample: list[Any], scratch: Path) -> di
     import random
 
     from cpift.evaluation import measure_forward
-    from cpift.pipeline import peak_memory, reset_peak
+    from cpift.making import peak_memory, reset_peak
     from cpift.training import fine_tune
 
     times: list[tuple[float, int]] = []

@@ -113,7 +113,7 @@ def base_settings(run: Run) -> dict[str, Any]:
     return {} if base_needs(run) else {"base": checkpoint_identity(run.base)}
 
 
-_identities: dict[Path, tuple[Any, str]] = {}
+identities: dict[Path, tuple[Any, str]] = {}  # what checkpoint_identity knows: state of the files, identity
 
 
 def checkpoint_identity(path: Path) -> str:
@@ -121,12 +121,12 @@ def checkpoint_identity(path: Path) -> str:
     checkpoint = open_checkpoint(path)
     files = sorted({t.file for t in checkpoint.tensors.values()})
     state = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    if path not in _identities or _identities[path][0] != state:
+    if path not in identities or identities[path][0] != state:
         parts = [fingerprint(checkpoint)]
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             parts.append(manifest.file_hash(path / name) if (path / name).is_file() else "")
-        _identities[path] = state, "-".join(part[:16] for part in parts)
-    return _identities[path][1]
+        identities[path] = state, "-".join(part[:16] for part in parts)
+    return identities[path][1]
 
 
 def _task_stage(run: Run, name: str) -> Stage:

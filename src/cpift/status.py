@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cpift import manifest
 from cpift.errors import CpiftError
+from cpift.making import needs_of
 from cpift.method import last_stages, middle_stages
-from cpift.pipeline import needs_of
 from cpift.recipe import Recipe
 from cpift.stages import Run, Stage, first_stages
 

@@ -7,18 +7,19 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from cpift import engine as engines
 from cpift import manifest, team
 from cpift.compare.incremental import INCREMENTAL
 from cpift.compare.merging import mergekit
 from cpift.compare.methods import MERGES, METHODS, VARIANTS
 from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.work import Work
+from cpift.engine import Engine
 from cpift.errors import CpiftError
 from cpift.pipeline import alone, check, report, versions
 from cpift.recipe import Recipe, read_yaml
@@ -52,7 +53,7 @@ def compare(
     budgets: Sequence[Budget] = ("equal_tokens",),
     *,
     reference: str = "cpi_ft",
-    jobs: int = 1,
+    engine: Engine | None = None,
     keep_models: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def compare(
         budgets: "paper", each method as the paper runs it; "equal_tokens", each sees as many training tokens as CPI-FT
             does in all; "incremental", the tasks arrive one after the other.
         reference: the method that all others are set against.
-        jobs: seeds worked on side by side, each in a process of its own.
+        engine: where seeds are worked on side by side (:func:`cpift.engine.make_engine`); None: one by one, here.
         keep_models: keep the weights of what has been scored.
 
     Returns:
@@ -88,15 +89,15 @@ def compare(
     def write_now() -> dict[str, Any]:
         return write(recipe, out, wanted, reference, known)
 
-    with alone(out):
+    with engine or nullcontext(), alone(out):
         manifest.write_whole(out / "recipe.yaml", recipe.dump())
         by_seed = {seed: [job for job in wanted if job.seed == seed] for seed in seeds}
-        if jobs > 1 and len(seeds) > 1:
-            with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (jobs,)) as pool:
-                ways = {pool.submit(_seed, recipe, out, todo, keep_models, None): s for s, todo in by_seed.items()}
-                for done in as_completed(ways):
-                    done.result()
-                    reporter.message(f"seed {ways[done]} is done")
+        if engine and (len(seeds) > 1 or engine.elsewhere):
+            ways = [_way(recipe, out.absolute(), todo, keep_models) for todo in by_seed.values()]
+            with closing(engine.run(ways, reporter.message)) as done:
+                for _, warnings in done:
+                    for text in warnings:
+                        reporter.warning(text)
                     write_now()
         else:
             for todo in by_seed.values():
@@ -147,19 +148,31 @@ def _jobs(methods: Sequence[str], seeds: Sequence[int], budgets: Sequence[str]) 
     return found
 
 
-def _start_worker(jobs: int) -> None:
-    import torch
+def _way(recipe: Recipe, out: Path, jobs: Sequence[Job], keep: bool) -> engines.Job:
+    """One seed as a job. Its methods stay together, as each takes over what those before it have trained."""
+    seed = jobs[0].seed
+    what = f"{len(jobs)} methods"
+    return engines.Job(f"seed {seed}", what, seed_job, (recipe, out, jobs, keep), out / "logs" / f"seed-{seed}.log")
 
-    from cpift.parallel import core_count
 
-    torch.set_num_threads(max(1, core_count() // jobs))
+def seed_job(recipe: Recipe, out: Path, jobs: Sequence[Job], keep: bool) -> list[str]:
+    """A worker's job: all methods of one seed. Returns the warnings."""
+    from cpift.terminal import Terminal
+
+    class Kept(Terminal):
+        def warning(self, text: str) -> None:
+            warnings.append(text)
+            super().warning(text)
+
+    warnings: list[str] = []
+    _seed(recipe, out, jobs, keep, Kept())
+    return warnings
 
 
 def _seed(
-    recipe: Recipe, out: Path, jobs: Sequence[Job], keep: bool, reporter: Reporter | None, told: Any = lambda: None
+    recipe: Recipe, out: Path, jobs: Sequence[Job], keep: bool, reporter: Reporter, told: Any = lambda: None
 ) -> None:
     """All jobs of one seed; weights are deleted when the last of them is scored."""
-    reporter = reporter or Reporter()
     for job in jobs:
         if _result(recipe, out, job) is None:
             _run(recipe, out, job, reporter)

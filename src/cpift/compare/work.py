@@ -10,9 +10,9 @@ from typing import Any
 
 from cpift import manifest
 from cpift.method import evaluate_stages, fuse_stage, last_stages, middle_stages
-from cpift.pipeline import Runner
 from cpift.recipe import Recipe
 from cpift.reporter import Reporter
+from cpift.runner import Runner
 from cpift.stages import Run, Stage, base_needs, base_settings, first_stages, probe_epochs, trained_stage
 
 Place = tuple[str, Path]  # a stage's name ("" for none) and the folder of its model

@@ -1,0 +1,91 @@
+"""What workers are given to do in the tests, and what is seen of them; workers find this file by PYTHONPATH."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpift.engine import Job
+from cpift.errors import CpiftError
+
+
+def meet(mine: Path, other: Path) -> tuple[int, int, str]:
+    """Return once the other job is here as well: process, threads, folder."""
+    os.write(1, b"here, beneath Python\n")
+    mine.touch()
+    for _ in range(600):
+        if other.exists():
+            return os.getpid(), torch.get_num_threads(), os.getcwd()
+        time.sleep(0.1)
+    raise TimeoutError(f"{other.name} never came")
+
+
+def die_once(mark: Path) -> int:
+    """Killed the first time, done the second; the process."""
+    if not mark.exists():
+        mark.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def fail(mark: Path) -> None:
+    """Fails, and leaves a trace of each try."""
+    with mark.open("a") as file:
+        file.write("x")
+    raise RuntimeError("the 7th layer is missing")
+
+
+def refuse(after: Path) -> None:
+    """A user's mistake, found once ``after`` is there."""
+    while not after.exists():
+        time.sleep(0.02)
+    raise CpiftError("rows.jsonl: line 3 is no row; mend it")
+
+
+def sleep(mark: Path) -> None:
+    """For long; ``mark`` holds the process."""
+    mark.with_suffix(".partial").write_text(str(os.getpid()))
+    mark.with_suffix(".partial").replace(mark)
+    time.sleep(300)
+
+
+def job(place: Path, function: Any, *arguments: Any, name: str = "") -> Job:
+    """A job with its log below ``place``."""
+    name = name or function.__name__
+    return Job(name, "test", function, arguments, place / "logs" / f"{name}.log", str(place))
+
+
+def gone(process: int) -> bool:
+    """Is the process over, within a few seconds?"""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def kill_a_worker(log: Path) -> None:
+    """As soon as it has begun."""
+    while True:
+        found = re.search(r"process (\d+)", log.read_text()) if log.is_file() else None
+        if found:
+            os.kill(int(found[1]), signal.SIGKILL)
+            return
+        time.sleep(0.01)
+
+
+def facts(out: Path, stage: str) -> dict[str, Any]:
+    """What a finished stage tells of itself."""
+    found: dict[str, Any] = json.loads((out / "stages" / stage / "stage.json").read_text())["facts"]
+    return found
