@@ -16,6 +16,7 @@ from typing import Any
 from cpift import manifest, team
 from cpift.checkpoint import open_checkpoint
 from cpift.errors import CpiftError, is_disk_full
+from cpift.mirror import Mirror
 from cpift.recipe import STAGES, Recipe, origins
 from cpift.reporter import Reporter
 from cpift.stages import Run, Stage, first_stages
@@ -30,6 +31,7 @@ def run(
     until: str | None = None,
     reporter: Reporter | None = None,
     given: Mapping[str, str] | None = None,
+    mirror: str | None = None,
 ) -> dict[str, Any]:
     """Run the whole method; called again, it goes on where it stopped, and redoes only what changed.
 
@@ -39,12 +41,14 @@ def run(
         until: last kind of stage to run, one of ``STAGES``.
         reporter: told what happens.
         given: for the report, dotted keys to where they were given (:func:`cpift.recipe.origins`); a path tells itself.
+        mirror: a URL that fsspec knows; finished stages are copied there, and those that ``out`` lacks taken back.
 
     Returns:
         What ``scores.json`` holds; empty where ``until`` ends before the scores.
 
     Raises:
-        CpiftError: bad input; ``out`` holds something else, or another process is at work in it.
+        CpiftError: bad input; ``out`` holds something else, or another process is at work in it; the mirror cannot
+            be reached, or its copy is not complete at the end.
     """
     if not isinstance(recipe, Recipe):
         path, recipe = recipe, Recipe.load(recipe)
@@ -59,7 +63,7 @@ def run(
     if not team.leads():
         return _follow(Run(recipe, out))
     with team.Leader() as leader:
-        return _lead(recipe, out, until, reporter or Reporter(), leader, given)
+        return _lead(recipe, out, until, reporter or Reporter(), leader, given, mirror)
 
 
 def _lead(
@@ -69,16 +73,20 @@ def _lead(
     reporter: Reporter,
     leader: team.Leader,
     given: Mapping[str, str] | None,
+    mirror: str | None,
 ) -> dict[str, Any]:
     check(recipe, out)
+    copy = Mirror(mirror, recipe, out, reporter) if mirror is not None else None
     from cpift.preflight import read_rows
 
     current = Run(recipe, out, reporter)
     read_rows(current)
     with alone(out):
+        if copy:
+            copy.begin()
         manifest.write_whole(out / "recipe.yaml", recipe.dump())
         log(out, {"event": "start", **({"origins": dict(given)} if given else {})})
-        runner = Runner(current, leader)
+        runner = Runner(current, leader, copy)
         try:
             result = _all(current, runner, until)
         except Exception as error:
@@ -88,6 +96,8 @@ def _lead(
             raise
         if result:
             report(out, reporter)
+        if copy:
+            copy.finish(model=bool(result))
         return result
 
 
@@ -175,8 +185,8 @@ def alone(out: Path) -> Iterator[None]:
 class Runner:
     """Makes stages of one run, each once; ``leader`` tells the other processes of a training what to do."""
 
-    def __init__(self, current: Run, leader: team.Leader | None = None) -> None:
-        self._run, self._leader = current, leader or team.Leader()
+    def __init__(self, current: Run, leader: team.Leader | None = None, mirror: Mirror | None = None) -> None:
+        self._run, self._leader, self._mirror = current, leader or team.Leader(), mirror
         self._verified: set[str] = set()
         self.now = ""  # the stage under way, for the log of a failure
 
@@ -197,6 +207,8 @@ class Runner:
                 self._warn_again(stage)
             if stage.kind in ("group", "evaluate"):  # read by no stage, but by the run itself
                 self._verify(stage.name)
+            if self._mirror:
+                self._mirror.store([stage.name, *(s.name for s in due)])
 
     def _missing(self, stage: Stage) -> bool:
         made = manifest.read(self._run.folder(stage.name))
@@ -205,6 +217,9 @@ class Runner:
     def _adopted(self, stage: Stage) -> bool:
         places = [out / "stages" / stage.name for out in self._run.shared]
         key = manifest.key_of(stage.settings, self._needs(stage))
+        if self._mirror and self._mirror.bring(stage.name, key):
+            self._verified.add(stage.name)
+            return True
         return bool(places) and manifest.adopt(self._run.folder(stage.name), key, places)
 
     def _needs(self, stage: Stage) -> dict[str, str]:
