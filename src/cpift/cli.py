@@ -43,6 +43,10 @@ def run(
         str | None,
         typer.Option(metavar="STAGE", help="Stop after probe, identify, group, backbone, fuse, refine or evaluate."),
     ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Copy what is finished there (s3://…), and take back what the folder lacks."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what is done and what would be done, and stop.")
     ] = False,
@@ -70,11 +74,16 @@ def run(
 
     if dry_run:
         check(loaded, out)
+        if mirror is not None:
+            from cpift.mirror import Mirror
+
+            held = Mirror(mirror, loaded, out).held
+            say(f"the mirror holds {len(held)} finished stages; what fits is taken back, not made")
         _show_status(loaded, out)
         return
     with terminal() as shown:
         given = origins(recipe, overrides(sets))
-        result = run_all(loaded, out, until=until, reporter=shown, given=given, engine=workers)
+        result = run_all(loaded, out, until=until, reporter=shown, given=given, engine=workers, mirror=mirror)
     if result:
         scores_table(result)
         if (out / "report.html").is_file():

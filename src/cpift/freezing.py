@@ -7,7 +7,8 @@ values are written back after each step of the optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from cpift.errors import CpiftError
+from cpift.freezing_deepspeed import frozen_under_zero, is_zeros, zero_optimizer
 from cpift.region import Region
 
 # What wrappers (DistributedDataParallel, torch.compile, FSDP) put before or into the names of parameters.
@@ -45,7 +47,7 @@ class _Frozen:
 class Frozen:
     """What :func:`freeze` yields: how much is frozen, and whether it still is what it was."""
 
-    def __init__(self, parts: list[_Frozen]) -> None:
+    def __init__(self, parts: Sequence[Any]) -> None:
         self._parts = parts
 
     @property
@@ -63,14 +65,22 @@ def freeze(model: nn.Module, region: Region, optimizer: torch.optim.Optimizer) -
     """Keep the elements of ``region`` at the values they have on entry, bit by bit, under any optimizer.
 
     Works with gradient clipping, accumulation, autocast, weight decay and an optimizer that already has momentum.
-    Parameters may be DTensors sharded by FSDP2; names may lack or have the base-model prefix. Memory: 8 bytes for
-    each position held by this process, and its value.
+    Parameters may be DTensors sharded by FSDP2, or be trained by DeepSpeed's ZeRO 1, 2 or 3 (give ``engine.optimizer``:
+    its fp32 weights are what is kept); names may lack or have the base-model prefix. Memory: 8 bytes for each position
+    held by this process, and its value.
 
     Raises:
         CpiftError: lists the tensors of the region that have no parameter of the same name and shape; a flat
-            parameter of FSDP1.
+            parameter of FSDP1; parameters of ZeRO with another optimizer than its own.
     """
-    parts = [_frozen(parameter, region.positions[name]) for name, parameter in match_parameters(model, region).items()]
+    parameters, zero = match_parameters(model, region), zero_optimizer(optimizer)
+    if zero is not None:
+        with frozen_under_zero(zero, parameters, region.positions) as held:
+            yield Frozen(held)
+        return
+    if any(map(is_zeros, parameters.values())):
+        raise CpiftError("freeze: DeepSpeed trains these parameters; use freeze(model, region, engine.optimizer)")
+    parts = [_frozen(parameter, region.positions[name]) for name, parameter in parameters.items()]
     parts = [part for part in parts if len(part.positions)]
     stepped = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds the real one
 
@@ -112,8 +122,8 @@ def match_parameters(model: nn.Module, region: Region) -> dict[str, nn.Parameter
         if (
             match is None
             or id(match) in taken  # nor two names for one
-            or int(positions[-1]) >= match.numel()
-            or (shape and tuple(match.shape) != tuple(shape))
+            or int(positions[-1]) >= math.prod(_shape(match))
+            or (shape and _shape(match) != tuple(shape))
         ):
             missing.append(name)
         else:
@@ -123,6 +133,10 @@ def match_parameters(model: nn.Module, region: Region) -> dict[str, nn.Parameter
         more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise CpiftError(f"freeze: no parameter of the same name and shape for {', '.join(missing[:5])}{more}")
     return found
+
+
+def _shape(parameter: Any) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 leaves it empty between uses
 
 
 def _plain(name: str) -> str:

@@ -43,9 +43,17 @@ def key_of(settings: Mapping[str, Any], needs: Mapping[str, str]) -> str:
 def read(folder: Path) -> Made | None:
     """The stage in this folder; None where it is not there, or its ``stage.json`` cannot be read."""
     try:
-        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return parse((folder / FILE).read_bytes())
+    except OSError:
+        return None
+
+
+def parse(text: bytes) -> Made | None:
+    """What a ``stage.json`` says; None where it is damaged."""
+    try:
+        data = json.loads(text)
         return Made(**{name: data[name] for name in Made.__dataclass_fields__})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from cpift import manifest, team
 from cpift.engine import Engine
 from cpift.errors import CpiftError
+from cpift.mirror import Mirror
 from cpift.recipe import STAGES, Recipe, origins
 from cpift.reporter import Reporter
 from cpift.runner import Runner, log, phases
@@ -26,6 +27,7 @@ def run(
     reporter: Reporter | None = None,
     given: Mapping[str, str] | None = None,
     engine: Engine | None = None,
+    mirror: str | None = None,
 ) -> dict[str, Any]:
     """Run the whole method; called again, it goes on where it stopped, and redoes only what changed.
 
@@ -36,12 +38,14 @@ def run(
         reporter: told what happens.
         given: for the report, dotted keys to where they were given (:func:`cpift.recipe.origins`); a path tells itself.
         engine: where probes and scores are made side by side (:func:`cpift.engine.make_engine`); None: one at a time, here.
+        mirror: a URL that fsspec knows; finished stages are copied there, and those that ``out`` lacks taken back.
 
     Returns:
         What ``scores.json`` holds; empty where ``until`` ends before the scores.
 
     Raises:
-        CpiftError: bad input; ``out`` holds something else, or another process is at work in it.
+        CpiftError: bad input; ``out`` holds something else, or another process is at work in it; the mirror cannot
+            be reached, or its copy is not complete at the end.
     """
     if not isinstance(recipe, Recipe):
         path, recipe = recipe, Recipe.load(recipe)
@@ -56,7 +60,7 @@ def run(
     if not team.leads():
         return _follow(Run(recipe, out))
     with team.Leader() as leader:
-        return _lead(recipe, out, until, reporter or Reporter(), leader, given, engine)
+        return _lead(recipe, out, until, reporter or Reporter(), leader, given, engine, mirror)
 
 
 def _lead(
@@ -67,16 +71,20 @@ def _lead(
     leader: team.Leader,
     given: Mapping[str, str] | None,
     engine: Engine | None,
+    mirror: str | None,
 ) -> dict[str, Any]:
     check(recipe, out)
+    copy = Mirror(mirror, recipe, out, reporter) if mirror is not None else None
     from cpift.preflight import read_rows
 
     current = Run(recipe, out, reporter)
     read_rows(current)
     with engine or nullcontext(), alone(out):
+        if copy:
+            copy.begin()
         manifest.write_whole(out / "recipe.yaml", recipe.dump())
         log(out, {"event": "start", **({"origins": dict(given)} if given else {})})
-        runner = Runner(current, leader, engine)
+        runner = Runner(current, leader, engine, copy)
         try:
             result = _all(current, runner, until)
         except Exception as error:
@@ -86,6 +94,8 @@ def _lead(
             raise
         if result:
             report(out, reporter)
+        if copy:
+            copy.finish(model=bool(result))
         return result
 
 

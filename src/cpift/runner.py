@@ -17,6 +17,7 @@ from cpift.checkpoint import open_checkpoint
 from cpift.engine import Engine, Job, JobError
 from cpift.errors import CpiftError
 from cpift.making import make, needs_of
+from cpift.mirror import Mirror
 from cpift.recipe import Recipe
 from cpift.stages import Run, Stage, first_stages, identities
 
@@ -27,10 +28,17 @@ class Runner:
     """Makes stages of one run, each once.
 
     leader: tells the other processes of a training what to do. engine: where stages that can be made side by side go.
+    mirror: finished stages are copied there, and missing ones taken back.
     """
 
-    def __init__(self, current: Run, leader: team.Leader | None = None, engine: Engine | None = None) -> None:
-        self._run, self._leader, self._engine = current, leader or team.Leader(), engine
+    def __init__(
+        self,
+        current: Run,
+        leader: team.Leader | None = None,
+        engine: Engine | None = None,
+        mirror: Mirror | None = None,
+    ) -> None:
+        self._run, self._leader, self._engine, self._mirror = current, leader or team.Leader(), engine, mirror
         self._verified: set[str] = set()
         self.now = ""  # the stage under way, for the log of a failure
 
@@ -49,6 +57,8 @@ class Runner:
                 if stage.name not in made:
                     self._run.reporter.skipped(stage.name)
                     self._warn_again(stage)
+                    if self._mirror:
+                        self._mirror.store([stage.name])
                 if stage.kind in ("group", "evaluate"):  # read by no stage, but by the run itself
                     self._verify(stage.name)
 
@@ -59,6 +69,9 @@ class Runner:
     def _adopted(self, stage: Stage) -> bool:
         places = [out / "stages" / stage.name for out in self._run.shared]
         key = manifest.key_of(stage.settings, self._needs(stage))
+        if self._mirror and self._mirror.bring(stage.name, key):
+            self._verified.add(stage.name)
+            return True
         return bool(places) and manifest.adopt(self._run.folder(stage.name), key, places)
 
     def _needs(self, stage: Stage) -> dict[str, str]:
@@ -115,6 +128,8 @@ class Runner:
             facts = self._run.facts(stage.name)
             told = {name: facts[name] for name in ("seconds", "peak_memory")}
             log(self._run.out, {"event": "stage", "stage": stage.name, **told})
+        if self._mirror:
+            self._mirror.store([stage.name for stage in due])
 
     def _verify(self, name: str) -> None:
         """Hash what a stage has left, once, before it is used."""

@@ -34,7 +34,8 @@ def check() -> None:
     """Raise :class:`CpiftError` for a way of sharding under which a region could not be kept frozen."""
     if _on("ACCELERATE_USE_DEEPSPEED"):
         raise CpiftError(
-            "DeepSpeed's flat partitions are not supported; use FSDP2: accelerate launch --use_fsdp --fsdp_version 2"
+            "cpift run was not tried under DeepSpeed; use FSDP2: accelerate launch --use_fsdp --fsdp_version 2, "
+            "or freeze() in a training loop of your own"
         )
     if _on("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
         raise CpiftError(
