@@ -19,6 +19,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_killed_rank(pair: Path, tmp_path: Path) -> None:
-    """The second process in a probe, then the first, which writes, in the refinement: the same weights, bit for bit."""
+    """The first process, which writes, in the refinement: the same weights, bit for bit. ``make soak`` kills each, in four stages."""
     whole = unbroken(pair, tmp_path / "whole")
-    assert kill_ranks(pair, whole, tmp_path / "out", [(1, MOMENTS[0]), (0, MOMENTS[2])]) == 2
+    assert kill_ranks(pair, whole, tmp_path / "out", [(0, MOMENTS[2])]) == 1
