@@ -1,4 +1,4 @@
-.PHONY: setup test demo bench small
+.PHONY: setup test demo bench small soak
 
 setup:
 	scripts/setup
@@ -16,3 +16,7 @@ small: setup
 	.venv/bin/python benchmarks/small/skills.py scratch/small/rows
 	.venv/bin/python benchmarks/small/pretrain.py scratch/small --kind elicitation
 	.venv/bin/python benchmarks/small/pretrain.py scratch/small --kind new
+
+# Every fault at the full count; writes docs/soak.log. The small full disk needs root.
+soak: setup
+	.venv/bin/python tests/faults/soak.py

@@ -56,7 +56,7 @@ def test_help_needs_neither_torch_nor_transformers() -> None:
 
 OPTIONS = {
     "run": {"recipe", "out", "sets", "until", "mirror", "dry_run", "engine", "jobs", "address", "gpus_per_job"},
-    "plan": {"recipe", "sets", "measure", "as_json", "out"},
+    "plan": {"recipe", "sets", "measure", "gpus", "as_json", "out"},
     "identify": {"base", "tuned", "out", "percent", "exclude", "max_memory", "threads"},
     "group": {"regions", "threshold", "out", "seed"},
     "fuse": {

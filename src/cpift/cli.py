@@ -99,6 +99,9 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Time a few steps on this machine, and predict the rest.")
     ] = False,
+    gpus: Annotated[
+        int | None, typer.Option(help="Memory of each of so many GPUs too, by sharding, and which cards hold it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="A run folder: keep the plan there, for the report to set beside what it cost.")
@@ -113,7 +116,7 @@ def plan(
     from cpift.recipe import Recipe
     from cpift.terminal import say
 
-    result = make_plan(Recipe.load(recipe, overrides(sets)), measure=measure)
+    result = make_plan(Recipe.load(recipe, overrides(sets)), measure=measure, gpus=gpus)
     if out is not None:
         _write_text(out / "plan.json", json.dumps(result) + "\n")
     if as_json:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cpift.checkpoint import excluded, open_checkpoint
 from cpift.errors import CpiftError
@@ -16,25 +16,29 @@ from cpift.recipe import Recipe
 from cpift.selection import core_count
 from cpift.tasks import load_rows, metric_of
 
-TRIAL_STEPS = 6  # the first two warm up and are not counted
 TRAIN_BYTES = 16  # a parameter in fp32: weight, gradient, and AdamW's two moments
-LOAD_SECONDS = 3.0  # of a model, per stage, where nothing was measured
+SAVED_BYTES = 12  # of a trainer's own checkpoint: weight and moments
+_Trained = Literal["probe", "backbone", "refine"]
+_TRAINED: tuple[_Trained, ...] = ("probe", "backbone", "refine")
 
 
-def plan(recipe: Recipe, *, measure: bool = False) -> dict[str, Any]:
+def plan(recipe: Recipe, *, measure: bool = False, gpus: int | None = None) -> dict[str, Any]:
     """Trained and core parameters, steps, tokens, memory, disk, and with ``measure`` the time of a run.
 
     Every task is taken to be a group of its own: groups change the number of stages, hardly their sum.
     Memory in bytes is that of training in fp32 without activations, or with ``measure`` the peak of a short trial.
-    Writes nothing that stays.
+    ``gpus``: memory of each of so many GPUs too, by sharding. Writes nothing that stays.
 
     Raises :class:`CpiftError` for a recipe, data or model that cannot be used.
     """
     from cpift.preflight import check_models
     from cpift.training import check_training
 
-    for stage in ("probe", "backbone", "refine"):
+    if gpus is not None and gpus < 1:
+        raise CpiftError(f"--gpus {gpus}: is no number of GPUs")
+    for stage in _TRAINED:
         check_training(recipe.training_of(stage), f"{stage}.training")
+    began = time.perf_counter()
     check_models(recipe)
     model = locate(recipe.model)
     with tempfile.TemporaryDirectory(prefix="cpift-plan-") as scratch:
@@ -42,112 +46,137 @@ def plan(recipe: Recipe, *, measure: bool = False) -> dict[str, Any]:
         if model.suffix == ".gguf":
             base = Path(scratch) / "base"
             convert_gguf(model, base)
-        return _plan(recipe, base, model.suffix == ".gguf", measure, Path(scratch))
+        prepared = time.perf_counter() - began  # the run checks and converts as well
+        return _plan(recipe, base, model.suffix == ".gguf", measure, gpus, prepared, Path(scratch))
 
 
-def _plan(recipe: Recipe, base: Path, converted: bool, measure: bool, scratch: Path) -> dict[str, Any]:
+def _plan(
+    recipe: Recipe, base: Path, converted: bool, measure: bool, gpus: int | None, prepared: float, scratch: Path
+) -> dict[str, Any]:
     from cpift.encoding import encode_all
-    from cpift.training import batch_rows, max_length
+    from cpift.evaluation import EvalTask
+    from cpift.training import max_length
 
     checkpoint, tokenizer = open_checkpoint(base), load_tokenizer(base, recipe.trust_remote_code)
     skipped = excluded(checkpoint.tensors, recipe.region.exclude)
     counted = sum(t.size for n, t in checkpoint.tensors.items() if n not in skipped)
+    core = core_count(str(recipe.region.percent), counted)
     limit = max_length(recipe.training)
-    rows, lengths, scored, warnings, sample = {}, {}, 0, [], []
+    rows, encoded, tests, scored, warnings = {}, {}, {}, 0, []
+    loading = encoding = 0.0
     for name, task in recipe.tasks.items():
+        began = time.perf_counter()
         train, evaluation, told = load_rows(name, task, recipe.seed)
-        metric_of(name, task, evaluation)
+        metric = metric_of(name, task, evaluation)
         warnings += told
-        encoded, _ = encode_all(train, tokenizer, limit)
-        if not encoded:
+        loading, began = loading + time.perf_counter() - began, time.perf_counter()
+        kept, _ = encode_all(train, tokenizer, limit)
+        encoding += time.perf_counter() - began
+        if not kept:
             raise CpiftError(f"tasks.{name}: no row has a trained part left; raise training.max_length")
-        rows[name], lengths[name] = len(train), sum(len(e.input_ids) for e in encoded) / len(encoded)
+        rows[name], encoded[name] = len(train), kept
         tested, _ = encode_all(evaluation, tokenizer, limit)
         scored += sum(len(e.input_ids) for e in tested)
-        sample += encoded[:64]
-    tasks, probe_batch = list(rows), batch_rows(recipe.training_of("probe"))
-    mean_rows = sum(rows.values()) / len(rows)
-    steps = recipe.probe.steps if recipe.probe.steps != "auto" else max(1, math.ceil(mean_rows / probe_batch))
-    epochs = int(steps) * probe_batch / mean_rows
-    back_batch, fine_batch = batch_rows(recipe.training_of("backbone")), batch_rows(recipe.training_of("refine"))
-    parts: list[dict[str, Any]] = [
-        {"stage": f"probe {t}", "steps": int(steps), "tokens": round(int(steps) * probe_batch * lengths[t])}
-        for t in tasks
-    ]
-    if recipe.backbone.source in ("multi_stage", "multi_task"):
-        counts = {t: math.ceil(epochs * rows[t] / back_batch - 1e-9) for t in tasks}
-        tokens = sum(counts[t] * back_batch * lengths[t] for t in tasks)
-        parts.append({"stage": "backbone", "steps": sum(counts.values()), "tokens": round(tokens)})
-    drawn = {t: min(recipe.refine.examples_per_task, rows[t]) for t in tasks}
-    stages = len(tasks) if recipe.refine.data == "mixed" else 1
-    counts = {t: math.ceil(recipe.refine.epochs * drawn[t] / fine_batch - 1e-9) for t in tasks}
-    parts.append(
-        {
-            "stage": "refine",
-            "steps": stages * sum(counts.values()),
-            "tokens": round(stages * sum(counts[t] * fine_batch * lengths[t] for t in tasks)),
-        }
-    )
-    trained = (
-        len(tasks) if recipe.backbone.source == "multi_stage" else 1 if recipe.backbone.source == "multi_task" else 0
-    )
-    checkpoints = len(tasks) + trained + 1 + len(tasks) + converted
-    models = 1 + len(tasks) + (recipe.backbone.source != "pretrained") + 1 + len(tasks)
+        tests[name] = EvalTask(evaluation, metric, task.pattern, task.max_new_tokens, task.generate)
+    lengths = {t: sum(len(e.input_ids) for e in kept) / len(kept) for t, kept in encoded.items()}
+    parts = _trainings(recipe, rows, lengths)
+    tasks, source = len(rows), recipe.backbone.source
+    checkpoints = sum(part["stages"] for part in parts) + 1 + converted
+    models = 2 + tasks + (source != "pretrained") + tasks
     result: dict[str, Any] = {
         "parameters": checkpoint.total,
         "counted": counted,
-        "core": core_count(str(recipe.region.percent), counted),
+        "core": core,
         "stages": parts,
         "tokens": sum(p["tokens"] for p in parts),
         "evaluated_models": models,
         "evaluated_tokens": models * scored,
         "memory": checkpoint.total * TRAIN_BYTES,
-        "disk": checkpoints * checkpoint.total * 4,
+        "disk": checkpoints * checkpoint.total * 4 + _saved(recipe, parts) * checkpoint.total * SAVED_BYTES,
         "checkpoints": checkpoints,
         "warnings": warnings,
     }
+    if gpus is not None:
+        from cpift.memory import shape_of
+        from cpift.sizing import per_gpu
+
+        shape = shape_of({n: t.size for n, t in checkpoint.tensors.items()}, checkpoint.config)
+        longest = max(len(e.input_ids) for kept in encoded.values() for e in kept)
+        result["gpus"] = per_gpu(recipe, shape, longest, core, gpus)
     if measure:
-        trial = _measure(recipe, base, sample, scratch)
-        result["measured"] = trial
-        result["memory"] = trial["peak_memory"]
-        for part in parts:
-            loads = 1 if part["stage"].startswith("probe") else len(tasks)
-            part["seconds"] = part["tokens"] / trial["train_tokens_per_second"] + loads * trial["stage_seconds"]
-        result["evaluate_seconds"] = (
-            result["evaluated_tokens"] / trial["eval_tokens_per_second"] + models * trial["load_seconds"]
-        )
-        result["seconds"] = sum(part["seconds"] for part in parts) + result["evaluate_seconds"]
+        from cpift import trial
+
+        found = trial.measure(recipe, base, encoded, tests, scratch)
+        result["measured"] = found | {
+            "prepare_seconds": prepared,
+            "load_rows_seconds": loading,
+            "encode_seconds": encoding,
+        }
+        result["memory"] = found["peak_memory"]
+        _add_seconds(result, {t: len(test.rows) for t, test in tests.items()})
     return result
 
 
-def _measure(recipe: Recipe, base: Path, sample: list[Any], scratch: Path) -> dict[str, float]:
-    """Speed of training and scoring on this machine, from a few steps and batches."""
-    import random
+def _trainings(recipe: Recipe, rows: dict[str, int], lengths: dict[str, float]) -> list[dict[str, Any]]:
+    """Stages, steps and tokens of each part of the run that trains; ``rows``, mean ``lengths``: of each task's training rows."""
+    from cpift.training import batch_rows
 
-    from cpift.evaluation import measure_forward
-    from cpift.making import peak_memory, reset_peak
-    from cpift.training import fine_tune
+    batch = {stage: batch_rows(recipe.training_of(stage)) for stage in _TRAINED}
+    mean_rows = sum(rows.values()) / len(rows)
+    auto = max(1, math.ceil(mean_rows / batch["probe"]))
+    steps = auto if recipe.probe.steps == "auto" else int(recipe.probe.steps)
+    epochs = steps * batch["probe"] / mean_rows
+    passes = epochs if recipe.backbone.epochs == "auto" else float(recipe.backbone.epochs)
 
-    times: list[tuple[float, int]] = []
-    random.Random(0).shuffle(sample)
+    def part(name: str, stage: _Trained, counts: list[tuple[int, float]]) -> dict[str, Any]:
+        tokens = sum(number * batch[stage] * length for number, length in counts)
+        return {"stage": name, "stages": len(counts), "steps": sum(n for n, _ in counts), "tokens": round(tokens)}
 
-    def tick(event: Any) -> None:
-        times.append((time.perf_counter(), event["tokens"]))
+    def number(stage: _Trained, epochs: float, count: int) -> int:
+        return max(1, math.ceil(epochs * count / batch[stage] - 1e-9))
 
-    reset_peak()
-    trained = fine_tune(
-        base, sample, scratch / "trial", recipe.training_of("probe"), steps=TRIAL_STEPS, seed=recipe.seed, tick=tick,
-        trust_remote_code=recipe.trust_remote_code,
-    )  # fmt: skip
-    peak = peak_memory()
-    (start, first), (end, last) = times[1], times[-1]
-    return {
-        "train_tokens_per_second": (last - first) / (end - start),
-        "eval_tokens_per_second": measure_forward(base, sample[:48], recipe.trust_remote_code),
-        "load_seconds": trained.load_seconds,
-        "stage_seconds": trained.load_seconds + trained.save_seconds,
-        "peak_memory": peak,
-    }
+    parts = [part(f"probe {t}", "probe", [(steps, lengths[t])]) for t in rows]
+    everything = sum(rows.values()), sum(rows[t] * lengths[t] for t in rows) / sum(rows.values())
+    if recipe.backbone.source == "multi_stage":
+        parts.append(part("backbone", "backbone", [(number("backbone", passes, rows[t]), lengths[t]) for t in rows]))
+    elif recipe.backbone.source == "multi_task":
+        parts.append(part("backbone", "backbone", [(number("backbone", passes, everything[0]), everything[1])]))
+    drawn = {t: min(recipe.refine.examples_per_task, rows[t]) for t in rows}
+    if recipe.refine.data == "mixed":
+        mixed = sum(drawn.values())
+        length = sum(drawn[t] * lengths[t] for t in rows) / mixed
+        counts = [(number("refine", recipe.refine.epochs, mixed), length)] * len(rows)
+    else:
+        counts = [(number("refine", recipe.refine.epochs, drawn[t]), lengths[t]) for t in rows]
+    parts.append(part("refine", "refine", counts))
+    return parts
+
+
+def _saved(recipe: Recipe, parts: list[dict[str, Any]]) -> int:
+    """The trainer's own checkpoints that lie there at once, while a new one is written: none where a stage is short."""
+    for part in parts:
+        given = recipe.training_of(next(stage for stage in _TRAINED if part["stage"].startswith(stage)))
+        every = given.get("save_steps", 500)
+        if given.get("save_strategy", "steps") == "epoch" or part["steps"] / part["stages"] >= every > 1:
+            return 2 if given.get("save_strategy", "steps") != "no" else 0
+    return 0
+
+
+def _add_seconds(result: dict[str, Any], tests: dict[str, int]) -> None:
+    """The time of each part and of the whole, from what was measured; ``tests``: rows to score by task."""
+    found, parts, models = result["measured"], result["stages"], result["evaluated_models"]
+    for part in parts:
+        made = part["stages"] * (found["train_overhead_seconds"] + found["finish_seconds"])
+        part["seconds"] = part["tokens"] / found["train_tokens_per_second"] + made
+    for name in ("identify", "fuse"):
+        parts.append({"stage": name, "stages": 1, "seconds": found[f"{name}_seconds"]})
+    parts[-1]["seconds"] += found["finish_seconds"]
+    one = found["load_seconds"] + sum(found["row_seconds"][t] * count for t, count in tests.items())
+    result["evaluate_seconds"] = models * (one + found["neutral_seconds"])
+    # The rows are encoded as they are checked, again for the probes and for the backbone; the last model is hashed again.
+    rest = found["load_rows_seconds"] + 3 * found["encode_seconds"] + found["finish_seconds"] + found["prepare_seconds"]
+    result["other_seconds"] = found["start_seconds"] + rest
+    result["seconds"] = sum(p["seconds"] for p in parts) + result["evaluate_seconds"] + result["other_seconds"]
 
 
 def show(result: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -161,7 +190,8 @@ def show(result: dict[str, Any], say: Callable[[str], None]) -> None:
     )
     for part in result["stages"]:
         took = f"  {duration(part['seconds'])}" if "seconds" in part else ""
-        say(f"{part['stage']:12} {part['steps']:,} steps, {part['tokens']:,} tokens{took}")
+        done = f"{part['steps']:,} steps, {part['tokens']:,} tokens" if "steps" in part else "no training"
+        say(f"{part['stage']:12} {done}{took}")
     took = f"  {duration(result['evaluate_seconds'])}" if "evaluate_seconds" in result else ""
     say(f"evaluate     {result['evaluated_models']} models, {result['evaluated_tokens']:,} tokens{took}")
     how = "peak of a trial" if "measured" in result else "weights, gradients and AdamW in fp32; activations come on top"
@@ -169,10 +199,12 @@ def show(result: dict[str, Any], say: Callable[[str], None]) -> None:
     say(f"disk         {size(result['disk'])} ({result['checkpoints']} checkpoints in fp32)")
     if "seconds" in result:
         trial = result["measured"]
-        say(
-            f"time         {duration(result['seconds'])} ({trial['train_tokens_per_second']:.0f} tokens/s in training, "
-            f"{trial['eval_tokens_per_second']:.0f} in scoring)"
-        )
+        say(f"start        rows, checks and the libraries  {duration(result['other_seconds'])}")
+        say(f"time         {duration(result['seconds'])} ({trial['train_tokens_per_second']:.0f} tokens/s in training)")
     else:
         say("time         add --measure to time a few steps on this machine")
-    say("Each task is taken as a group of its own; generated answers are not in the tokens.")
+    if "gpus" in result:
+        from cpift.sizing import show as show_gpus
+
+        show_gpus(result["gpus"], say)
+    say("Each task is taken as a group of its own; generated answers are not in the tokens, but in the time.")

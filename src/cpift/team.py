@@ -47,17 +47,19 @@ def _on(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("true", "1", "yes")
 
 
-def share(rows_each: int, accumulation: int, where: str = "training") -> tuple[int, int]:
+def share(rows_each: int, accumulation: int, where: str = "training", processes: int | None = None) -> tuple[int, int]:
     """Rows in a forward pass and passes in a step, for each process, so that a step has the recipe's rows.
 
     A recipe says what one process would do; shared out, it is the same training on one GPU and on eight.
+    ``processes``: by default those of this run. Raises :class:`CpiftError` where the rows cannot be shared.
     """
-    common = math.gcd(accumulation, size())
-    parts = size() // common
+    processes = size() if processes is None else processes
+    common = math.gcd(accumulation, processes)
+    parts = processes // common
     if rows_each % parts:
         raise CpiftError(
-            f"{where}: {rows_each * accumulation} rows a step cannot be shared by {size()} processes; set "
-            f"per_device_train_batch_size × gradient_accumulation_steps to a multiple of {size()}"
+            f"{where}: {rows_each * accumulation} rows a step cannot be shared by {processes} processes; set "
+            f"per_device_train_batch_size × gradient_accumulation_steps to a multiple of {processes}"
         )
     return rows_each // parts, accumulation // common
 

@@ -1,0 +1,163 @@
+"""Memory of a run, from shapes alone: of each GPU in training, by sharding, and of what is no training.
+
+docs/plan.md shows the formulas. They count what PyTorch keeps; attention that does not keep its scores (SDPA) is assumed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+CARDS = (24, 40, 80)  # GB as 10^9 bytes: what a card has above that, CUDA itself and fragments take
+_TILE = 4096, 32768  # tokens and words of the logits that TRL's fused head makes at a time
+_LOGITS = 200_000_000  # evaluation.BATCH_LOGITS, which cannot be imported without torch
+_BLOCK = 2**20  # elements of a checkpoint in work at a time
+
+Sharding = Literal["data parallel", "FSDP2"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Elements of a model, tied ones once: all, of its largest layer, of its output head; and its widths."""
+
+    parameters: int
+    layer: int
+    head: int
+    layers: int
+    hidden: int
+    intermediate: int
+    attention: int  # heads × the width of a head
+    heads: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass of one process, and how it is made."""
+
+    tokens: int  # rows × the longest row, padding included
+    bf16: bool = True  # autocast over fp32 weights
+    checkpointing: bool = False
+    accumulates: bool = False
+    synced: bool = False  # gradients are reduced after each pass, by accelerate's sync_each_batch
+    frozen: int = 0  # elements of the model that are kept as they are
+
+
+@dataclass(frozen=True)
+class Training:
+    """Bytes on one GPU. ``peak`` is what it must have."""
+
+    weights: int
+    moments: int
+    gradients: int
+    buckets: int
+    unsharded: int
+    frozen: int
+    copies: int
+    activations: int
+    logits: int
+    accumulates: bool
+
+    @property
+    def peak(self) -> int:
+        """Gradients come as activations go: the more of the two counts, or both where gradients stay between passes."""
+        kept = self.weights + self.moments + self.buckets + self.unsharded + self.frozen
+        passing = self.copies + self.activations + self.logits
+        return kept + (self.gradients + passing if self.accumulates else max(self.gradients, passing))
+
+
+def shape_of(sizes: Mapping[str, int], config: Mapping[str, Any]) -> Shape:
+    """The shape of a checkpoint: elements by parameter (tied ones once), and its ``config.json``."""
+    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    assert inner is not None
+    layers: dict[str, int] = {}
+    for name, size in sizes.items():
+        if found := re.match(r"(.*?\.\d+)\.", name):
+            layers[found[1]] = layers.get(found[1], 0) + size
+    vocabulary = int(inner.get("vocab_size") or 0)
+    hidden = int(inner.get("hidden_size") or inner.get("n_embd") or inner.get("d_model") or 0)
+    heads = int(inner.get("num_attention_heads") or inner.get("n_head") or 1)
+    return Shape(
+        parameters=sum(sizes.values()),
+        layer=max(layers.values(), default=0),
+        head=vocabulary * hidden,
+        layers=len(layers),
+        hidden=hidden,
+        intermediate=int(inner.get("intermediate_size") or 4 * hidden),
+        attention=heads * int(inner.get("head_dim") or hidden // heads),
+        heads=heads,
+        vocabulary=vocabulary,
+    )
+
+
+def training(shape: Shape, step: Step, gpus: int, sharding: Sharding) -> Training:
+    """Memory of each of ``gpus`` GPUs in a training with AdamW over fp32 weights."""
+    parts = gpus if sharding == "FSDP2" else 1
+    share = -(-shape.parameters // parts)
+    width = 2 if step.bf16 else 4
+    # The head stays whole from forward to backward; of the layers, the one in work and the next; with their gradients.
+    whole = 2 * width * (shape.head + 2 * shape.layer)
+    if step.accumulates and not step.synced:
+        whole += width * shape.parameters  # between passes FSDP2 keeps all gradients unsharded
+    return Training(
+        weights=4 * share,
+        moments=8 * share,
+        gradients=4 * share,
+        buckets=4 * shape.parameters if sharding == "data parallel" and gpus > 1 else 0,
+        unsharded=whole if parts > 1 else 0,
+        frozen=12 * -(-step.frozen // parts),  # an int64 position, and the value
+        copies=2 * shape.parameters if step.bf16 and parts == 1 else 0,
+        activations=activations(shape, step),
+        logits=min(step.tokens, _TILE[0]) * min(shape.vocabulary, _TILE[1]) * (width + 4),
+        accumulates=step.accumulates,
+    )
+
+
+def activations(shape: Shape, step: Step) -> int:
+    """What the layers keep for the backward pass; with checkpointing each layer's input, and one layer's all."""
+    layer = step.tokens * layer_activations(shape, step.bf16)
+    if step.checkpointing:
+        return step.tokens * 4 * shape.hidden * shape.layers + layer
+    return layer * shape.layers
+
+
+def layer_activations(shape: Shape, bf16: bool) -> int:
+    """Bytes that a Llama layer keeps of one token.
+
+    The two norms keep their fp32 input and what they normed; each linear map its input, which autocast casts once a map;
+    attention queries, keys and values as many as heads, what it gives, and that again in the order of the next map.
+    """
+    width, maps = (2, 5) if bf16 else (4, 2)  # in fp32 the maps after a norm share one input
+    norms = 4 * 4 * shape.hidden + 2 * 4  # and a scale each
+    inputs = maps * width * shape.hidden
+    attention = 5 * width * shape.attention + 4 * shape.heads
+    return norms + inputs + attention + 4 * width * shape.intermediate
+
+
+def scoring(shape: Shape, longest: int) -> int:
+    """Bytes on the GPU of the process that scores: the whole model in fp32, and a batch of logits with their losses."""
+    tokens = max(longest, _LOGITS // max(shape.vocabulary, 1))
+    layer = 4 * (4 * shape.hidden + 3 * shape.intermediate)
+    return 4 * shape.parameters + tokens * layer + 3 * 4 * tokens * shape.vocabulary
+
+
+def identifying(core: int, tasks: int, threads: int) -> int:
+    """Bytes of main memory, mapped files apart: buffers of 2·k candidates, 8 bytes each, and blocks in work."""
+    return tasks * 16 * core + threads * tasks * 8 * _BLOCK
+
+
+def fusing(core: int, tasks: int, threads: int) -> int:
+    """Bytes of main memory, mapped files apart: the regions (a position and a sign), and blocks on their way out."""
+    return tasks * 5 * core + 3 * threads * 8 * _BLOCK
+
+
+def loading(shape: Shape, processes: int) -> int:
+    """Bytes of main memory on a node as a training starts: each of its processes reads the whole model, in fp32."""
+    return 4 * shape.parameters * processes
+
+
+def fits(nbytes: int) -> list[int]:
+    """Those of the common cards, in GB, that hold so much."""
+    return [card for card in CARDS if nbytes <= card * 10**9]

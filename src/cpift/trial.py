@@ -1,0 +1,126 @@
+"""What the parts of a run take on this machine: each of them done once, short, on the recipe's own rows."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cpift.encoding import Encoded
+from cpift.recipe import Recipe
+
+STEPS = 7  # the first, of the longest rows, warms up and is not counted
+_IMPORTS = "import cpift.cli, cpift.pipeline, cpift.method, cpift.training, cpift.evaluation, cpift.fusion"
+
+
+def measure(
+    recipe: Recipe, base: Path, encoded: Mapping[str, Sequence[Encoded]], tests: Mapping[str, Any], scratch: Path
+) -> dict[str, Any]:
+    """Seconds and peak memory (bytes) of each kind of work, from a few steps, one checkpoint and a batch of each task.
+
+    Args:
+        encoded: training rows by task.
+        tests: :class:`cpift.evaluation.EvalTask` by task.
+        scratch: an empty folder with room for three models in fp32.
+    """
+    found: dict[str, Any] = {"start_seconds": _import_seconds()}
+    found |= _training(recipe, base, encoded, scratch)
+    found |= _merging(recipe, base, scratch)
+    found |= _scoring(recipe, scratch / "trial", tests)
+    found["peak_memory"] = max(value for key, value in found.items() if key.endswith("_peak"))
+    return found
+
+
+def _import_seconds() -> float:
+    """From the command to the first line of its work: a process of its own, as a run is."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _IMPORTS], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def sample(encoded: Mapping[str, Sequence[Encoded]], batch: int) -> list[Encoded]:
+    """The longest batch of all rows, which takes the most memory and comes first, and random ones of all tasks alike."""
+    rng, rows = random.Random(0), [row for task in encoded.values() for row in task]
+    longest = sorted(rows, key=lambda row: -len(row.input_ids))[:batch]
+    wanted = (STEPS - 1) * batch
+    drawn = [rng.choice(task) for _ in range(-(-wanted // len(encoded))) for task in encoded.values()]
+    return longest + drawn[:wanted]
+
+
+def _training(
+    recipe: Recipe, base: Path, encoded: Mapping[str, Sequence[Encoded]], scratch: Path
+) -> dict[str, float | int]:
+    from cpift import manifest
+    from cpift.making import peak_memory, reset_peak
+    from cpift.training import batch_rows, fine_tune
+
+    times: list[tuple[float, int]] = []
+    folder = manifest.begin(scratch / "trial", "trial")
+    training, rows = recipe.training_of("probe"), sample(encoded, batch_rows(recipe.training_of("probe")))
+    reset_peak()
+    began = time.perf_counter()
+    trained = fine_tune(
+        base, rows, folder, training, steps=STEPS, seed=recipe.seed, trust_remote_code=recipe.trust_remote_code,
+        tick=lambda event: times.append((time.perf_counter(), event["tokens"])),
+    )  # fmt: skip
+    took, peak = time.perf_counter() - began, peak_memory()
+    (start, first), (end, last) = times[0], times[-1]
+    speed = (last - first) / (end - start)
+    began = time.perf_counter()
+    manifest.finish(scratch / "trial", "trial", {}, {}, {})
+    return {
+        "train_tokens_per_second": speed,
+        "train_overhead_seconds": max(took - trained.tokens / speed, 0.0),  # load, make the trainer, warm up, save
+        "finish_seconds": time.perf_counter() - began,
+        "train_peak": peak,
+    }
+
+
+def _merging(recipe: Recipe, base: Path, scratch: Path) -> dict[str, float | int]:
+    """Identify and fuse with one task; both take time by the checkpoints that they read."""
+    from cpift.checkpoint import open_checkpoint
+    from cpift.fusion import fuse
+    from cpift.making import peak_memory, reset_peak
+    from cpift.parallel import core_count as threads
+    from cpift.selection import identify
+
+    percent, tuned = str(recipe.region.percent), {"trial": scratch / "trial"}
+    reset_peak()
+    began = time.perf_counter()
+    regions = identify(base, tuned, percent, exclude=recipe.region.exclude)
+    identified, identify_peak = time.perf_counter() - began, peak_memory()
+    reset_peak()
+    began = time.perf_counter()
+    fuse(base, tuned, scratch / "fused", regions=regions)
+    fused, fuse_peak = time.perf_counter() - began, peak_memory()
+    # A mapped file counts as memory of this process as it is read: of each further task one more, and its candidates.
+    more = len(recipe.tasks) - 1
+    nbytes = open_checkpoint(scratch / "trial").nbytes
+    return {
+        "identify_seconds": identified * (1 + len(recipe.tasks)) / 2,
+        "fuse_seconds": fused * (2 + len(recipe.tasks)) / 3,
+        "identify_peak": identify_peak + more * (nbytes + 16 * regions["trial"].count + 8 * 2**20 * threads()),
+        "fuse_peak": fuse_peak + (more + (recipe.backbone.source != "pretrained")) * nbytes,
+    }
+
+
+def _scoring(recipe: Recipe, model: Path, tests: Mapping[str, Any]) -> dict[str, Any]:
+    from cpift.evaluation import measure_scoring
+    from cpift.making import peak_memory, reset_peak
+    from cpift.neutral import neutral_loss
+    from cpift.training import max_length
+
+    reset_peak()
+    loaded, rows = measure_scoring(model, tests, max_length(recipe.training), recipe.trust_remote_code)
+    began = time.perf_counter()
+    neutral_loss(model, trust_remote_code=recipe.trust_remote_code)
+    return {
+        "load_seconds": loaded,
+        "row_seconds": rows,
+        "neutral_seconds": time.perf_counter() - began,
+        "score_peak": peak_memory(),
+    }
