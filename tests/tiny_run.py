@@ -123,7 +123,7 @@ def whole_stages_only(out: Path) -> bool:
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
     """Run a command in this process; exit code, output, errors. An exception that is none of these is a traceback."""
-    before, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+    before, handlers = sys.argv, {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     sys.argv = ["cpift", *map(str, arguments)]
     capsys.readouterr()
     try:
@@ -133,6 +133,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str,
         code = stop.code or 0
     finally:
         sys.argv = before
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     said = capsys.readouterr()
     return int(code), said.out, said.err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cpift import stopping
 from cpift.cli_compare import Lists, compare
 from cpift.cli_options import Address, EngineName, GpusPerJob, RecipePath, Sets, overrides, terminal
 from cpift.errors import CpiftError, is_disk_full
@@ -365,7 +365,7 @@ def _write_text(path: Path, text: str) -> None:
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars would tear ours
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopping.listen()
     try:
         app()
     except CpiftError as error:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from cpift import stopping
 from cpift.reporter import Reporter
 
 console = Console(highlight=False)
@@ -45,6 +46,7 @@ class Terminal(Reporter):
         self._last = self._began = 0.0
 
     def stage(self, name: str, what: str) -> None:
+        stopping.check()
         say(f"{name}  {what}")
         self._began = self._last = time.monotonic()
         if self._live:
@@ -59,6 +61,7 @@ class Terminal(Reporter):
             self._task = self._bar.add_task("", total=None)
 
     def progress(self, done: float, total: float, detail: str = "") -> None:
+        stopping.check()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total, description=clean(detail))
         elif time.monotonic() - self._last > PLAIN_EVERY:

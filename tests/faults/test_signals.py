@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from killing import second_run, told_to_stop, torment
+
+from cpift import stopping
+from cpift.terminal import Terminal
 
 
 def test_killed_at_random_moments(recipe: Path, whole: Path, tmp_path: Path) -> None:
@@ -18,6 +24,26 @@ def test_killed_at_random_moments(recipe: Path, whole: Path, tmp_path: Path) -> 
 def test_told_to_stop(recipe: Path, whole: Path, tmp_path: Path, name: str, stage: str) -> None:
     """Within seconds, with how to go on; and it goes on to the same end."""
     assert told_to_stop(recipe, whole, tmp_path, name, stage)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_a_library_swallows(number: int) -> None:
+    """It is met again at the next step of a training, or at the next stage."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        stopping.listen()
+        shown = Terminal()
+        shown.progress(0, 1)
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), number)
+        for step in (lambda: shown.progress(1, 2), lambda: shown.stage("06-refine/1", "")):
+            with pytest.raises(KeyboardInterrupt):
+                step()
+        stopping.listen()
+        shown.progress(1, 2)
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
 
 
 def test_two_runs_in_one_folder(recipe: Path, whole: Path, tmp_path: Path) -> None:
