@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,25 @@ import torch
 
 from cpift.engine import Job
 from cpift.errors import CpiftError
+
+
+@contextmanager
+def two_nodes() -> Iterator[str]:
+    """A Ray cluster of two nodes of one core each, whose workers find the tests; its address."""
+    import pytest
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80_000_000}
+    with pytest.MonkeyPatch.context() as patch:
+        found = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, found)))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+        try:
+            cluster.add_node(**small)
+            yield cluster.address
+        finally:
+            cluster.shutdown()
 
 
 def meet(mine: Path, other: Path) -> tuple[int, int, str]:

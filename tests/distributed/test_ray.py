@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import engine_jobs
 import pytest
 import tiny
 import tiny_run
-from engine_jobs import facts, gone, job, kill_a_worker
+from engine_jobs import facts, gone, job, kill_a_worker, two_nodes
 from tiny_run import Listener, call, same, stamps
 
 from cpift.engine import make_engine
@@ -30,20 +29,9 @@ pytest.importorskip("ray", reason="Ray is not installed; pip install 'cpift[ray]
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A cluster of two nodes of one core each, whose workers find the tests."""
-    from ray.cluster_utils import Cluster
-
-    small = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80_000_000}
-    with pytest.MonkeyPatch.context() as patch:
-        found = [str(Path(engine_jobs.__file__).parent), os.environ.get("PYTHONPATH", "")]
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, found)))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-        try:
-            cluster.add_node(**small)
-            yield cluster.address
-        finally:
-            cluster.shutdown()
+    """Of two nodes of one core each."""
+    with two_nodes() as found:
+        yield found
 
 
 def test_jobs(address: str, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ import preloaded
 import ranks
 import tiny
 import tiny_run
+import workers
 import yaml
 
 LOG = Path(__file__).parents[2] / "docs" / "soak.log"
@@ -134,6 +135,12 @@ def killed_rank(ground: Ground) -> Iterator[Trial]:
     yield trial
 
 
+def killed_worker(ground: Ground) -> Iterator[Trial]:
+    """a killed worker of a Ray cluster of two nodes"""
+    for stage in workers.STAGES:
+        yield lambda s=stage: one(workers.kill_worker(ground.recipe, ground.whole, ground.folder() / "out", s))  # type: ignore[misc]
+
+
 def diverging(ground: Ground) -> Iterator[Trial]:
     """a loss that is no number, or diverges"""
     for stage in rotten.TRAININGS:
@@ -155,7 +162,7 @@ def edits(ground: Ground) -> Iterator[Trial]:
 
 
 FAULTS: list[Callable[[Ground], Iterator[Trial]]] = [
-    killed, signalled, disk_full, damaged, two_runs, killed_rank, diverging, bad_rows, edits,
+    killed, signalled, disk_full, damaged, two_runs, killed_rank, killed_worker, diverging, bad_rows, edits,
 ]  # fmt: skip
 
 

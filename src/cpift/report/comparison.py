@@ -150,12 +150,15 @@ def _best(found: Found, budget: str) -> tuple[str, Found | None]:
 def _missing(found: Found) -> Html | None:
     if found["state"] == "done":
         return None
-    told = [
-        f"{_BUDGETS.get(b, b)}: {len(rs)} of {len(found['seeds'])} seeds of {m}"
-        for b, methods in found["budgets"].items()
-        for m, rs in methods.items()
-        if len(rs) < len(found["seeds"])
-    ]
+    wanted, told = len(found["seeds"]), []
+    for budget, methods in found["budgets"].items():
+        short: dict[int, list[str]] = {}
+        for method, results in methods.items():
+            if len(results) < wanted:
+                short.setdefault(len(results), []).append(method)
+        for done, names in sorted(short.items()):
+            which = "all methods" if len(names) == len(methods) else ", ".join(names)
+            told.append(f"{_BUDGETS.get(budget, budget)}: {done} of {wanted} seeds of {which}")
     return paragraph(
         "Still going on. "
         + ("Incomplete so far: " + "; ".join(told) + "." if told else "Some methods have not begun."),
