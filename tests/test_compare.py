@@ -59,6 +59,8 @@ def test_every_method_is_scored_with_every_seed(done: tuple[Path, dict[str, Any]
                 asked.tasks, 6
             )
     table = markdown(found)
+    assert "**incremental**, 1 seeds" in table
+    assert "**incremental**, 1 of 2 seeds so far" in markdown({**found, "seeds": [0, 1]})
     assert all(f"`{method}`" in table for method in METHODS)
 
 

@@ -15,7 +15,10 @@ def _budget(comparison: Mapping[str, Any], budget: str) -> Iterator[str]:
     tasks, reference = comparison["tasks"], comparison["reference"]
     found = comparison["summary"][budget]
     against = {d["method"]: d for d in comparison["differences"][budget]}
-    yield f"\n**{budget}**, {len(comparison['seeds'])} seeds\n"
+    done, wanted = min(row["seeds"] for row in found.values()), len(comparison["seeds"])
+    yield (
+        f"\n**{budget}**, {wanted} seeds\n" if done == wanted else f"\n**{budget}**, {done} of {wanted} seeds so far\n"
+    )
     yield f"| method | mean | {' | '.join(tasks)} | minus {reference}: mean | wins–ties–losses | below specialist | tokens |"
     yield "|---" * (len(tasks) + 6) + "|"
     for method, row in sorted(found.items(), key=lambda item: -(_mean(item[1]) or -1e9)):
