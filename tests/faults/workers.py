@@ -11,7 +11,7 @@ from tiny_run import Listener, same, stamps
 from cpift.engine import make_engine
 from cpift.pipeline import run
 
-STAGES = ("01-probe/upper", "04-backbone/2", "06-refine/1", "07-evaluate/base/upper")
+STAGES = ("01-probe/upper", "04-backbone/2", "06-refine/1", "07-evaluate/base/reverse")
 
 
 def kill_worker(recipe: Path, whole: Path, out: Path, stage: str) -> None:
