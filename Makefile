@@ -15,7 +15,7 @@ bench: setup
 small: setup
 	.venv/bin/python benchmarks/small/skills.py scratch/small/rows
 	.venv/bin/python benchmarks/small/pretrain.py scratch/small --kind elicitation
-	.venv/bin/python benchmarks/small/pretrain.py scratch/small --kind new
+	.venv/bin/python benchmarks/small/pretrain.py scratch/small --kind new --steps 1000
 
 # Every fault at the full count; writes docs/soak.log. The small full disk needs root.
 soak: setup
