@@ -242,7 +242,7 @@ def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int, sh
 
 def _bf16_helps() -> bool:
     """Autocast over fp32 master weights: where the device multiplies bf16 faster. Of processors, those with AMX do; with
-    AVX512-BF16 alone matrix products were measured at half the speed of fp32 (docs/benchmarks-notes.md)."""
+    AVX512-BF16 alone matrix products were measured at two thirds of the speed of fp32 or less (docs/benchmarks-notes.md)."""
     if torch.accelerator.is_available():
         return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported()  # type: ignore[union-attr]
     return torch.cpu._is_amx_tile_supported()
