@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from cpift import manifest, team
 from cpift.engine import Engine
 from cpift.errors import CpiftError
+from cpift.lock import alone
 from cpift.mirror import Mirror
 from cpift.recipe import STAGES, Recipe, origins
 from cpift.reporter import Reporter
@@ -152,20 +152,3 @@ def check(recipe: Recipe, out: Path) -> None:
     check_models(recipe)
     for stage in ("probe", "backbone", "refine"):
         check_training(recipe.training_of(stage), "training" if stage == "probe" else f"{stage}.training")
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Hold the run folder for this process. Raises :class:`CpiftError` where another has it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CpiftError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CpiftError(
-                f"{out}: another cpift is at work in this folder; wait for it, or choose another --out"
-            ) from None
-        yield

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cpift import manifest
 from cpift.errors import CpiftError
+from cpift.lock import in_use
 from cpift.making import needs_of
 from cpift.method import last_stages, middle_stages
 from cpift.recipe import Recipe
@@ -45,7 +45,7 @@ def _without_writing(run: Run) -> list[Stage]:
 
 
 def _add(run: Run, stages: Sequence[Stage], states: list[StageState]) -> None:
-    busy = _is_running(run.out)
+    busy = in_use(run.out)
     stale = {state.name for state in states if state.state != "done"}
     for stage in stages:
         made = manifest.read(run.folder(stage.name))
@@ -64,14 +64,3 @@ def _add(run: Run, stages: Sequence[Stage], states: list[StageState]) -> None:
                 f"{name} is to be redone" for name in waiting
             ]
             states.append(StageState(stage.name, "stale", ", ".join(changes)))
-
-
-def _is_running(out: Path) -> bool:
-    if not (out / ".lock").exists():
-        return False
-    with (out / ".lock").open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False

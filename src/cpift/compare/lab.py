@@ -21,8 +21,9 @@ from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.work import Work
 from cpift.engine import Engine
 from cpift.errors import CpiftError
+from cpift.lock import alone
 from cpift.making import versions
-from cpift.pipeline import alone, check, report
+from cpift.pipeline import check, report
 from cpift.recipe import Recipe, read_yaml
 from cpift.reporter import Reporter
 from cpift.stages import probe_epochs, probe_steps

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cpift.lock import in_use
 from cpift.report.files import json_lines, maybe_json
 
 _GROUPS = ("tasks", "jaccard", "sign_agreement", "groups", "order", "threshold")
@@ -170,20 +171,7 @@ def _state(folder: Path, log: list[dict[str, Any]]) -> tuple[str, Mapping[str, A
         return FINISHED, {}
     if last.get("event") == "error":
         return FAILED, last
-    return (RUNNING if _is_locked(folder) else STOPPED), {}
-
-
-def _is_locked(folder: Path) -> bool:
-    import fcntl
-
-    if not (folder / ".lock").is_file():
-        return False
-    with (folder / ".lock").open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+    return (RUNNING if in_use(folder) else STOPPED), {}
 
 
 def _under_way(place: Path) -> list[str]:
