@@ -1,16 +1,21 @@
-"""Does bf16 help on this processor? Matrix products, and training steps of a model of SmolLM2-135M's shape, in both.
+"""Does bf16 help on this processor, and memory that is kept between steps? Matrix products, and training steps of a
+model of SmolLM2-135M's shape, with and without.
 
 python benchmarks/precision.py
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from cpift.allocator import kept_memory
 
 SHAPES = ((480, 576, 1536), (480, 1536, 576), (480, 576, 49152))
 ROWS, TOKENS, RUNS = 8, 60, 5
@@ -45,7 +50,7 @@ def main() -> None:
     )  # fmt: skip
     model, ids = LlamaForCausalLM(config), torch.randint(0, 49152, (ROWS, TOKENS))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    for half in (False, True):
+    for half, kept in itertools.product((False, True), (False, True)):
 
         def step(half: bool = half) -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -54,8 +59,11 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
 
-        rates = [ROWS * TOKENS / s for s in seconds(step)]
-        print(f"training, {'bf16 autocast' if half else 'fp32'}: {told(rates)} tokens/s")
+        with kept_memory() if kept else nullcontext():
+            rates = [ROWS * TOKENS / s for s in seconds(step)]
+        print(
+            f"training, {'bf16 autocast' if half else 'fp32'}, memory {'kept' if kept else 'not kept'}: {told(rates)} tokens/s"
+        )
 
 
 if __name__ == "__main__":

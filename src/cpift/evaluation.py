@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cpift.allocator import kept_memory
 from cpift.encoding import IGNORED, Encoded, encode, prompt_ids
 from cpift.models import load_model, load_tokenizer
 from cpift.tasks import Row, answer_is_text
@@ -66,7 +67,7 @@ def evaluate(
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     network.to(device).eval()
     scores = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), kept_memory():
         for name, task in tasks.items():
             scores[name] = _score(network, tokenizer, task, max_length, progress)
     return scores
@@ -238,7 +239,7 @@ def measure_scoring(
     network.to(device).eval()
     loaded = time.perf_counter() - began
     found: dict[str, float] = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), kept_memory():
         for name, task in tasks.items():
             rows = _a_batch(task, tokenizer, _room(network)) if _is_forced(task) else task.rows[:GENERATED_ROWS]
             some = replace(task, rows=rows)

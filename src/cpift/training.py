@@ -21,6 +21,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
 from cpift import team
+from cpift.allocator import kept_memory
 from cpift.encoding import Encoded
 from cpift.errors import CpiftError
 from cpift.freezing import freeze
@@ -155,7 +156,8 @@ def fine_tune(
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise CpiftError(f"{start}: has no parameter {trainable}; there is nothing to train")
     loaded = time.perf_counter() - began
-    with tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work) as scratch:
+    place = tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work)
+    with place as scratch, kept_memory():
         return _fine_tune(model, tokenizer, rows, out, training, steps, seed, frozen, Path(scratch), tick, loaded)
 
 

@@ -1,0 +1,31 @@
+"""Memory on a processor is kept between the steps of a training, where the system would take each large tensor back."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
+_DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
+_libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """glibc maps a large tensor anew each time and clears its pages, a third of a step's time on a processor
+    (docs/benchmarks-notes.md); within this context it takes memory from a heap that does not shrink. Values stay
+    the same. At the end what is free goes back to the system. Without effect elsewhere.
+    """
+    if _libc is None:
+        yield
+        return
+    _libc.mallopt(_MMAP_MAX, 0)
+    _libc.mallopt(_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        for setting, value in _DEFAULTS.items():
+            _libc.mallopt(setting, value)
+        _libc.malloc_trim(0)
