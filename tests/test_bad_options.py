@@ -224,3 +224,13 @@ def test_a_disk_that_fills_up_leaves_no_half_written_file(
     assert code == 2
     assert "the disk is full" in err
     assert call(capsys, *arguments)[0] == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"probe_steps": "x", "rows": {}}', '{"probe_steps": 0, "rows": {}}'])
+def test_a_damaged_state_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    arguments = edit("--until", "probe", probe__steps="auto")(tmp_path)
+    assert call(capsys, *arguments)[0] == 0
+    (tmp_path / "out/state.json").write_text(text)
+    refused(tmp_path, capsys, arguments, "state.json: is damaged; remove it and run again", written=True)
+    (tmp_path / "out/state.json").unlink()
+    assert call(capsys, *arguments)[0] == 0

@@ -168,7 +168,7 @@ def probe_steps(run: Run) -> int:
     steps: int = max(1, math.ceil(sum(rows.values()) / len(rows) / batch))
     file = run.out / "state.json"
     if file.is_file():
-        kept = json.loads(file.read_text())
+        kept = _kept_steps(file)
         if kept.get("batch") == batch and set(kept["rows"]) != set(rows):
             if kept["probe_steps"] != steps:
                 run.reporter.message(
@@ -180,6 +180,16 @@ def probe_steps(run: Run) -> int:
             return int(kept["probe_steps"])
     manifest.write_whole(file, json.dumps({"probe_steps": steps, "batch": batch, "rows": rows}))
     return steps
+
+
+def _kept_steps(file: Path) -> dict[str, Any]:
+    try:
+        kept: dict[str, Any] = json.loads(file.read_text())
+        if int(kept["probe_steps"]) < 1 or not isinstance(kept["rows"], dict):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CpiftError(f"{file}: is damaged; remove it and run again, to settle the probes' steps anew") from error
+    return kept
 
 
 def probe_epochs(run: Run) -> float:
