@@ -46,13 +46,17 @@ def test_the_steps_are_those_of_the_run(tmp_path: Path, changes: dict[str, Any])
     assert told["evaluated_models"] == len({s.together for s in stages if s.together.startswith("evaluate/")})
 
 
-def test_the_trial_has_the_longest_rows_and_all_tasks() -> None:
-    """One batch of the longest of all, and six of rows of each task alike."""
-    rows = {"a": [Encoded([1] * n, [1] * n) for n in range(2, 40)], "b": [Encoded([1] * 50, [1] * 50)]}
-    drawn = trial.sample(rows, 4)
+@pytest.mark.parametrize("by_length", [True, False])
+def test_the_trial_has_the_longest_rows_and_all_tasks(by_length: bool) -> None:
+    """The longest of all first and last, between them batches of each task in turn, grouped by length as in a training."""
+    rows = {"a": [Encoded([1] * n, [1] * n) for n in range(2, 50)], "b": [Encoded([1] * 50, [1] * 50)]}
+    drawn = trial.sample(rows, 4, by_length)
     assert len(drawn) == 4 * trial.STEPS
-    assert [len(row.input_ids) for row in drawn[:4]] == [50, 39, 38, 37]
-    assert sum(len(row.input_ids) == 50 for row in drawn[4:]) == 12
+    batches = [[len(row.input_ids) for row in drawn[i : i + 4]] for i in range(0, len(drawn), 4)]
+    assert batches[0] == batches[-1] == [50, 49, 48, 47]
+    assert all(set(batch) == {50} for batch in batches[2:-1:2])
+    padded, real = sum(4 * max(b) for b in batches[1:-1:2]), sum(map(sum, batches[1:-1:2]))
+    assert (padded < 1.35 * real) == by_length  # 12 rows are sorted at a time; at random about half is padding
 
 
 def test_the_measured_plan(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 import subprocess
 import sys
@@ -10,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cpift.encoding import Encoded
 from cpift.recipe import Recipe
 
-STEPS = 7  # the first, of the longest rows, warms up and is not counted
+STEPS, WARM_UP = 12, 2  # the first ones are not timed, nor is the last
 _IMPORTS = "import cpift.cli, cpift.pipeline, cpift.method, cpift.training, cpift.evaluation, cpift.fusion"
 
 
@@ -42,13 +46,26 @@ def _import_seconds() -> float:
     return time.perf_counter() - began
 
 
-def sample(encoded: Mapping[str, Sequence[Encoded]], batch: int) -> list[Encoded]:
-    """The longest batch of all rows, which takes the most memory and comes first, and random ones of all tasks alike."""
-    rng, rows = random.Random(0), [row for task in encoded.values() for row in task]
-    longest = sorted(rows, key=lambda row: -len(row.input_ids))[:batch]
-    wanted = (STEPS - 1) * batch
-    drawn = [rng.choice(task) for _ in range(-(-wanted // len(encoded))) for task in encoded.values()]
-    return longest + drawn[:wanted]
+def sample(encoded: Mapping[str, Sequence[Encoded]], batch: int, by_length: bool = True) -> list[Encoded]:
+    """Rows of ``STEPS`` batches in their order: the longest of all first and last, which takes the most memory, and more once
+    memory is in pieces; between them batches of each task in turn, drawn from those that a training would make of its
+    rows (by like length or not), so that padding is as there."""
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    rng, queues = random.Random(0), []
+    for rows in encoded.values():
+        lengths = [len(row.input_ids) for row in rows]
+        order = rng.sample(range(len(rows)), len(rows))
+        if by_length:
+            order = get_length_grouped_indices(lengths, batch, generator=torch.Generator().manual_seed(0))
+        order = order * math.ceil(batch / len(order))
+        order += order[: -len(order) % batch]
+        batches = [order[i : i + batch] for i in range(0, len(order), batch)]
+        queues.append(itertools.cycle([[rows[i] for i in one] for one in rng.sample(batches, len(batches))]))
+    longest = sorted((row for rows in encoded.values() for row in rows), key=lambda row: -len(row.input_ids))
+    longest = list(itertools.islice(itertools.cycle(longest), batch))
+    between = [row for queue in itertools.islice(itertools.cycle(queues), STEPS - 2) for row in next(queue)]
+    return longest + between + longest
 
 
 def _training(
@@ -56,11 +73,13 @@ def _training(
 ) -> dict[str, float | int]:
     from cpift import manifest
     from cpift.making import peak_memory, reset_peak
-    from cpift.training import batch_rows, fine_tune
+    from cpift.training import DEFAULTS, batch_rows, fine_tune
 
     times: list[tuple[float, int]] = []
     folder = manifest.begin(scratch / "trial", "trial")
-    training, rows = recipe.training_of("probe"), sample(encoded, batch_rows(recipe.training_of("probe")))
+    training = {**DEFAULTS, **recipe.training_of("probe")}
+    rows = sample(encoded, batch_rows(training), training["train_sampling_strategy"] == "group_by_length")
+    training["train_sampling_strategy"] = "sequential"
     reset_peak()
     began = time.perf_counter()
     trained = fine_tune(
@@ -68,7 +87,7 @@ def _training(
         tick=lambda event: times.append((time.perf_counter(), event["tokens"])),
     )  # fmt: skip
     took, peak = time.perf_counter() - began, peak_memory()
-    (start, first), (end, last) = times[0], times[-1]
+    (start, first), (end, last) = times[WARM_UP - 1], times[-2]
     speed = (last - first) / (end - start)
     began = time.perf_counter()
     manifest.finish(scratch / "trial", "trial", {}, {}, {})
