@@ -13,7 +13,7 @@ const shown = (value, spec) => {
   if (spec.percent) return (100 * value).toFixed(spec.digits ?? 1) + " %";
   return Math.abs(value) >= 1000 ? d3.format(",.0f")(value) : d3.format("." + (spec.digits ?? 3) + "~f")(value);
 };
-const ticks = (spec) => spec.percent ? (v) => d3.format(".3~f")(100 * v) : spec.ticks === "si" ? d3.format("~s") : undefined;
+const ticks = (spec) => spec.percent ? (v) => d3.format(".3~f")(100 * v) : spec.ticks === "si" ? (v) => d3.format(v < 1 ? "~g" : "~s")(v) : undefined;
 // Room for labels on the left, and how many letters fit there.
 const leftOf = (labels, width) => { const most = Math.min(26, Math.floor((width * 0.4 - 14) / 6.4)); return [14 + 6.4 * Math.max(0, ...labels.map((l) => short(l, most).length)), most]; };
 
@@ -48,7 +48,7 @@ function heat(panel, spec, width) {
   const flat = d3.scaleSequential(spec.domain, d3.interpolateCividis);
   const of = (v) => v == null ? "transparent" : spec.diverging ? paint(v) : flat(Math.min(v, spec.domain[1]));
   const dark = (v) => v != null && d3.lab(of(v)).l < 60;
-  const marks = [Plot.cell(panel.rows, { x: "x", y: "y", fill: (r) => of(r.v), stroke: (r) => r.mark ? "currentColor" : "var(--line)", strokeWidth: (r) => r.mark ? 2.5 : 0.5,
+  const marks = [Plot.cell(panel.rows, { x: "x", y: "y", fill: (r) => of(r.v), stroke: (r) => r.mark ? "var(--frame)" : "var(--line)", strokeWidth: (r) => r.mark ? 2.5 : 0.5,
     inset: cell < 14 ? 0 : 1, title: (r) => `${r.y} · ${r.x}\n${r.tip ?? r.t ?? shown(r.v, spec)}`, tip: true })];
   const longest = Math.max(0, ...panel.rows.map((r) => String(r.t ?? "").length));
   if (!spec.bare && cell > longest * 6 + 2) marks.push(Plot.text(panel.rows, { x: "x", y: "y", text: "t",

@@ -112,7 +112,7 @@ def cost(run: RunFacts) -> Figure | None:
     if planned:
         headers += ["time planned", "tokens planned"]
         timed = any(plan.get("seconds") for plan in planned.values())
-        note = "Black marks: what plan foretold." + ("" if timed else " It was not measured, so it foretold no time.")
+        note = "Marks across: what plan foretold." + ("" if timed else " It was not measured, so it foretold no time.")
         if run.plan:
             note += (
                 f" Of memory it foretold {size(run.plan['memory'])} at most, of disk {size(run.plan['disk'])} in all."
