@@ -91,6 +91,21 @@ def test_a_task_that_was_forgotten_is_told_with_the_reason(tmp_path: Path) -> No
     assert told[first].text.endswith(" now")
 
 
+@pytest.mark.parametrize(("right", "now"), [(5, "still lost"), (30, "partly won back"), (58, "won back")])
+def test_how_much_of_a_task_came_back(tmp_path: Path, right: int, now: str) -> None:
+    """59 of 100 in its specialist, 5 in the backbone, so many in the last model."""
+    run = read_run(made_run(tmp_path / "run", ["a", "b", "c"]))
+    task = run.order[0][0]
+    counts = {f"probe/{task}": 59, "backbone": 5}
+    for model in ("base", f"probe/{task}", "backbone", "fused", *(f"refine/{k}" for k in range(1, 4))):
+        if task in run.models.get(model, {}):
+            items = [1.0] * counts.get(model, right) + [0.0] * (100 - counts.get(model, right))
+            run.models[model][task] |= {"score": sum(items) / 100, "items": items}
+    assert [(fall.task, fall.now, fall.kept) for fall in falls(run) if fall.task == task] == [
+        (task, now, now == "won back")
+    ]
+
+
 @pytest.mark.parametrize(
     ("found", "wanted"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 
 from cpift.report import figures_comparison, words
 from cpift.report.figures_comparison import SPECIALIST, Found, unit
@@ -71,13 +71,19 @@ def _verdicts(found: Found) -> Iterator[tuple[str, str]]:
         tasks = difference.get("tasks", {})
         won = [t for t, d in tasks.items() if d["high"] < 0]
         lost = [t for t, d in tasks.items() if d["low"] > 0]
-        told = (f"; ahead on {words.names(won)}" if won else "") + (f"; behind on {words.names(lost)}" if lost else "")
+        told = "".join(
+            f"; {word} on {_which(some, tasks)}" for word, some in (("ahead", won), ("behind", lost)) if some
+        )
         seeds = difference.get("seeds", len(found["seeds"]))
         yield (
             _WHERE.get(budget, budget),
             f"{reference} {verdict} {best}, the best baseline (mean {words.gap(value, unit(found))}, 95 % "
             f"{words.interval(low, high, unit(found))}, {seeds} seed{'s' * (seeds != 1)}){told}",
         )
+
+
+def _which(some: list[str], known: Sized) -> str:
+    return f"all {len(some)} tasks" if len(some) == len(known) > 2 else words.names(some)
 
 
 def _ordered(found: Found) -> list[str]:
@@ -92,9 +98,11 @@ def _lead(found: Found) -> list[Html]:
         if row and row.get("seesaw") is not None:
             worst = row.get("worst_task")
             share = (row.get("shares") or {}).get(worst)
-            at = f"; furthest: {worst}" + (f", {words.percent(share, 0)} of its specialist's score" if share else "")
+            at = f"; furthest: {worst}" + (
+                f", {words.percent(share, 0)} of its specialist's score, seed by seed" if share else ""
+            )
             told.append(
-                f"Forgotten, {_WHERE.get(budget, budget)}: {reference} ends behind the specialist on {row['seesaw']} of {len(found['tasks'])} tasks{at if worst else ''}."
+                f"Against the specialists, {_WHERE.get(budget, budget)}: {reference} ends behind its own on {row['seesaw']} of {len(found['tasks'])} tasks{at if worst else ''}."
             )
             break
     told += [f"At each arrival the older tasks change by {text}." for text in [_arrival_costs(found)] if text]
@@ -105,7 +113,7 @@ def _lead(found: Found) -> list[Html]:
         parts = [(d, name) for d, name in parts if "mean" in d and reference == "cpi_ft"]
         if parts:
             said = "; ".join(f"{name} {_size(d['mean'], unit(found))}" for d, name in parts)
-            told.append(f"Why, from the method with a part taken away, {_WHERE.get(budget, budget)}: {said}.")
+            told.append(f"What its parts are worth, each taken away in turn, {_WHERE.get(budget, budget)}: {said}.")
             break
     return [paragraph(text, "lead") for text in told]
 
@@ -178,7 +186,7 @@ def _board(found: Found) -> list[Html]:
         summary.items(), key=lambda p: -(p[1]["mean"]["mean"] if p[1]["mean"]["mean"] is not None else -1e9)
     ):
         gloss = ' <small class="gloss">a model for each task</small>' if method == SPECIALIST else ""
-        name = Html(f"<strong>{e(method)}</strong>" if method == found["reference"] else e(method) + gloss)
+        name = Html(f"<strong>{e(method)}</strong>" if method == found["reference"] else _breakable(method) + gloss)
         cells = (
             [_cell(row["tasks"].get(t, {}).get("mean"), found["tasks"][t]["metric"]) for t in tasks]
             if len(tasks) <= 8
@@ -201,6 +209,11 @@ def _board(found: Found) -> list[Html]:
         + ("" if seeds > 1 else " With one seed they do not tell how another would differ.")
     )
     return [table(headers, rows, kind="cards"), paragraph(note, "soft")] if rows else []
+
+
+def _breakable(method: str) -> str:
+    """A variant's long name breaks after a comma."""
+    return e(method).replace(",", ",<wbr>")
 
 
 def _cell(value: float | None, metric: str) -> str | None:

@@ -12,7 +12,10 @@ from cpift.report.files import json_lines, maybe_json
 
 _GROUPS = ("tasks", "jaccard", "sign_agreement", "groups", "order", "threshold")
 _FUSION = ("options", "models", "total", "core", "core_share", "contested", "won", "tensors")
-TRAINED_BACKBONES = ("multi_stage", "multi_task")
+TRAINED_BACKBONES = {  # and what they are called on the page
+    "multi_stage": "SFT on one group of tasks after the other",
+    "multi_task": "SFT on all tasks at once",
+}
 FINISHED, RUNNING, FAILED, STOPPED = "finished", "running", "failed", "stopped"
 
 

@@ -14,12 +14,14 @@ from cpift.report.verdicts import gap, path
 class Fall:
     """The largest fall of a task that is beyond noise, in words.
 
-    kept: the last model is no longer behind. weight: the fall as a share of what there was; negative.
+    kept: the last model is no longer behind. now: the same in words.
+    weight: the fall as a share of what there was; negative.
     """
 
     task: str
     text: str
     kept: bool
+    now: str
     weight: float
 
 
@@ -54,12 +56,14 @@ def _fall(run: RunFacts, task: str) -> Fall | None:
     at = {m: words.score(run.models[m][task]["score"], metric) for m in (before, after, last)}
     since = gap(run.models[last][task], run.models[before][task])
     kept = since is not None and since.way != "down"
+    regained = gap(run.models[last][task], run.models[after][task])
+    partly = "partly won back" if regained is not None and regained.way == "up" else "still lost"
     told = {m: f"{at[m]} in {_place(m)}" for m in (before, after)}
     text = f"{task}: {told[before]} → {told[after]} ({_why(run, task, after)})" + (
         f" → {at[last]} now" if after != last else ""
     )
     weight = value / abs(float(run.models[before][task]["score"]) or 1.0)
-    return Fall(task, text, kept, weight)
+    return Fall(task, text, kept, "won back" if kept else partly, weight)
 
 
 def _place(model: str) -> str:

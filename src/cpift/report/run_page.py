@@ -75,14 +75,11 @@ def _lead(run: RunFacts) -> list[Html]:
         ]
     lost = sum(not f.kept for f in found)
     more = (
-        f" ({lost} still lost, {len(found) - lost} won back; the worst are below, all under The seesaw)"
+        f" ({lost} still behind, {len(found) - lost} won back; the worst are below, all under The seesaw)"
         if len(found) > LEAD
         else ""
     )
-    items = [
-        f'<li><span class="{"won" if f.kept else "lost"}">{"won back" if f.kept else "still lost"}</span> {e(f.text)}</li>'
-        for f in found[:LEAD]
-    ]
+    items = [f'<li><span class="{"won" if f.kept else "lost"}">{f.now}</span> {e(f.text)}</li>' for f in found[:LEAD]]
     return [paragraph(f"Forgotten on the way, and why{more}:", "lead"), Html(f'<ul class="lead">{"".join(items)}</ul>')]
 
 
@@ -146,7 +143,10 @@ def _forgotten(run: RunFacts) -> list[Html]:
     chance = 0.025 * steps_looked_at(run)
     by_chance = f"about {chance:.0f} of the {steps_looked_at(run)} steps looked at" if chance >= 1 else "less than one"
     told.append(
-        paragraph(f"Each fall told of is outside its own 95 % interval; {by_chance} would be by chance.", "soft")
+        paragraph(
+            f"Told of are falls whose 95 % interval excludes zero; {by_chance} would fall so far by chance alone.",
+            "soft",
+        )
     )
     return told
 

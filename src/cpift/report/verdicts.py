@@ -135,7 +135,7 @@ def _baseline(found: Sequence[Verdict], source: str) -> Clause:
     known = [v for v in found if BASELINE in v.gaps]
     if not known or source == "pretrained":  # that backbone is the base, of which the sentence has spoken
         return "", ""
-    trained = "plain SFT on the same tasks" if source in TRAINED_BACKBONES else "the checkpoint that was given"
+    trained = TRAINED_BACKBONES.get(source, "the checkpoint that was given")
     right = [v.gaps[BASELINE] for v in known if v.metric != "loss"] or [v.gaps[BASELINE] for v in known]
     mean = mean_gap(right)
     verdict = "" if mean is None else {"up": "ahead", "down": "behind", "same": "no difference beyond noise"}[mean.way]
