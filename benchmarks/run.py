@@ -206,7 +206,7 @@ def main() -> None:
     ).stdout.strip()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     bench.say(
-        "# Benchmarks\n\nWhat these say, against the targets and why: [benchmarks-notes.md](benchmarks-notes.md).\n"
+        "# Benchmarks\n\nWhat these say, against the targets and why, and `cpift plan` against reality: [benchmarks-notes.md](benchmarks-notes.md).\n"
     )
     bench.say(
         f"`make bench` at commit {commit}: {args.threads} threads on {os.cpu_count()} cores ({platform.machine()}), "
