@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain
 import pytest
 import tiny
 from scipy.stats import bootstrap
@@ -18,11 +19,12 @@ from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.table import markdown
 from cpift.errors import CpiftError
 from cpift.recipe import Recipe
+from cpift.region import Region
 
 METHODS = [
     "sequential", "sequential_replay", "base", "single_task", "multi_task", "multi_stage_random", "multi_stage_heuristic", "multi_stage_replay", "cpi_ft",
     "cpi_ft:probe.steps=9,backbone.from=multi_task,backbone.epochs=3,refine.data=mixed", "cpi_ft_random_region", "cpi_ft_no_freeze", "cpi_ft_no_transplant",
-    "cpi_ft_no_refine", "bias_only",
+    "cpi_ft_no_refine", "bias_only", "cpi_ft_sequential",
 ]  # fmt: skip
 
 
@@ -50,7 +52,7 @@ def test_every_method_is_scored_with_every_seed(done: tuple[Path, dict[str, Any]
     place, found, asked = done
     assert json.loads((place / "c/comparison.json").read_text()) == found
     assert found["state"] == "done"
-    assert set(found["budgets"]["equal_tokens"]) == {m for m in METHODS if not m.startswith("sequential")}
+    assert set(found["budgets"]["equal_tokens"]) == {m for m in METHODS if "sequential" not in m}
     assert {"sequential", "sequential_replay", "multi_task", "cpi_ft"} < set(found["budgets"]["incremental"])
     for results in found["budgets"]["equal_tokens"].values():
         assert set(results) == {"0"}
@@ -112,8 +114,30 @@ def test_arrivals(done: tuple[Path, dict[str, Any], Recipe]) -> None:
         assert all(list(a["scores"]) == list(a["items"]) == list(asked.tasks) for a in each)
     tokens = {m: [a["tokens"] for a in each] for m, each in arrivals.items()}
     assert tokens["multi_task"][2] == pytest.approx(3 * tokens["sequential"][2], rel=0.1)
-    for method in ("sequential", "sequential_replay"):
+    for method in ("sequential", "sequential_replay", "cpi_ft_sequential"):
         assert tokens[method] == pytest.approx(tokens["cpi_ft"], rel=0.05)
+
+
+def test_an_arrival_is_fused_with_the_model_before(tmp_path: Path) -> None:
+    """Earlier cores keep every bit in training; the new core is transplanted; the rest is SLERP, by plain numpy."""
+    asked = recipe(tmp_path, probe={"steps": 6})
+    with one_thread():
+        compare(asked, tmp_path / "c", ["cpi_ft_sequential"], [0], ["incremental"], keep_models=True)
+    stages = tmp_path / "c/seeds/0/incremental/cpi_ft_sequential/stages"
+    first, second, *_ = asked.tasks
+    before, trained = (plain.load(stages / f"continued/{i}/trained") for i in (1, 2))
+    fused = plain.load(stages / "continued/2/fused")
+    cores = {t: Region.load(stages / f"02-identify/{t}/region.safetensors") for t in (first, second)}
+    expected = plain.core(before, trained, str(asked.region.percent))
+    assert plain.as_set(cores[second].positions) == plain.as_set(expected)
+    for name, kept in cores[first].positions.items():
+        assert np.array_equal(trained[name].ravel()[kept], before[name].ravel()[kept])
+    for name, value in fused.items():
+        core = cores[second].positions.get(name, np.array([], dtype=int))
+        rest = np.setdiff1d(np.arange(value.size), core)
+        assert np.array_equal(value.ravel()[core], trained[name].ravel()[core])
+        wanted = plain.slerp(before[name].ravel()[rest], trained[name].ravel()[rest], 0.75)
+        assert np.allclose(value.ravel()[rest], wanted, atol=1e-6)
 
 
 def test_intervals_agree_with_scipy() -> None:

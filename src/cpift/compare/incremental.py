@@ -14,6 +14,7 @@ from cpift.compare.work import Place, Work
 from cpift.method import identify_stage
 
 Arrivals = list[dict[str, Any]]
+NEW = 0.75  # share of the newly trained model where it is interpolated with the one before (docs/results.md)
 
 
 def sequential(work: Work) -> Arrivals:
@@ -69,6 +70,27 @@ def cpi_ft(work: Work) -> Arrivals:
     return found
 
 
+def cpi_ft_sequential(work: Work) -> Arrivals:
+    """As sequential_replay, with the cores of all earlier tasks frozen; then the new core is transplanted into the model
+    so far, and all else interpolated spherically between the two (weight of the new: ``fuse.weight``, by default ``NEW``).
+
+    The core of a task is what its arrival moved most: no probe is needed, all tokens go into the model.
+    """
+    found: Arrivals = []
+    current, fuse = work.base, work.run.recipe.fuse
+    weight = NEW if fuse.weight == "equal" else float(fuse.weight)
+    for i, task in enumerate(work.tasks):
+        earlier, name = work.tasks[:i], f"continued/{i + 1}"
+        trained = work.train(
+            f"{name}/trained", current, [task], _allowance(work, task), replay=_sample(work, earlier) or None,
+            frozen=earlier if earlier and work.run.recipe.refine.freeze else None,
+        )  # fmt: skip
+        work.core_of(task, current, trained)
+        current = work.blend(f"{name}/fused", task, trained, current, weight) if earlier else trained
+        found.append(_arrival(work, task, name, current, work.spent(name)))
+    return found
+
+
 def task_arithmetic(work: Work) -> Arrivals:
     """Probes of all tasks so far, each with the whole allowance, merged by mergekit at every arrival."""
     found: Arrivals = []
@@ -84,7 +106,8 @@ def task_arithmetic(work: Work) -> Arrivals:
 
 
 INCREMENTAL: Mapping[str, Callable[[Work], Arrivals]] = {
-    function.__name__: function for function in (sequential, sequential_replay, cpi_ft, task_arithmetic, multi_task)
+    function.__name__: function
+    for function in (sequential, sequential_replay, cpi_ft, cpi_ft_sequential, task_arithmetic, multi_task)
 }
 
 

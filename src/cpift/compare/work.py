@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cpift import manifest
-from cpift.method import evaluate_stages, fuse_stage, last_stages, middle_stages
+from cpift.method import evaluate_stages, fuse_stage, last_stages, middle_stages, random_region, region_facts
 from cpift.recipe import Recipe
 from cpift.reporter import Reporter
 from cpift.runner import Runner
@@ -97,6 +98,45 @@ class Work:
 
         settings = {"interpolation": "sum", "task": task, **({} if self.base[0] else base_settings(self.run))}
         what = f"add the update of {task} to the model so far"
+        return self.make(Stage(name, "fuse", what, settings, needs, combine, writes_model=True))
+
+    def core_of(self, task: str, before: Place, after: Place) -> Place:
+        """The core region of a task from two models that follow one another, in place of base and probe."""
+        part = self.run.recipe.region
+        name = f"02-identify/{task}"
+
+        def select(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
+            from cpift.selection import identify
+
+            found = identify(before[1], {task: after[1]}, str(part.percent), exclude=part.exclude)[task]
+            if part.select == "random":
+                found = random_region(found, f"{self.run.recipe.seed}/{task}")
+            # No base named: regions that are frozen together come from models of different times.
+            replace(found, base="").save(folders[name] / "region.safetensors")
+            return {name: region_facts(found)}
+
+        settings = {
+            "percent": str(part.percent),
+            "exclude": part.exclude,
+            **({} if before[0] else base_settings(self.run)),
+            **({"select": "random", "seed": self.run.recipe.seed} if part.select == "random" else {}),
+        }
+        needs = tuple(place[0] for place in (before, after) if place[0])
+        return self.make(Stage(name, "identify", f"core region of {task}", settings, needs, select, "identify"))
+
+    def blend(self, name: str, task: str, trained: Place, before: Place, weight: float) -> Place:
+        """SLERP from the model before to the one trained from it, the task's core transplanted."""
+        part = self.run.recipe.fuse
+        core = self.run.folder(f"02-identify/{task}") / "region.safetensors"
+
+        def combine(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
+            regions = {task: core} if part.transplant else {}
+            fuse_stage(folders[name], before[1], {task: trained[1]}, regions=regions, vector=part.vector, weight=weight)
+            return {name: {}}
+
+        needs = tuple(place[0] for place in (before, trained, (f"02-identify/{task}", core)) if place[0])
+        settings = {"task": task, "weight": weight, "transplant": part.transplant, "vector": part.vector}
+        what = f"interpolate the model so far and the one trained on {task}"
         return self.make(Stage(name, "fuse", what, settings, needs, combine, writes_model=True))
 
     def score(self, model: str, place: Place, tasks: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
