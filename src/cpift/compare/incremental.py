@@ -14,7 +14,6 @@ from cpift.compare.work import Place, Work
 from cpift.method import identify_stage
 
 Arrivals = list[dict[str, Any]]
-NEW = 0.75  # share of the newly trained model where it is interpolated with the one before (docs/results.md)
 
 
 def sequential(work: Work) -> Arrivals:
@@ -72,13 +71,12 @@ def cpi_ft(work: Work) -> Arrivals:
 
 def cpi_ft_sequential(work: Work) -> Arrivals:
     """As sequential_replay, with the cores of all earlier tasks frozen; then the new core is transplanted into the model
-    so far, and all else interpolated spherically between the two (weight of the new: ``fuse.weight``, by default ``NEW``).
+    so far, and all else interpolated spherically between the two.
 
     The core of a task is what its arrival moved most: no probe is needed, all tokens go into the model.
     """
     found: Arrivals = []
-    current, fuse = work.base, work.run.recipe.fuse
-    weight = NEW if fuse.weight == "equal" else float(fuse.weight)
+    current = work.base
     for i, task in enumerate(work.tasks):
         earlier, name = work.tasks[:i], f"continued/{i + 1}"
         trained = work.train(
@@ -86,7 +84,7 @@ def cpi_ft_sequential(work: Work) -> Arrivals:
             frozen=earlier if earlier and work.run.recipe.refine.freeze else None,
         )  # fmt: skip
         work.core_of(task, current, trained)
-        current = work.blend(f"{name}/fused", task, trained, current, weight) if earlier else trained
+        current = work.blend(f"{name}/fused", task, trained, current) if earlier else trained
         found.append(_arrival(work, task, name, current, work.spent(name)))
     return found
 

@@ -124,18 +124,20 @@ class Work:
         needs = tuple(place[0] for place in (before, after) if place[0])
         return self.make(Stage(name, "identify", f"core region of {task}", settings, needs, select, "identify"))
 
-    def blend(self, name: str, task: str, trained: Place, before: Place, weight: float) -> Place:
+    def blend(self, name: str, task: str, trained: Place, before: Place) -> Place:
         """SLERP from the model before to the one trained from it, the task's core transplanted."""
         part = self.run.recipe.fuse
         core = self.run.folder(f"02-identify/{task}") / "region.safetensors"
 
         def combine(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
             regions = {task: core} if part.transplant else {}
-            fuse_stage(folders[name], before[1], {task: trained[1]}, regions=regions, vector=part.vector, weight=weight)
+            fuse_stage(
+                folders[name], before[1], {task: trained[1]}, regions=regions, vector=part.vector, weight=part.weight
+            )
             return {name: {}}
 
         needs = tuple(place[0] for place in (before, trained, (f"02-identify/{task}", core)) if place[0])
-        settings = {"task": task, "weight": weight, "transplant": part.transplant, "vector": part.vector}
+        settings = {"task": task, "weight": part.weight, "transplant": part.transplant, "vector": part.vector}
         what = f"interpolate the model so far and the one trained on {task}"
         return self.make(Stage(name, "fuse", what, settings, needs, combine, writes_model=True))
 
