@@ -356,7 +356,7 @@ def test_equal_tokens_speak_first_and_every_budget_for_itself(tmp_path: Path) ->
     )
     assert "at the paper's settings: cpi_ft loses to multi_task" in page.h1
     assert "with tasks arriving one by one: cpi_ft loses to sequential, the best baseline" in page.h1
-    assert "Against the specialists, at equal tokens: cpi_ft ends behind its own on 1 of 3 tasks" in page.text
+    assert "Against the specialists, at equal tokens: cpi_ft ends behind on 1 of 3 tasks" in page.text
     assert "the older tasks change by −10.0 points (95 % −20.0 … −5.0) in cpi_ft" in page.text
     assert "without freezing −10.0 points" in page.text
     assert len(page.figures["forgetting"]["panels"]) == 2

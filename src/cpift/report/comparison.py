@@ -102,7 +102,7 @@ def _lead(found: Found) -> list[Html]:
                 f", {words.percent(share, 0)} of its specialist's score, seed by seed" if share else ""
             )
             told.append(
-                f"Against the specialists, {_WHERE.get(budget, budget)}: {reference} ends behind its own on {row['seesaw']} of {len(found['tasks'])} tasks{at if worst else ''}."
+                f"Against the specialists, {_WHERE.get(budget, budget)}: {reference} ends behind on {row['seesaw']} of {len(found['tasks'])} tasks{at if worst else ''}."
             )
             break
     told += [f"At each arrival the older tasks change by {text}." for text in [_arrival_costs(found)] if text]
