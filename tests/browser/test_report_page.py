@@ -155,7 +155,7 @@ def test_the_threshold_moves_the_groups(browser: Any, pages: dict[str, Path]) ->
         assert len(groups()) == 1
         assert groups()[0].count(",") == 19
         assert "one group" in seen.page.inner_text("#tau-count")
-        framed = "[...document.querySelectorAll(\"#draw-overlap [data-mark='cell'] rect\")].filter(r => r.getAttribute('stroke') === 'currentColor').length"
+        framed = "[...document.querySelectorAll(\"#draw-overlap [data-mark='cell'] rect\")].filter(r => r.getAttribute('stroke') === 'var(--frame)').length"
         assert seen.page.evaluate(framed) == 20 * 19
         seen.page.keyboard.press("End")
         assert len(groups()) == 20
