@@ -96,11 +96,12 @@ def gone(process: int) -> bool:
     return False
 
 
-def kill_a_worker(log: Path) -> None:
-    """As soon as it has begun."""
+def kill_a_worker(log: Path, after: float = 0.0) -> None:
+    """So many seconds after it has begun."""
     while True:
         found = re.search(r"process (\d+)", log.read_text()) if log.is_file() else None
         if found:
+            time.sleep(after)
             os.kill(int(found[1]), signal.SIGKILL)
             return
         time.sleep(0.01)

@@ -14,7 +14,7 @@ _libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """glibc maps a large tensor anew each time and clears its pages, a third of a step's time on a processor
+    """glibc maps a large tensor anew each time and clears its pages, a quarter of a step's time on a processor
     (docs/benchmarks-notes.md); within this context it takes memory from a heap that does not shrink. Values stay
     the same. At the end what is free goes back to the system. Without effect elsewhere.
     """

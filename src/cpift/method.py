@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +55,18 @@ def _at(run: Run, stage: str) -> tuple[str, Path]:
 
 
 def identify_stage(run: Run, task: str) -> Stage:
-    part = run.recipe.region
-    settings = {"percent": str(part.percent), "exclude": part.exclude, **base_settings(run)}
-    if part.select == "random":
-        settings |= {"select": "random", "seed": run.recipe.seed}
+    settings = {**region_settings(run), **base_settings(run)}
     needs = (*base_needs(run), f"01-probe/{task}")
 
     def select(folders: Mapping[str, Path]) -> Facts:
-        from cpift.selection import identify
-
         names = {stage: stage.split("/", 1)[1] for stage in folders}
         tuned = {name: run.folder(f"01-probe/{name}") for name in names.values()}
         total = sum(_weight_bytes(folder) for folder in (run.base, *tuned.values()))
         bar = _Bytes(run, total)
-        regions = identify(run.base, tuned, str(part.percent), exclude=part.exclude, progress=bar)
+        regions = select_regions(run, run.base, tuned, bar)
         facts = {}
         for stage, name in names.items():
-            region = (
-                regions[name] if part.select == "largest" else random_region(regions[name], f"{run.recipe.seed}/{name}")
-            )
+            region = regions[name]
             region.save(folders[stage] / "region.safetensors")
             facts[stage] = region_facts(region)
             for text in region_warnings(name, region):
@@ -81,6 +74,26 @@ def identify_stage(run: Run, task: str) -> Stage:
         return facts
 
     return Stage(f"02-identify/{task}", "identify", f"core region of {task}", settings, needs, select, "identify")
+
+
+def region_settings(run: Run) -> dict[str, Any]:
+    """What decides about a region, apart from the two models."""
+    part = run.recipe.region
+    drawn = {"select": "random", "seed": run.recipe.seed} if part.select == "random" else {}
+    return {"percent": str(part.percent), "exclude": part.exclude, **drawn}
+
+
+def select_regions(
+    run: Run, base: Path, tuned: Mapping[str, Path], progress: Callable[[int], None] = lambda nbytes: None
+) -> dict[str, Region]:
+    """The region of each task as the recipe wants it: where it moved most, or as many positions at random."""
+    from cpift.selection import identify
+
+    part = run.recipe.region
+    found = identify(base, tuned, str(part.percent), exclude=part.exclude, progress=progress)
+    if part.select == "largest":
+        return found
+    return {name: random_region(region, f"{run.recipe.seed}/{name}") for name, region in found.items()}
 
 
 def random_region(like: Region, seed: str) -> Region:

@@ -33,7 +33,7 @@ def main() -> int:
         local, ray = Path(folder) / "local", Path(folder) / "ray"
         _made("local engine, two jobs of one thread", local, make_engine("local", jobs=2))
         log = ray / "logs" / f"01-probe-{VICTIM}.log"
-        threading.Thread(target=_kill, args=[log], daemon=True).start()
+        threading.Thread(target=kill_a_worker, args=[log, AFTER], daemon=True).start()
         with two_nodes() as address:
             heard = _made("Ray, two nodes of one core", ray, make_engine("ray", address=address))
         killed = [text for text in heard.said if "WorkerCrashedError" in text]
@@ -55,13 +55,6 @@ def _made(what: str, out: Path, engine: Engine | None) -> Listener:
         )
         print(f"  {log.stem}: {'; '.join(tries)}; done {ended}", flush=True)
     return heard
-
-
-def _kill(log: Path) -> None:
-    while not log.is_file():
-        time.sleep(0.1)
-    time.sleep(AFTER)
-    kill_a_worker(log)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from cpift import manifest
-from cpift.method import evaluate_stages, fuse_stage, last_stages, middle_stages, random_region, region_facts
+from cpift.method import (
+    evaluate_stages,
+    fuse_stage,
+    last_stages,
+    middle_stages,
+    region_facts,
+    region_settings,
+    select_regions,
+)
 from cpift.recipe import Recipe
 from cpift.reporter import Reporter
 from cpift.runner import Runner
@@ -86,60 +94,48 @@ class Work:
 
     def add(self, name: str, task: str, probe: Place, current: Place) -> Place:
         """Add a probe's update to the model so far, its core values transplanted."""
-        needs = tuple(p[0] for p in (self.base, probe, current, (f"02-identify/{task}", Path())) if p[0])
-
-        def combine(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-            region = self.run.folder(f"02-identify/{task}") / "region.safetensors"
-            fuse_stage(
-                folders[name], self.base[1], {task: probe[1]}, backbone=current[1], regions={task: region},
-                interpolation="sum",
-            )  # fmt: skip
-            return {name: {}}
-
-        settings = {"interpolation": "sum", "task": task, **({} if self.base[0] else base_settings(self.run))}
         what = f"add the update of {task} to the model so far"
-        return self.make(Stage(name, "fuse", what, settings, needs, combine, writes_model=True))
-
-    def core_of(self, task: str, before: Place, after: Place) -> Place:
-        """The core region of a task from two models that follow one another, in place of base and probe."""
-        part = self.run.recipe.region
-        name = f"02-identify/{task}"
-
-        def select(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-            from cpift.selection import identify
-
-            found = identify(before[1], {task: after[1]}, str(part.percent), exclude=part.exclude)[task]
-            if part.select == "random":
-                found = random_region(found, f"{self.run.recipe.seed}/{task}")
-            # No base named: regions that are frozen together come from models of different times.
-            replace(found, base="").save(folders[name] / "region.safetensors")
-            return {name: region_facts(found)}
-
-        settings = {
-            "percent": str(part.percent),
-            "exclude": part.exclude,
-            **({} if before[0] else base_settings(self.run)),
-            **({"select": "random", "seed": self.run.recipe.seed} if part.select == "random" else {}),
-        }
-        needs = tuple(place[0] for place in (before, after) if place[0])
-        return self.make(Stage(name, "identify", f"core region of {task}", settings, needs, select, "identify"))
+        given = {} if self.base[0] else base_settings(self.run)
+        return self._fuse(name, what, task, probe, self.base, current, given, interpolation="sum")
 
     def blend(self, name: str, task: str, trained: Place, before: Place) -> Place:
         """SLERP from the model before to the one trained from it, the task's core transplanted."""
         part = self.run.recipe.fuse
-        core = self.run.folder(f"02-identify/{task}") / "region.safetensors"
+        what = f"interpolate the model so far and the one trained on {task}"
+        given = {"transplant": part.transplant}
+        return self._fuse(
+            name, what, task, trained, before, None, given, part.transplant, vector=part.vector, weight=part.weight
+        )
+
+    def _fuse(
+        self, name: str, what: str, task: str, tuned: Place, base: Place, backbone: Place | None,
+        given: Mapping[str, Any], transplant: bool = True, **options: Any,
+    ) -> Place:  # fmt: skip
+        core = self.place(f"02-identify/{task}")
+        needs = tuple(place[0] for place in (base, tuned, backbone, core) if place and place[0])
 
         def combine(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-            regions = {task: core} if part.transplant else {}
-            fuse_stage(
-                folders[name], before[1], {task: trained[1]}, regions=regions, vector=part.vector, weight=part.weight
-            )
+            regions = {task: core[1] / "region.safetensors"} if transplant else {}
+            start = backbone[1] if backbone else None
+            fuse_stage(folders[name], base[1], {task: tuned[1]}, backbone=start, regions=regions, **options)
             return {name: {}}
 
-        needs = tuple(place[0] for place in (before, trained, (f"02-identify/{task}", core)) if place[0])
-        settings = {"task": task, "weight": part.weight, "transplant": part.transplant, "vector": part.vector}
-        what = f"interpolate the model so far and the one trained on {task}"
+        settings = {"task": task, **options, **given}
         return self.make(Stage(name, "fuse", what, settings, needs, combine, writes_model=True))
+
+    def core_of(self, task: str, before: Place, after: Place) -> Place:
+        """The core region of a task from two models that follow one another, in place of base and probe."""
+        name = f"02-identify/{task}"
+
+        def select(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
+            found = select_regions(self.run, before[1], {task: after[1]})[task]
+            # No base named: regions that are frozen together come from models of different times.
+            replace(found, base="").save(folders[name] / "region.safetensors")
+            return {name: region_facts(found)}
+
+        settings = {**region_settings(self.run), **({} if before[0] else base_settings(self.run))}
+        needs = tuple(place[0] for place in (before, after) if place[0])
+        return self.make(Stage(name, "identify", f"core region of {task}", settings, needs, select, "identify"))
 
     def score(self, model: str, place: Place, tasks: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         """Scores of a model on the tasks, by default all."""
