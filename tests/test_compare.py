@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +13,27 @@ import numpy as np
 import plain
 import pytest
 import tiny
+from safetensors.numpy import load_file
 from scipy.stats import bootstrap
 from tiny_run import Listener, call, one_thread, same
 
 from cpift.compare import compare
 from cpift.compare.lab import overrides_of
+from cpift.compare.merging import VARIABLE
 from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.table import markdown
 from cpift.errors import CpiftError
 from cpift.recipe import Recipe
 from cpift.region import Region
+
+# What mergekit does with biases that its table of an architecture does not list.
+DROPS = """
+import sys
+import yaml
+from safetensors.numpy import load_file, save_file
+given = load_file(yaml.safe_load(open(sys.argv[1]))["models"][0]["model"] + "/model.safetensors")
+save_file({name: value for name, value in given.items() if not name.endswith(".bias")}, sys.argv[2] + "/model.safetensors")
+"""
 
 METHODS = [
     "sequential", "sequential_replay", "base", "single_task", "multi_task", "multi_stage_random", "multi_stage_heuristic", "multi_stage_replay", "cpi_ft",
@@ -230,3 +244,29 @@ def test_merging_needs_mergekit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(CpiftError, match="pip install mergekit"):
         compare(recipe(tmp_path), tmp_path / "c", ["ties"], [0], ["paper"])
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get(VARIABLE, "mergekit-yaml")), reason="needs mergekit")
+def test_merges_hold_every_tensor(tmp_path: Path) -> None:
+    """mergekit's own table of Llama has no biases; a soup is the mean of the probes, biases and all."""
+    compare(recipe(tmp_path), tmp_path / "c", ["soup", "ties"], [0], ["paper"], keep_models=True)
+    made = tmp_path / "c/seeds/0/paper"
+    soup = load_file(made / "soup/stages/merge/linear/model.safetensors")
+    probes = [load_file(file) for file in sorted(made.glob("soup/stages/01-probe/*/model.safetensors"))]
+    assert any(name.endswith("bias") for name in soup)
+    assert len(probes) > 1
+    for name, value in soup.items():
+        np.testing.assert_allclose(value, np.mean([p[name] for p in probes], axis=0), atol=1e-7)
+
+
+def test_a_merge_that_drops_tensors_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scored with new biases in place of the model's, it would be a rigged comparison."""
+    script = tmp_path / "drops.py"
+    script.write_text(DROPS)
+    command = tmp_path / "mergekit-yaml"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv(VARIABLE, str(command))
+    with pytest.raises(CpiftError, match=r"lacks .*bias"):
+        compare(recipe(tmp_path), tmp_path / "c", ["soup"], [0], ["paper"])
+    assert not list((tmp_path / "c").glob("results/**/soup.json"))

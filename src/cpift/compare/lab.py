@@ -177,7 +177,7 @@ def _seed(
     """All jobs of one seed; weights are deleted when the last of them is scored."""
     for job in jobs:
         if _result(recipe, out, job) is None:
-            _run(recipe, out, job, reporter)
+            _run(recipe, out, job, reporter, keep)
             told()
     if not keep:
         for folder in (out / "seeds" / str(jobs[0].seed)).glob("*/*"):
@@ -185,7 +185,7 @@ def _seed(
                 file.unlink()
 
 
-def _run(recipe: Recipe, out: Path, job: Job, reporter: Reporter) -> None:
+def _run(recipe: Recipe, out: Path, job: Job, reporter: Reporter, keep: bool) -> None:
     name = job.method.partition(":")[0]
     mine = recipe.changed({**overrides_of(job.method), "seed": job.seed})
     place = out / "seeds" / job.folder
@@ -207,7 +207,7 @@ def _run(recipe: Recipe, out: Path, job: Job, reporter: Reporter) -> None:
     file = _result_file(out, job)
     file.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_whole(file, json.dumps(result))
-    if not name.startswith(("cpi_ft", "single_task")):  # the others' weights serve nobody else
+    if not keep and not name.startswith(("cpi_ft", "single_task")):  # the others' weights serve nobody else
         for weights in list(place.glob("stages/**/model*.safetensors")):
             if weights.exists() and weights.stat().st_nlink == 1:
                 shutil.rmtree(weights.parent)

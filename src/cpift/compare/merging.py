@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cpift.checkpoint import align, open_checkpoint
 from cpift.compare.work import Place, Work
 from cpift.errors import CpiftError
 from cpift.stages import Stage, base_settings
@@ -31,33 +34,53 @@ def mergekit() -> str:
 
 def merge(work: Work, name: str, method: str, models: Mapping[str, Place], parameters: Mapping[str, float]) -> Place:
     """Merge fine-tuned models of the work's base in fp32; ``parameters`` are mergekit's, each model's alike."""
-    seed, command = work.run.recipe.seed, mergekit()
-    settings: dict[str, Any] = {"method": method, "parameters": dict(parameters), "seed": seed}
+    seed, command, base = work.run.recipe.seed, mergekit(), work.base[1]
+    each, normalize = {"weight": 1.0, **parameters}, method in ("linear", "ties", "dare_ties")
+    settings: dict[str, Any] = {"method": method, "parameters": each, "normalize": normalize, "seed": seed}
     if not work.base[0]:
         settings |= base_settings(work.run)
     needs = tuple(place[0] for place in (work.base, *models.values()) if place[0])
 
+    def config(base: Path, tuned: list[Path]) -> str:
+        merged = [{"model": str(path.absolute()), "parameters": each} for path in tuned]
+        start = {} if method == "linear" else {"base_model": str(base.absolute())}
+        parts = {"models": merged, "dtype": "float32", "parameters": {"normalize": normalize}}
+        return yaml.safe_dump({"merge_method": method, **start, **parts})
+
     def run(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-        each = {"weight": 1.0, **parameters}
-        recipe: dict[str, Any] = {
-            "merge_method": method,
-            "models": [{"model": str(place[1].absolute()), "parameters": each} for place in models.values()],
-            "dtype": "float32",
-            "parameters": {"normalize": method in ("linear", "ties")},
-        }
-        if method != "linear":
-            recipe["base_model"] = str(work.base[1].absolute())
-        target = folders[name]
-        file = target / "mergekit.yaml"
-        file.write_text(yaml.safe_dump(recipe))
-        flags = ["--random-seed", str(seed), "--copy-tokenizer", "--no-write-model-card", "--quiet"]
-        done = subprocess.run([command, str(file), str(target), *flags], capture_output=True, text=True, check=False)
+        target, tuned = folders[name], [place[1] for place in models.values()]
+        (target / "mergekit.yaml").write_text(config(base, tuned))
+        with tempfile.TemporaryDirectory() as scratch:
+            shown = [_untabled(path, Path(scratch) / str(i)) for i, path in enumerate([base, *tuned])]
+            file = Path(scratch) / "mergekit.yaml"
+            file.write_text(config(shown[0], shown[1:]))
+            flags = ["--random-seed", str(seed), "--copy-tokenizer", "--no-write-model-card", "--quiet"]
+            done = subprocess.run(
+                [command, str(file), str(target), *flags], capture_output=True, text=True, check=False
+            )
         if done.returncode:
             raise CpiftError(f"{name}: mergekit failed: {' '.join(done.stderr.split())[-300:]}")
         for extra in ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json", "generation_config.json"):
-            if not (target / extra).exists() and (work.base[1] / extra).is_file():
-                shutil.copyfile(work.base[1] / extra, target / extra)
+            if not (target / extra).exists() and (base / extra).is_file():
+                shutil.copyfile(base / extra, target / extra)
+        written = {**json.loads((base / "config.json").read_text()), "dtype": "float32"}
+        (target / "config.json").write_text(json.dumps(written, indent=2))
+        align(open_checkpoint(base), open_checkpoint(target))  # refuses a model that lacks tensors
         return {name: {}}
 
     stage = Stage(name, "fuse", f"mergekit {method}: {', '.join(models)}", settings, needs, run, writes_model=True)
     return work.make(stage)
+
+
+def _untabled(model: Path, folder: Path) -> Path:
+    """The model under an architecture's name that mergekit does not know, so that it merges what tensors there are.
+
+    Of those in its table it merges the tensors listed there, and drops others in silence: the biases of a Llama.
+    """
+    folder.mkdir()
+    for file in model.iterdir():
+        if file.is_file() and file.name != "config.json":
+            (folder / file.name).symlink_to(file.absolute())
+    config = json.loads((model / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["UntabledForCausalLM"]}))
+    return folder
