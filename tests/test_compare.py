@@ -18,7 +18,7 @@ from scipy.stats import bootstrap
 from tiny_run import Listener, call, one_thread, same
 
 from cpift.compare import compare
-from cpift.compare.lab import overrides_of
+from cpift.compare.jobs import overrides_of
 from cpift.compare.merging import VARIABLE
 from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.table import markdown
@@ -37,7 +37,7 @@ save_file({name: value for name, value in given.items() if not name.endswith(".b
 
 METHODS = [
     "sequential", "sequential_replay", "base", "single_task", "multi_task", "multi_stage_random", "multi_stage_heuristic", "multi_stage_replay", "cpi_ft",
-    "cpi_ft:probe.steps=9,backbone.from=multi_task,backbone.epochs=3,refine.data=mixed", "cpi_ft_random_region", "cpi_ft_no_freeze", "cpi_ft_no_transplant",
+    "cpi_ft:probe.steps=3,backbone.from=multi_task,backbone.epochs=3,refine.data=mixed", "cpi_ft_random_region", "cpi_ft_no_freeze", "cpi_ft_no_transplant",
     "cpi_ft_no_refine", "bias_only", "cpi_ft_sequential",
 ]  # fmt: skip
 

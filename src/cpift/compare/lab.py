@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from cpift import engine as engines
 from cpift import manifest, team
+from cpift.compare.equal import TOLERANCE, equal_tokens
 from cpift.compare.incremental import INCREMENTAL
+from cpift.compare.jobs import Budget, Job, jobs_of, overrides_of, siblings
 from cpift.compare.merging import mergekit
-from cpift.compare.methods import MERGES, METHODS, VARIANTS
+from cpift.compare.methods import MERGES, METHODS
 from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.work import Work
 from cpift.engine import Engine
@@ -24,27 +24,11 @@ from cpift.errors import CpiftError
 from cpift.lock import alone
 from cpift.making import versions
 from cpift.pipeline import check, report
-from cpift.recipe import Recipe, read_yaml
+from cpift.recipe import Recipe
 from cpift.reporter import Reporter
-from cpift.stages import probe_epochs, probe_steps
 
-Budget = Literal["paper", "equal_tokens", "incremental"]
 FORMAT = "cpift.comparison/1"
 FILE = "comparison.json"
-TOLERANCE = 0.02  # of equal tokens
-
-
-@dataclass(frozen=True)
-class Job:
-    """One method under one budget with one seed."""
-
-    budget: Budget
-    method: str
-    seed: int
-
-    @property
-    def folder(self) -> str:
-        return f"{self.seed}/{self.budget}/{_slug(self.method)}"
 
 
 def compare(
@@ -76,7 +60,7 @@ def compare(
         CpiftError: an unknown method or budget, bad input, ``out`` in use.
     """
     reporter = reporter or Reporter()
-    wanted = _jobs(methods, seeds, budgets)
+    wanted = jobs_of(methods, seeds, budgets)
     if team.size() > 1:
         raise CpiftError("cpift compare is one process; start it without torchrun or accelerate launch")
     if any(job.method in MERGES for job in wanted):
@@ -107,47 +91,6 @@ def compare(
         whole = write_now()
         report(out, reporter)
         return whole
-
-
-def overrides_of(method: str) -> dict[str, Any]:
-    """Recipe settings that a method's name stands for. Raises :class:`CpiftError` for a name that means nothing."""
-    import yaml
-
-    name, _, settings = method.partition(":")
-    if name not in METHODS and name not in INCREMENTAL:
-        raise CpiftError(f"--methods: {name} is none of {', '.join([*METHODS, *INCREMENTAL])}")
-    found: dict[str, Any] = dict(VARIANTS.get(name, {}))
-    for part in filter(None, re.split(r",(?=[a-z_]+\.)", settings)):
-        key, sign, value = part.partition("=")
-        if not sign:
-            raise CpiftError(
-                f"--methods {method}: write a variant as {name}:KEY=VALUE, such as cpi_ft:fuse.space=updates"
-            )
-        try:
-            found[key] = read_yaml(value)
-        except yaml.YAMLError as error:
-            raise CpiftError(f"--methods {method}: the value of {key} is not YAML") from error
-    return found
-
-
-def _jobs(methods: Sequence[str], seeds: Sequence[int], budgets: Sequence[str]) -> list[Job]:
-    """In an order in which what others need comes first."""
-    if not methods or not seeds or len(set(seeds)) < len(seeds):
-        raise CpiftError("compare: give at least one method and one seed, no seed twice")
-    unknown = [b for b in budgets if b not in get_args(Budget)]
-    if unknown:
-        raise CpiftError(f"--budget: {unknown[0]} is none of {', '.join(get_args(Budget))}")
-    for method in methods:
-        overrides_of(method)
-    found = []
-    for seed in seeds:
-        for budget in budgets:
-            known = INCREMENTAL if budget == "incremental" else METHODS
-            fitting = [m for m in dict.fromkeys(methods) if m.partition(":")[0] in known]
-            found += [Job(budget, m, seed) for m in sorted(fitting, key=lambda m: not m.startswith("cpi_ft"))]  # type: ignore[arg-type]
-    if not found:
-        raise CpiftError(f"--methods: none of {', '.join(methods)} is run under the budget {', '.join(budgets)}")
-    return found
 
 
 def _way(recipe: Recipe, out: Path, jobs: Sequence[Job], keep: bool) -> engines.Job:
@@ -192,14 +135,14 @@ def _run(recipe: Recipe, out: Path, job: Job, reporter: Reporter, keep: bool) ->
     reporter.message(f"{job.method}, {job.budget}, seed {job.seed}")
     result: dict[str, Any]
     if job.budget == "incremental":
-        work = Work(mine, place, _siblings(out, job), reporter, None)
+        work = Work(mine, place, siblings(out, job), reporter, None)
         arrivals = INCREMENTAL[name](work)
         result = {"scores": arrivals[-1]["scores"], "arrivals": [_brief(a) for a in arrivals]}
     else:
         tokens = None
         if job.budget == "equal_tokens" and name != "base":
             mine, tokens = equal_tokens(recipe, mine, name, out, job, reporter)
-        work = Work(mine, place, _siblings(out, job), reporter, tokens)
+        work = Work(mine, place, siblings(out, job), reporter, tokens)
         result = {"scores": METHODS[name](work)}
         if tokens is not None and work.trained and abs(work.spent() / tokens - 1) > TOLERANCE:
             reporter.warning(f"{job.method}: {work.spent()} tokens, {work.spent() / tokens - 1:+.1%} of the budget")
@@ -211,50 +154,6 @@ def _run(recipe: Recipe, out: Path, job: Job, reporter: Reporter, keep: bool) ->
         for weights in list(place.glob("stages/**/model*.safetensors")):
             if weights.exists() and weights.stat().st_nlink == 1:
                 shutil.rmtree(weights.parent)
-
-
-def equal_tokens(
-    recipe: Recipe, mine: Recipe, name: str, out: Path, job: Job, reporter: Reporter
-) -> tuple[Recipe, float]:
-    """The recipe with its probes (and so its backbone) lengthened or cut so that all its training sees the tokens of
-    CPI-FT as ``recipe`` has it; and how many these are."""
-    from cpift.training import batch_rows
-
-    seed, place = recipe.changed({"seed": job.seed}), out / "seeds" / Job("paper", "cpi_ft", job.seed).folder
-    plain = Work(seed, place, _siblings(out, job), reporter, None)
-    plain.cpi_ft()
-    total = plain.spent()
-    if not name.startswith("cpi_ft") and name != "single_task" and name not in MERGES:
-        return mine, total  # these count tokens themselves
-    batches = [batch_rows(r.training_of("probe")) for r in (mine, plain.run.recipe)]
-    steps = probe_steps(plain.run) if mine.probe.steps == "auto" else int(mine.probe.steps)
-    longer = steps * batches[0] / (probe_steps(plain.run) * batches[1])  # than the probes of cpi_ft
-    stretched, fixed, epochs = longer * plain.spent("01-probe"), 0.0, mine.backbone.epochs
-    if name.startswith("cpi_ft"):
-        if mine.backbone.source in ("multi_stage", "multi_task"):
-            passes = longer * probe_epochs(plain.run) if epochs == "auto" else float(epochs)
-            stretched += passes * plain.epoch_tokens(plain.tasks)
-        groups = plain.run.groups() or []
-        part = mine.refine
-        each = {t: min(part.examples_per_task, plain.rows(t)) * plain.row_tokens(t) for t in plain.tasks}
-        times = len(groups) if part.data == "mixed" else 1
-        fixed = 0.0 if name == "cpi_ft_no_refine" else part.epochs * times * sum(each.values())
-    factor = (total - fixed) / stretched
-    if factor <= 0:
-        raise CpiftError(
-            f"{job.method}: its refine stage alone sees more tokens than all of cpi_ft; lower refine.epochs"
-        )
-    if abs(factor - 1) < TOLERANCE / 2:
-        return mine, total
-    changed: dict[str, Any] = {"probe.steps": max(1, round(factor * steps))}
-    if epochs != "auto":
-        changed["backbone.epochs"] = factor * float(epochs)
-    return mine.changed(changed), total
-
-
-def _siblings(out: Path, job: Job) -> list[Path]:
-    """Run folders of the same seed."""
-    return sorted((out / "seeds" / str(job.seed)).glob("*/*"))
 
 
 def write(recipe: Recipe, out: Path, jobs: Sequence[Job], reference: str, known: dict[Any, Any]) -> dict[str, Any]:
@@ -343,7 +242,3 @@ def _result(recipe: Recipe, out: Path, job: Job) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if found.get("key") == _key(recipe, job) else None
-
-
-def _slug(method: str) -> str:
-    return re.sub(r"[^\w.=,-]", "+", method)

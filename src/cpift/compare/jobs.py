@@ -1,0 +1,79 @@
+"""What is to be done: methods by name, their variants, budgets and seeds, as jobs in an order that can be worked through."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cpift.compare.incremental import INCREMENTAL
+from cpift.compare.methods import METHODS, VARIANTS
+from cpift.errors import CpiftError
+from cpift.recipe import read_yaml
+
+Budget = Literal["paper", "equal_tokens", "incremental"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method under one budget with one seed."""
+
+    budget: Budget
+    method: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.seed}/{self.budget}/{_slug(self.method)}"
+
+
+def overrides_of(method: str) -> dict[str, Any]:
+    """Recipe settings that a method's name stands for. Raises :class:`CpiftError` for a name that means nothing."""
+    import yaml
+
+    name, _, settings = method.partition(":")
+    if name not in METHODS and name not in INCREMENTAL:
+        raise CpiftError(f"--methods: {name} is none of {', '.join([*METHODS, *INCREMENTAL])}")
+    found: dict[str, Any] = dict(VARIANTS.get(name, {}))
+    for part in filter(None, re.split(r",(?=[a-z_]+\.)", settings)):
+        key, sign, value = part.partition("=")
+        if not sign:
+            raise CpiftError(
+                f"--methods {method}: write a variant as {name}:KEY=VALUE, such as cpi_ft:fuse.space=updates"
+            )
+        try:
+            found[key] = read_yaml(value)
+        except yaml.YAMLError as error:
+            raise CpiftError(f"--methods {method}: the value of {key} is not YAML") from error
+    return found
+
+
+def jobs_of(methods: Sequence[str], seeds: Sequence[int], budgets: Sequence[str]) -> list[Job]:
+    """In an order in which what others need comes first."""
+    if not methods or not seeds or len(set(seeds)) < len(seeds):
+        raise CpiftError("compare: give at least one method and one seed, no seed twice")
+    unknown = [b for b in budgets if b not in get_args(Budget)]
+    if unknown:
+        raise CpiftError(f"--budget: {unknown[0]} is none of {', '.join(get_args(Budget))}")
+    for method in methods:
+        overrides_of(method)
+    found = []
+    for seed in seeds:
+        for budget in budgets:
+            known = INCREMENTAL if budget == "incremental" else METHODS
+            fitting = [m for m in dict.fromkeys(methods) if m.partition(":")[0] in known]
+            found += [Job(budget, m, seed) for m in sorted(fitting, key=lambda m: not m.startswith("cpi_ft"))]  # type: ignore[arg-type]
+    if not found:
+        raise CpiftError(f"--methods: none of {', '.join(methods)} is run under the budget {', '.join(budgets)}")
+    return found
+
+
+def siblings(out: Path, job: Job) -> list[Path]:
+    """Run folders of the same seed."""
+    return sorted((out / "seeds" / str(job.seed)).glob("*/*"))
+
+
+def _slug(method: str) -> str:
+    return re.sub(r"[^\w.=,-]", "+", method)
