@@ -125,9 +125,9 @@ class CheckpointWriter:
     def finish(self, report: Mapping[str, Any], model: Path, fallback: Path) -> None:
         """Add index, configuration and tokenizer, taken from ``model`` or else ``fallback``; rename the folder."""
         for folder in (fallback, model):
-            _copy_companions(folder if folder.is_dir() else folder.parent, self._partial)
+            copy_companions(folder if folder.is_dir() else folder.parent, self._partial)
         kinds = {dtype for layout in self._shards.values() for dtype, _ in layout.values()}
-        _set_dtype(self._partial / "config.json", kinds)
+        set_dtype(self._partial / "config.json", kinds)
         if len(self._shards) > 1:
             weight_map = {name: file for file, layout in self._shards.items() for name in layout}
             total = sum(_nbytes(entry) for layout in self._shards.values() for entry in layout.values())
@@ -172,7 +172,8 @@ def _check_room(out: Path, needed: int) -> None:
         raise CpiftError(f"{out}: needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; make room first")
 
 
-def _copy_companions(source: Path, target: Path) -> None:
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what goes along with the weights. Raises :class:`CpiftError` for a link that leads out of ``source``."""
     check_companions(source)
     for file in _companions(source):
         if file.is_file():
@@ -204,7 +205,8 @@ def _check_link(file: Path, folder: Path) -> None:
         raise CpiftError(f"{file}: is a link that leads out of the folder; put the file itself there")
 
 
-def _set_dtype(config_file: Path, kinds: set[str]) -> None:
+def set_dtype(config_file: Path, kinds: set[str]) -> None:
+    """Let the configuration say the dtype of the weights, as safetensors writes it, where they have but one."""
     if config_file.is_file() and len(kinds) == 1:
         config = json.loads(config_file.read_text())
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = _TORCH_NAME[next(iter(kinds))]

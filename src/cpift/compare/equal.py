@@ -33,10 +33,10 @@ def equal_tokens(
     longer = steps * batches[0] / (probe_steps(plain.run) * batches[1])  # than the probes of cpi_ft
     stretched, fixed, epochs = longer * plain.spent("01-probe"), 0.0, mine.backbone.epochs
     backbone = name.startswith("cpi_ft") and mine.backbone.source in ("multi_stage", "multi_task")
+    if backbone:
+        passes = longer * probe_epochs(plain.run) if epochs == "auto" else float(epochs)
+        stretched += passes * plain.epoch_tokens(plain.tasks)
     if name.startswith("cpi_ft"):
-        if backbone:
-            passes = longer * probe_epochs(plain.run) if epochs == "auto" else float(epochs)
-            stretched += passes * plain.epoch_tokens(plain.tasks)
         groups = plain.run.groups() or []
         part = mine.refine
         each = {t: min(part.examples_per_task, plain.rows(t)) * plain.row_tokens(t) for t in plain.tasks}

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from cpift.checkpoint import align, open_checkpoint
+from cpift.checkpoint_writer import copy_companions, set_dtype
 from cpift.compare.work import Place, Work
 from cpift.errors import CpiftError
 from cpift.stages import Stage, base_settings
@@ -60,11 +61,8 @@ def merge(work: Work, name: str, method: str, models: Mapping[str, Place], param
             )
         if done.returncode:
             raise CpiftError(f"{name}: mergekit failed: {' '.join(done.stderr.split())[-300:]}")
-        for extra in ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json", "generation_config.json"):
-            if not (target / extra).exists() and (base / extra).is_file():
-                shutil.copyfile(base / extra, target / extra)
-        written = {**json.loads((base / "config.json").read_text()), "dtype": "float32"}
-        (target / "config.json").write_text(json.dumps(written, indent=2))
+        copy_companions(base, target)
+        set_dtype(target / "config.json", {"F32"})
         align(open_checkpoint(base), open_checkpoint(target))  # refuses a model that lacks tensors
         return {name: {}}
 
