@@ -55,7 +55,7 @@ def merge(work: Work, name: str, method: str, models: Mapping[str, Place], param
             shown = [_untabled(path, Path(scratch) / str(i)) for i, path in enumerate([base, *tuned])]
             file = Path(scratch) / "mergekit.yaml"
             file.write_text(config(shown[0], shown[1:]))
-            flags = ["--random-seed", str(seed), "--copy-tokenizer", "--no-write-model-card", "--quiet"]
+            flags = ["--random-seed", str(seed), "--no-copy-tokenizer", "--no-write-model-card", "--quiet"]
             done = subprocess.run(
                 [command, str(file), str(target), *flags], capture_output=True, text=True, check=False
             )
