@@ -18,6 +18,7 @@ from cpift.pipeline import run
 from cpift.recipe import Recipe
 from cpift.region import Region
 from cpift.status import stage_states
+from cpift.training import fine_tune
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -200,6 +201,28 @@ def test_refining_on_a_mixture(whole: Path, place: Path, tmp_path: Path) -> None
         assert made["settings"]["tasks"] == ["reverse", "upper", "double"]
         assert made["facts"]["rows"] == 48
     assert made["facts"]["frozen"] > 0
+
+
+def test_refining_on_other_rows_in_each_stage(whole: Path, place: Path, tmp_path: Path) -> None:
+    """Of 16 rows four stages of 4 see each once; here are three. The first sees what it saw without."""
+    out = copy(whole, tmp_path / "out", ("06-refine", "07-evaluate"))
+    seen: list[list[Any]] = []
+
+    def kept(model: Any, rows: Any, *more: Any, **options: Any) -> Any:
+        seen.append([tuple(row.input_ids) for row in rows])
+        return fine_tune(model, rows, *more, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cpift.training.fine_tune", kept)
+        for resample in (False, True):
+            mixed = {"examples_per_task": 4, "data": "mixed", "resample": resample}
+            run(Recipe.parse(tiny.recipe(place, refine=mixed)), out, until="refine")
+    same, other = seen[:3], [seen[0], *seen[3:]]
+    assert len(seen) == 5, "the first stage is not made again"
+    assert same[0] == same[1] == same[2]
+    assert all(len(rows) == 12 for rows in other)
+    rows = [row for stage in other for row in stage]
+    assert len(set(rows)) == len(rows)
 
 
 def test_until_stops_after_a_stage_and_goes_on_later(whole: Path, place: Path, tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ def test_defaults_are_the_papers_method() -> None:
         "weight": "equal",
         "transplant": True,
     }
-    refine = {k: told["refine"][k] for k in ("examples_per_task", "epochs", "data", "freeze")}
-    assert refine == {"examples_per_task": 64, "epochs": 1.0, "data": "group", "freeze": True}
+    refine = {k: told["refine"][k] for k in ("examples_per_task", "epochs", "data", "resample", "freeze")}
+    assert refine == {"examples_per_task": 64, "epochs": 1.0, "data": "group", "resample": False, "freeze": True}
     assert (told["seed"], told["trust_remote_code"], told["training"]) == (0, False, {})
 
 

@@ -85,6 +85,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str], str, list[s
     "refine.epochs": (refine(epochs=2), ["06-refine/1"], "steps changed", ["05-fuse", "07-evaluate/fused/upper"]),
     "refine.training": (refine(training={"weight_decay": 0.5}), ["06-refine/1"], "training.weight_decay changed", ["05-fuse"]),
     "refine.examples": (refine(examples_per_task=3), ["06-refine/1"], "examples changed", ["05-fuse"]),
+    "refine.resample": (refine(resample=True), [], "", ["06-refine/3"]),
 }  # fmt: skip
 
 

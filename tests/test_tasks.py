@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cpift.errors import CpiftError
 from cpift.recipe import Task
@@ -125,6 +127,17 @@ def test_a_sample_is_drawn_by_seed() -> None:
     assert drawn != sample(rows, 10, 1, "t")
     assert sample(rows[:5], 10, 0, "t") == rows[:5]
     assert drawn != sample(rows, 10, 0, "another task")
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 5))
+def test_later_samples_repeat_no_row_before_all_were_drawn(total: int, count: int, seed: int) -> None:
+    """As the dealing of a pack of cards; then the pack is dealt anew."""
+    rows: list[dict[str, Any]] = [{"n": n} for n in range(total)]
+    whole, draws = total // count, [sample(rows, count, seed, "t", draw) for draw in range(1, total // count + 2)]
+    assert draws[0] == sample(rows, count, seed, "t")
+    assert all(len(d) == min(count, total) and d == sorted(d, key=lambda r: r["n"]) for d in draws)
+    seen = [row["n"] for d in draws[:whole] for row in d]
+    assert len(seen) == len(set(seen))
 
 
 def test_fewer_rows_by_train_rows(tmp_path: Path) -> None:

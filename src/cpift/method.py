@@ -237,6 +237,7 @@ def _refine(run: Run, groups: list[list[str]], start: tuple[str, Path]) -> list[
                 training,
                 steps,
                 examples=part.examples_per_task,
+                draw=k if part.resample and part.data == "mixed" else 1,
                 frozen=earlier,
             )
         )

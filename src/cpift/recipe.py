@@ -175,6 +175,8 @@ class Refine(_Trained):
     """Passes over these rows."""
     data: Literal["group", "mixed"] = "group"
     """Stage k sees the rows of the tasks of group k, or of all tasks."""
+    resample: bool = False
+    """With ``data: mixed``, other rows for each stage; without, all stages see the same sample."""
     freeze: bool = True
     """Keep the core regions of earlier groups bit-identical."""
 

@@ -211,13 +211,14 @@ def trained_stage(
     steps: int,
     *,
     examples: int | None = None,
+    draw: int = 1,
     frozen: list[str] | None = None,
     replay: Mapping[str, int] | None = None,
     trainable: str | None = None,
 ) -> Stage:
     """A stage that fine-tunes ``start`` (stage name or "", folder) on the rows of ``tasks``.
 
-    examples: only so many rows of each, drawn by seed. frozen: tasks whose core regions stay as they are.
+    examples: only so many rows of each, drawn by seed; draw: the how manieth such sample. frozen: tasks whose core regions stay as they are.
     replay: other tasks, with how many of their rows are mixed in; these are repeated to be half of all rows, together.
     trainable: shell-style pattern of the only parameters that are trained.
     """
@@ -230,6 +231,8 @@ def trained_stage(
         settings |= base_settings(run)
     if examples is not None:
         settings["examples"] = examples
+        if draw > 1:
+            settings["draw"] = draw
     needs += [f"02-identify/{task}" for task in frozen or []]
     if replay:
         settings["replay"] = dict(replay)
@@ -251,7 +254,7 @@ def trained_stage(
             if examples is not None:
                 if len(rows) < examples:
                     run.warn(f"{name}: {task} has {len(rows)} training rows, fewer than examples_per_task {examples}")
-                rows = sample(rows, examples, seed, task)
+                rows = sample(rows, examples, seed, task, draw)
             kept, dropped = encode_all(rows, tokenizer, max_length(training))
             if not kept:
                 raise CpiftError(f"{name}: no row of {task} has a trained part left; raise training.max_length")

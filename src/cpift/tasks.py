@@ -79,11 +79,18 @@ def _turns(row: Row) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": turns}] if isinstance(turns, str) else turns
 
 
-def sample(rows: Sequence[Row], count: int, seed: int, name: str) -> list[Row]:
-    """``count`` rows drawn by seed, in their original order; all of them where there are fewer."""
+def sample(rows: Sequence[Row], count: int, seed: int, name: str, draw: int = 1) -> list[Row]:
+    """``count`` rows drawn by seed, in their original order; all of them where there are fewer. The second ``draw`` and
+    later ones give rows that none before has given; where fewer than ``count`` are left, all may be drawn again."""
     if count >= len(rows):
         return list(rows)
-    return [rows[i] for i in sorted(_rng(seed, name, "sample").sample(range(len(rows)), count))]
+    rng, left, chosen = _rng(seed, name, "sample"), list(range(len(rows))), list[int]()
+    for _ in range(draw):
+        if len(left) < count:
+            left = list(range(len(rows)))
+        chosen = rng.sample(left, count)
+        left = sorted(set(left) - set(chosen))
+    return [rows[i] for i in sorted(chosen)]
 
 
 def read_jsonl(path: Path) -> list[Row]:
