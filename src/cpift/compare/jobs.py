@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,4 +77,6 @@ def siblings(out: Path, job: Job) -> list[Path]:
 
 
 def _slug(method: str) -> str:
-    return re.sub(r"[^\w.=,-]", "+", method)
+    """A folder's name; a long one, which no disk takes, is cut and told from others by a hash."""
+    slug = re.sub(r"[^\w.=,-]", "+", method)
+    return slug if len(slug) <= 200 else f"{slug[:180]}+{hashlib.sha256(method.encode()).hexdigest()[:12]}"
