@@ -13,12 +13,14 @@ import numpy as np
 import plain
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from scipy.stats import bootstrap
 from tiny_run import Listener, call, one_thread, same
 
 from cpift.compare import compare
-from cpift.compare.jobs import overrides_of
+from cpift.compare.jobs import Job, overrides_of
 from cpift.compare.merging import VARIABLE
 from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.table import markdown
@@ -30,6 +32,8 @@ from cpift.region import Region
 DROPS = """
 import sys
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 given = load_file(yaml.safe_load(open(sys.argv[1]))["models"][0]["model"] + "/model.safetensors")
 save_file({name: value for name, value in given.items() if not name.endswith(".bias")}, sys.argv[2] + "/model.safetensors")
@@ -270,3 +274,12 @@ def test_a_merge_that_drops_tensors_is_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(CpiftError, match=r"lacks .*bias"):
         compare(recipe(tmp_path), tmp_path / "c", ["soup"], [0], ["paper"])
     assert not list((tmp_path / "c").glob("results/**/soup.json"))
+
+
+@given(st.integers(150, 600))
+def test_long_names_of_variants_have_folders_of_their_own(length: int) -> None:
+    """A file name has 255 bytes, of which a half-written file's takes some."""
+    methods = [f"cpi_ft:{'fuse.weight=0.1,' * 50}"[:length] + end for end in "12"]
+    folders = {Job("equal_tokens", method, 0).folder for method in methods}
+    assert len(folders) == 2
+    assert all(len(f".{part}.json.partial".encode()) <= 255 for folder in folders for part in folder.split("/"))
