@@ -22,6 +22,11 @@ RAW = ROOT / "docs" / "results"
 COMMANDS = dict(re.findall(r"^## (\S+)\n\n```sh\n(.*?)```", (RAW / "README.md").read_text(), re.M | re.S))
 
 
+def raw(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(gzip.decompress((RAW / f"{name}.comparison.json.gz").read_bytes()))
+    return found
+
+
 def asked(name: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("recipe")
@@ -52,7 +57,7 @@ def test_every_file_has_its_command() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_command_makes_what_the_file_holds(name: str) -> None:
     """The same recipe, methods, seeds, budgets, and a setting that each variant's name gives."""
-    found, told = json.loads(gzip.open(RAW / f"{name}.comparison.json.gz").read()), asked(name)
+    found, told = raw(name), asked(name)
     assert (found["reference"], found["seeds"], found["state"]) == (told.reference, told.seeds, "done")
     jobs = {(job.budget, job.method, job.seed) for job in jobs_of(told.methods, told.seeds, told.budget)}
     assert jobs == {
@@ -67,7 +72,7 @@ def test_the_command_makes_what_the_file_holds(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_equal_tokens_are_equal(name: str) -> None:
     """Each method's mean, as in the table, within 2 % of what CPI-FT saw; each seed within 3 %."""
-    found = json.loads(gzip.open(RAW / f"{name}.comparison.json.gz").read())
+    found = raw(name)
     methods = found["budgets"].get("equal_tokens", {}) if "cpi_ft" in found["budgets"].get("equal_tokens", {}) else {}
     for method in methods.keys() - {"base"}:
         seen = {seed: result["tokens"] for seed, result in methods[method].items()}
