@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tiny_run import Listener, call, one_thread, same
 from cpift.compare import compare
 from cpift.compare.jobs import Job, overrides_of
 from cpift.compare.merging import VARIABLE
+from cpift.compare.methods import _multi_stage
 from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.table import markdown
 from cpift.errors import CpiftError
@@ -283,3 +285,27 @@ def test_long_names_of_variants_have_folders_of_their_own(length: int) -> None:
     folders = {Job("equal_tokens", method, 0).folder for method in methods}
     assert len(folders) == 2
     assert all(len(f".{part}.json.partial".encode()) <= 255 for folder in folders for part in folder.split("/"))
+
+
+def test_a_stage_makes_up_for_what_those_before_saw_too_much() -> None:
+    """Each sees a fifth more than it is given: in all it would be a fifth, with the last to mend it it is a fifteenth."""
+    seen: list[float] = []
+
+    class Short:
+        tasks, base, tokens = ("a", "b", "c"), ("", Path()), 300.0
+
+        def epoch_tokens(self, tasks: Sequence[str]) -> float:
+            return 10.0 * len(tasks)
+
+        def spent(self, prefix: str) -> float:
+            return sum(seen)
+
+        def train(self, name: str, start: Any, group: Any, tokens: float, replay: Any) -> Any:
+            seen.append(1.2 * tokens)
+            return name, Path()
+
+        def score(self, name: str, place: Any) -> dict[str, Any]:
+            return {}
+
+    _multi_stage(Short(), "m", [["a"], ["b"], ["c"]])  # type: ignore[arg-type]
+    assert sum(seen) < 300 * (1 + 0.2 / 3)

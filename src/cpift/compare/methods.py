@@ -123,11 +123,13 @@ def _groups(work: Work) -> list[list[str]]:
 
 
 def _multi_stage(work: Work, name: str, groups: list[list[str]], examples: int = 0) -> Scores:
-    total, place = work.epoch_tokens(work.tasks), work.base
+    total, place, share = work.epoch_tokens(work.tasks), work.base, 0.0
     for k, group in enumerate(groups, start=1):
         replay = {task: examples for earlier in groups[: k - 1] for task in earlier} if examples else None
-        share = work.epoch_tokens(group) / total
-        place = work.train(f"{name}/{k}", place, group, share * _budget(work), replay=replay)
+        share += work.epoch_tokens(group) / total
+        # A stage of few steps sees more or fewer tokens than it was given: the next makes up for it.
+        left = max(1.0, share * _budget(work) - work.spent(f"{name}/"))
+        place = work.train(f"{name}/{k}", place, group, left, replay=replay)
     return work.score(name, place)
 
 
