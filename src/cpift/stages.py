@@ -218,7 +218,7 @@ def trained_stage(
 ) -> Stage:
     """A stage that fine-tunes ``start`` (stage name or "", folder) on the rows of ``tasks``.
 
-    examples: only so many rows of each, drawn by seed; draw: the how manieth such sample. frozen: tasks whose core regions stay as they are.
+    examples: only so many rows of each, drawn by seed; draw: which such sample, from 1. frozen: tasks whose core regions stay as they are.
     replay: other tasks, with how many of their rows are mixed in; these are repeated to be half of all rows, together.
     trainable: shell-style pattern of the only parameters that are trained.
     """
