@@ -19,7 +19,8 @@ from cpift.card import card, plain
 from cpift.errors import CpiftError
 from cpift.neutral import neutral_loss, text
 from cpift.pipeline import run
-from cpift.recipe import Recipe, origins
+from cpift.recipe import Recipe
+from cpift.recipe_yaml import origins
 from cpift.stages import Run
 
 

@@ -142,7 +142,7 @@ def test_extraction_and_normalising() -> None:
 
 def test_reasoning_gyms_own_scorer_judges_generated_tasks(model: Path) -> None:
     """metric: generate on a generated task."""
-    from cpift.recipe import Task
+    from cpift.recipe_parts import Task
     from cpift.tasks import load_rows
 
     _, rows, _ = load_rows("t", Task(generate="letter_counting", train=1, eval=4), 0)

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from cpift.evaluation import EvalTask, evaluate, generate, normalise
 from cpift.models import load_model, load_tokenizer
 from cpift.pipeline import run
-from cpift.recipe import Recipe, Task
+from cpift.recipe import Recipe
+from cpift.recipe_parts import Task
 from cpift.region import Region
 from cpift.tasks import load_rows
 

@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from cpift.errors import CpiftError
-from cpift.recipe import Backbone, Fuse, Group, Probe, Recipe, Refine, RegionPart, Task
+from cpift.recipe import Recipe
+from cpift.recipe_parts import Backbone, Fuse, Group, Probe, Refine, RegionPart, Task
 
 TASK = {"generate": "letter_counting", "train": 4, "eval": 2}
 LEAST: dict[str, Any] = {"model": "some/model", "tasks": {"a": TASK}}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpift.errors import CpiftError
-from cpift.recipe import Task
+from cpift.recipe_parts import Task
 from cpift.tasks import answer_is_text, load_rows, metric_of, sample
 
 GOOD = tiny.rows("reverse", 1, 0)[0]

@@ -64,7 +64,8 @@ def run(
     every model on every task. What is done and unchanged is skipped; killed and started again, it goes on.
     """
     from cpift.engine import make_engine
-    from cpift.recipe import Recipe, origins
+    from cpift.recipe import Recipe
+    from cpift.recipe_yaml import origins
     from cpift.terminal import say, scores_table
 
     workers = make_engine(engine, jobs, address, gpus_per_job)
@@ -237,7 +238,7 @@ def fuse(
     """
     from cpift.checkpoint import open_checkpoint
     from cpift.fusion import fuse as combine
-    from cpift.recipe import Fuse
+    from cpift.recipe_parts import Fuse
     from cpift.terminal import byte_progress, say
 
     models = _named(tuned, "--tuned")

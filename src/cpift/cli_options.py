@@ -53,7 +53,7 @@ def overrides(values: Sequence[str] | None) -> dict[str, Any]:
     """The values of ``--set``, by dotted key. Raises :class:`CpiftError` for one that is not KEY=VALUE."""
     import yaml
 
-    from cpift.recipe import read_yaml
+    from cpift.recipe_yaml import read_yaml
 
     found = {}
     for value in values or []:

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from cpift import manifest
 from cpift.errors import CpiftError, is_disk_full
-from cpift.recipe import Recipe, read_yaml
+from cpift.recipe import Recipe
+from cpift.recipe_yaml import read_yaml
 from cpift.reporter import Reporter
 
 _BESIDE = ("state.json", "log.jsonl")  # a run on another disk goes on with these

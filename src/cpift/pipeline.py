@@ -13,7 +13,8 @@ from cpift.engine import Engine
 from cpift.errors import CpiftError
 from cpift.lock import alone
 from cpift.mirror import Mirror
-from cpift.recipe import STAGES, Recipe, origins
+from cpift.recipe import STAGES, Recipe
+from cpift.recipe_yaml import origins
 from cpift.reporter import Reporter
 from cpift.runner import Runner, log, phases
 from cpift.stages import Run
@@ -36,7 +37,7 @@ def run(
         out: the run folder.
         until: last kind of stage to run, one of ``STAGES``.
         reporter: told what happens.
-        given: for the report, dotted keys to where they were given (:func:`cpift.recipe.origins`); a path tells itself.
+        given: for the report, dotted keys to where they were given (:func:`cpift.recipe_yaml.origins`); a path tells itself.
         engine: where probes and scores are made side by side (:func:`cpift.engine.make_engine`); None: one at a time, here.
         mirror: a URL that fsspec knows; finished stages are copied there, and those that ``out`` lacks taken back.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cpift.errors import CpiftError
-from cpift.recipe import Task
+from cpift.recipe_parts import Task
 
 Row = dict[str, Any]
 

@@ -1,0 +1,171 @@
+"""The parts of a recipe: a task, and the settings of each stage. Defaults are the paper's method."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"is {str(value).lower()}, where a number or text is meant")
+        return value
+
+
+class Task(Part):
+    """One task: where its rows come from and how it is scored."""
+
+    generate: str | None = None
+    """Name of a reasoning_gym task; ``train`` and ``eval`` are then numbers of rows."""
+    train: int | str
+    """A .jsonl/.json/.parquet file, a Hugging Face data set id, or with ``generate`` the number of rows."""
+    eval: int | str
+    """A file, a data set id, or a number of rows: generated, or else split off the training rows by seed."""
+    split: str = "train"
+    """Split of a data set from the hub."""
+    eval_split: str = "test"
+    """Split, where ``eval`` is a data set from the hub."""
+    train_rows: int | None = Field(default=None, gt=0)
+    """Use only so many training rows, drawn by seed."""
+    metric: Literal["exact_match", "generate", "loss"] | None = None
+    """exact_match, generate or loss; by default exact_match where the rows have answers, else loss."""
+    pattern: str | None = None
+    """Regular expression whose first group is the answer within a generated text, as in gsm8k: '#### (.+)'."""
+    max_new_tokens: int = Field(default=256, gt=0)
+    """Longest generated answer, in tokens."""
+    config: dict[str, Any] = {}
+    """Settings of the reasoning_gym task."""
+    licence: str | None = None
+    """Licence of the data, for the model card."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"is no regular expression ({error})") from error
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Task:
+        if self.generate is not None and not (type(self.train) is int and type(self.eval) is int):
+            raise ValueError("with generate, train and eval are numbers of rows")
+        if self.generate is None and isinstance(self.train, int):
+            raise ValueError("train is a number, but there is nothing to generate; name a file or add generate:")
+        if self.generate is None and self.config:
+            raise ValueError("config is for generated tasks only")
+        for name in ("train", "eval"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} is {value}; at least one row is needed")
+        return self
+
+
+class _Trained(Part):
+    training: dict[str, Any] = {}
+    """Overrides of the common ``training`` for this stage."""
+
+
+class Probe(_Trained):
+    """Stage 1, the short fine-tuning of each task alone."""
+
+    steps: Literal["auto"] | int = "auto"
+    """Optimizer steps, the same for every task; auto: one epoch of the mean task."""
+
+    @field_validator("steps")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if value != "auto" and not 1 <= value <= 10**9:
+            raise ValueError("steps must be auto or a number from 1 to 10^9")
+        return value
+
+
+class RegionPart(Part):
+    """Which updates are core."""
+
+    percent: float = Field(default=1.0, gt=0, le=100)
+    """Share of all parameters, in per cent."""
+    exclude: list[str] = []
+    """Shell-style patterns of parameters that do not count, such as '*embed_tokens*'."""
+    select: Literal["largest", "random"] = "largest"
+    """Which positions: those moved most, or, as a control, as many at random."""
+
+
+class Group(Part):
+    """Which tasks share a stage, and the order of the stages."""
+
+    threshold: float = Field(default=0.1, ge=0, le=1)
+    """Jaccard overlap of two core regions from which their tasks are grouped (τ)."""
+    order: Literal["random"] | list[list[str]] = "random"
+    """random, by seed; or a list of lists of tasks: groups and their order."""
+
+
+class Backbone(_Trained):
+    """The model into which the probes are fused."""
+
+    source: str = Field(default="multi_stage", alias="from")
+    """multi_stage, pretrained, multi_task, or a checkpoint."""
+    epochs: Literal["auto"] | float = "auto"
+    """Passes over each task's rows; auto: as many as a probe makes. Short probes find the cores, too."""
+
+    @field_validator("epochs")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if value != "auto" and not 0 < value <= 1e6:
+            raise ValueError("epochs must be auto or a number above 0")
+        return value
+
+    model_config = ConfigDict(populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Fuse(Part):
+    """How the probes are fused into the backbone."""
+
+    overlap: Literal["largest", "order", "mean"] = "largest"
+    """Which task's value a position in several regions takes: largest |Δ|, last in order, or the mean."""
+    interpolation: Literal["slerp", "karcher", "linear", "sum"] = "slerp"
+    """One task after the other on the sphere, all at once on the sphere, linear, or all updates added up."""
+    space: Literal["weights", "updates"] = "weights"
+    """What is interpolated."""
+    vector: Literal["tensor", "model"] = "tensor"
+    """What one interpolation is taken over."""
+    weight: Literal["equal"] | float = "equal"
+    """equal: ω = 1/(i+1) for the i-th task; or a fixed ω. With sum: the factor of each task's update, equal is 1."""
+    transplant: bool = True
+    """Put each task's own values at its core positions; without, as a control, all is interpolated."""
+
+    @field_validator("weight")
+    @classmethod
+    def _in_range(cls, value: Any) -> Any:
+        if value != "equal" and not 0 <= value <= 1:
+            raise ValueError("weight must be equal or a number from 0 to 1")
+        return value
+
+    @model_validator(mode="after")
+    def _karcher_is_equal(self) -> Fuse:
+        if self.interpolation == "karcher" and self.weight != "equal":
+            raise ValueError("karcher takes all models alike; leave weight at equal")
+        return self
+
+
+class Refine(_Trained):
+    """Stage 4, the last, brief fine-tuning, group by group."""
+
+    examples_per_task: int = Field(default=64, gt=0)
+    """Rows of each task, drawn by seed."""
+    epochs: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
+    """Passes over these rows."""
+    data: Literal["group", "mixed"] = "group"
+    """Stage k sees the rows of the tasks of group k, or of all tasks."""
+    resample: bool = False
+    """With ``data: mixed``, other rows for each stage; without, all stages see the same sample."""
+    freeze: bool = True
+    """Keep the core regions of earlier groups bit-identical."""
