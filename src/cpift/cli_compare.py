@@ -58,7 +58,7 @@ def compare(
     Methods: base, single_task, multi_task, multi_stage_random, multi_stage_heuristic, multi_stage_replay, cpi_ft and
     any variant of it (cpi_ft:KEY=VALUE), cpi_ft_random_region, cpi_ft_no_freeze, cpi_ft_no_transplant,
     cpi_ft_no_refine, bias_only; soup, task_arithmetic, ties, dare_ties by mergekit. Under incremental: sequential,
-    sequential_replay, cpi_ft, task_arithmetic, multi_task. Write the recipe's path before the lists.
+    sequential_replay, cpi_ft, cpi_ft_sequential, task_arithmetic, multi_task. Write the recipe's path before the lists.
     """
     from cpift.compare import FILE
     from cpift.compare import compare as run_all
