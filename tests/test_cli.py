@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,16 @@ def test_the_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
         code, out, _ = call(capsys, name, "--help")
         assert code == 0
         assert len(out.splitlines()) > 8
+
+
+def test_compare_names_every_method_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """One left out is one that nobody finds."""
+    from cpift.compare.incremental import INCREMENTAL
+    from cpift.compare.methods import METHODS
+
+    always, arriving = call(capsys, "compare", "--help")[1].split("Under incremental:")
+    for names, told in ((METHODS, always), (INCREMENTAL, arriving)):
+        assert set(names) <= set(re.findall(r"\w+", told))
 
 
 def test_from_checkpoints_to_a_fused_model(family: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from tiny_run import call
 
@@ -89,3 +91,33 @@ def test_equal_tokens_are_equal(name: str) -> None:
         wanted = {seed: result["tokens"] for seed, result in methods.get("cpi_ft", methods["multi_task"]).items()}
         assert sum(seen.values()) == pytest.approx(sum(wanted.values()), rel=0.02), method
         assert seen == pytest.approx(wanted, rel=0.03), method
+
+
+@pytest.mark.parametrize("name", ["arrivals", "reversed"])
+def test_gains_at_arrivals_of_two_methods(name: str) -> None:
+    """benchmarks/differences.py and a plain numpy mean over every old (or the new) task at every arrival."""
+    spec = importlib.util.spec_from_file_location("differences", ROOT / "benchmarks" / "differences.py")
+    assert spec is not None
+    assert spec.loader is not None
+    differences = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(differences)
+    methods = raw(name)["budgets"]["incremental"]
+    first, second = methods["cpi_ft_sequential:fuse.weight=0.75"], methods["sequential_replay"]
+
+    def mean(results: Any, old: bool) -> Any:
+        seeds = []
+        for result in results.values():
+            arrivals = result["arrivals"]
+            order = [a["task"] for a in arrivals]
+            table = np.array(
+                [[np.mean(a["items"][task]) for task in order] for a in arrivals]
+            )  # after arrival, of task
+            gain = np.diff(table, axis=0)
+            counted = np.tri(*gain.shape, dtype=bool) if old else np.eye(*gain.shape, k=1, dtype=bool)
+            seeds.append(gain[counted].mean())
+        return np.mean(seeds)
+
+    for old in (True, False):
+        found = differences.gained(first, second, old)
+        assert found["difference"] == pytest.approx(mean(first, old) - mean(second, old), abs=1e-12)
+        assert found["low"] < found["difference"] < found["high"]
