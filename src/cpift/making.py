@@ -65,7 +65,11 @@ def versions() -> dict[str, str]:
     """Versions of python and of the libraries that decide about results."""
     import importlib.metadata
 
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in VERSIONS}}
+    import cpift
+
+    # Of the package itself by its own word: it may run from its source, without being installed.
+    found = {name: importlib.metadata.version(name) for name in VERSIONS if name != "cpift"}
+    return {"python": platform.python_version(), "cpift": cpift.__version__, **found}
 
 
 def reset_peak() -> None:
