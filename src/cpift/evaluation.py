@@ -12,7 +12,10 @@ from typing import Any
 import torch
 
 from cpift.allocator import kept_memory
-from cpift.encoding import IGNORED, Encoded, encode, prompt_ids
+from cpift.data.healing import GoOnWith, starts, text_of
+from cpift.data.templates import ChatSettings
+from cpift.data.turns import answer_text, stop_ids, turn_of
+from cpift.encoding import IGNORED, Encoded, encode, encode_forced
 from cpift.models import load_model, load_tokenizer
 from cpift.tasks import Row, answer_is_text
 
@@ -54,16 +57,18 @@ def evaluate(
     max_length: int | None = None,
     progress: Callable[[int], None] = lambda rows: None,
     trust_remote_code: bool = False,
+    chat: ChatSettings | None = None,
 ) -> dict[str, Score]:
     """Score a checkpoint in fp32.
 
     exact_match: the greedy continuation equals the reference. Where the assistant's text is the answer, one
-    teacher-forced forward tells: every token to the end of the turn must be the argmax. Elsewhere the
-    answer is generated, extracted by the task's pattern, and compared. generate: generated, and judged after
+    teacher-forced forward is enough: every token to the end of the turn must be the argmax. Where the prompt alone
+    has other tokens than the prompt with its answer, or reasoning may come first, the answer is generated and must be
+    the same text; so it is where the task's pattern extracts it. generate: generated, and judged after
     normalising, or by reasoning_gym's scorer. loss: mean negative log-likelihood of the assistant's tokens.
     """
     path = Path(model)
-    network, tokenizer = load_model(path, trust_remote_code), load_tokenizer(path, trust_remote_code)
+    network, tokenizer = load_model(path, trust_remote_code), load_tokenizer(path, trust_remote_code, chat)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     network.to(device).eval()
     scores = {}
@@ -73,9 +78,16 @@ def evaluate(
     return scores
 
 
-def _is_forced(task: EvalTask) -> bool:
-    """Does one teacher-forced forward tell, without generating?"""
-    return task.metric == "loss" or (task.metric == "exact_match" and all(answer_is_text(r) for r in task.rows))
+def _forced_rows(network: Any, tokenizer: Any, task: EvalTask, max_length: int | None) -> list[Encoded] | None:
+    """The rows where one teacher-forced forward gives the score of the task; None where it must be generated."""
+    if task.metric == "loss":
+        return [encode(row, tokenizer, max_length) for row in task.rows]
+    if task.metric != "exact_match" or not all(answer_is_text(row) for row in task.rows):
+        return None
+    ends = stop_ids(tokenizer, network)
+    forced = [encode_forced(row, tokenizer, ends) for row in task.rows]
+    found = [row for row in forced if row is not None]
+    return found if len(found) == len(forced) else None
 
 
 def _score(
@@ -85,17 +97,15 @@ def _score(
     max_length: int | None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Score:
-    if _is_forced(task):
-        return _teacher_forced(network, tokenizer, task, max_length, progress)
+    encoded = _forced_rows(network, tokenizer, task, max_length)
+    if encoded is not None:
+        return _teacher_forced(network, tokenizer, task, encoded, progress)
     return _generated(network, tokenizer, task, progress)
 
 
 def _teacher_forced(
-    network: Any, tokenizer: Any, task: EvalTask, max_length: int | None, progress: Callable[[int], None]
+    network: Any, tokenizer: Any, task: EvalTask, encoded: list[Encoded], progress: Callable[[int], None]
 ) -> Score:
-    encoded = [encode(row, tokenizer, max_length if task.metric == "loss" else None) for row in task.rows]
-    if task.metric == "exact_match":
-        encoded = [_to_end_of_turn(e, tokenizer.eos_token_id) for e in encoded]
     items, tokens = [0.0] * len(encoded), [0] * len(encoded)
     for batch in _batches([len(e.input_ids) for e in encoded], _room(network)):
         ids, mask, labels = _padded([encoded[i] for i in batch], tokenizer.pad_token_id or 0, network.device)
@@ -118,18 +128,6 @@ def _teacher_forced(
     total = sum(tokens)
     mean = sum(i * t for i, t in zip(items, tokens, strict=True)) / total if total else float("nan")
     return Score(task.metric, mean, items, tokens)
-
-
-def _to_end_of_turn(encoded: Encoded, end: int | None) -> Encoded:
-    """Labels of the last turn only, up to its end token: where a greedy continuation would stop."""
-    labels = encoded.labels
-    last = max((i for i, label in enumerate(labels) if label != IGNORED), default=-1)
-    first = last
-    while first > 0 and labels[first - 1] != IGNORED:
-        first -= 1
-    stop = next((i for i in range(first, last + 1) if labels[i] == end), last)
-    kept = [label if first <= i <= stop else IGNORED for i, label in enumerate(labels)]
-    return Encoded(encoded.input_ids[: stop + 1], kept[: stop + 1])
 
 
 def _room(network: Any) -> int:
@@ -160,7 +158,11 @@ def _padded(rows: list[Encoded], pad: int, device: Any) -> tuple[torch.Tensor, t
 
 def _generated(network: Any, tokenizer: Any, task: EvalTask, progress: Callable[[int], None]) -> Score:
     judge = _judge(task)
-    texts = generate(network, tokenizer, task.rows, task.max_new_tokens, progress)
+    longest = task.max_new_tokens
+    if task.metric == "exact_match" and task.pattern is None:  # the whole answer counts, however long
+        answers = [len(tokenizer(str(row["answer"]))["input_ids"]) for row in task.rows]
+        longest = max(longest, 2 * max(answers))
+    texts = generate(network, tokenizer, task.rows, longest, progress)
     items = [judge(text, row) for (text, _), row in zip(texts, task.rows, strict=True)]
     return Score(task.metric, sum(items) / len(items), items, [count for _, count in texts])
 
@@ -172,9 +174,13 @@ def generate(
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> list[tuple[str, int]]:
-    """Greedy answers to the rows' prompts, to the end of the turn, and their lengths in tokens."""
-    prompts = [prompt_ids(row, tokenizer) for row in rows]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    """Greedy answers to the rows' prompts, without their reasoning, to the end of the turn; their lengths in tokens.
+
+    A turn ends at any of the model's end tokens, the tokenizer's, or the chat template's end of turn.
+    """
+    begun = starts(rows, tokenizer)
+    prompts, ends = [start.ids for start in begun], stop_ids(tokenizer, network)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     answers: list[tuple[str, int]] = [("", 0)] * len(rows)
     for batch in _batches([len(p) + max_new_tokens for p in prompts], _room(network)):
         width = max(len(prompts[i]) for i in batch)
@@ -189,14 +195,36 @@ def generate(
             top_p=None,
             top_k=None,
             repetition_penalty=1.0,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=ends or None,
             pad_token_id=pad,
+            logits_processor=_held(tokenizer, [begun[i].rest for i in batch], width),
         )
         for i, new in zip(batch, out[:, width:].tolist(), strict=True):
-            stop = new.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in new else len(new)
-            answers[i] = tokenizer.decode(new[:stop], skip_special_tokens=True), stop
+            stop = next((at for at, token in enumerate(new) if token in ends), len(new))
+            answers[i] = _answer(new[:stop], begun[i].rest, rows[i], tokenizer), stop
         progress(len(batch))
     return answers
+
+
+def _held(tokenizer: Any, rests: list[str], width: int) -> Any:
+    """What holds the first tokens to the end of a prompt that they share a token with; None where none does."""
+    from transformers import LogitsProcessorList
+
+    return LogitsProcessorList([GoOnWith(tokenizer, rests, width)]) if any(rests) else None
+
+
+def _answer(ids: list[int], rest: str, row: Row, tokenizer: Any) -> str:
+    """The answer within what was generated: behind the reasoning, and behind the end of the prompt."""
+    if "messages" in row or not isinstance(row["prompt"], str):
+        turn = turn_of(tokenizer, row.get("chat_template_kwargs"))
+        if turn.lead or turn.before:
+            found = answer_text(tokenizer.decode(ids), turn, tokenizer.all_special_tokens)
+            if found is not None:
+                return found
+    if rest:
+        return text_of(ids, tokenizer)[len(rest) :]
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text
 
 
 def _judge(task: EvalTask) -> Callable[[str, Row], float]:
@@ -206,6 +234,8 @@ def _judge(task: EvalTask) -> Callable[[str, Row], float]:
         scorer = reasoning_gym.get_score_answer_fn(task.generator)
         return lambda text, row: float(scorer(text.strip(), row["entry"]))
     pattern = re.compile(task.pattern) if task.pattern else None
+    if task.metric == "exact_match" and pattern is None:  # as the teacher-forced forward judges: the text itself
+        return lambda text, row: float(text.strip() == str(row["answer"]).strip())
 
     def judge(text: str, row: Row) -> float:
         return float(normalise(extract(text, pattern)) == normalise(str(row["answer"])))
@@ -230,18 +260,23 @@ def normalise(text: str) -> str:
 
 
 def measure_scoring(
-    model: Path, tasks: Mapping[str, EvalTask], max_length: int | None, trust_remote_code: bool = False
+    model: Path,
+    tasks: Mapping[str, EvalTask],
+    max_length: int | None,
+    trust_remote_code: bool = False,
+    chat: ChatSettings | None = None,
 ) -> tuple[float, dict[str, float]]:
     """Seconds that a model takes to load, and seconds a row of each task, timed on a batch of its rows."""
     began = time.perf_counter()
-    network, tokenizer = load_model(model, trust_remote_code), load_tokenizer(model, trust_remote_code)
+    network, tokenizer = load_model(model, trust_remote_code), load_tokenizer(model, trust_remote_code, chat)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     network.to(device).eval()
     loaded = time.perf_counter() - began
     found: dict[str, float] = {}
     with torch.inference_mode(), kept_memory():
         for name, task in tasks.items():
-            rows = _a_batch(task, tokenizer, _room(network)) if _is_forced(task) else task.rows[:GENERATED_ROWS]
+            forced = _forced_rows(network, tokenizer, task, max_length) is not None
+            rows = _a_batch(task, tokenizer, _room(network)) if forced else task.rows[:GENERATED_ROWS]
             some = replace(task, rows=rows)
             if not found:  # the first pass warms up
                 _score(network, tokenizer, replace(task, rows=rows[:2]), max_length)

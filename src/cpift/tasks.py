@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpift.data.row_keys import check_row_keys
 from cpift.errors import CpiftError
 from cpift.recipe_parts import Task
 
@@ -70,7 +71,7 @@ def metric_of(name: str, task: Task, rows: Sequence[Row]) -> str:
 
 def answer_is_text(row: Row) -> bool:
     """Is the answer the whole of the last assistant turn? Then no generation is needed to score it."""
-    return bool(_turns(row)[-1]["content"].strip() == str(row.get("answer")).strip())
+    return bool((_turns(row)[-1].get("content") or "").strip() == str(row.get("answer")).strip())
 
 
 def _turns(row: Row) -> list[dict[str, str]]:
@@ -162,16 +163,24 @@ def check_row(row: Any, where: str) -> Row:
         raise CpiftError(
             f"{where}: has neither messages nor prompt and completion, but {', '.join(map(str, row)) or 'nothing'}"
         )
+    check_row_keys(row, where)
     return row
 
 
 def _check_messages(messages: Any, where: str, last_is_assistant: bool) -> None:
     if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+        isinstance(m, dict) and isinstance(m.get("role"), str) and _has_content(m) for m in messages
     ):
         raise CpiftError(f"{where}: messages must be a list of objects with role and content, both text")
-    if last_is_assistant and not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
+    if last_is_assistant and not any(
+        m["role"] == "assistant" and ((m.get("content") or "").strip() or m.get("tool_calls")) for m in messages
+    ):
         raise CpiftError(f"{where}: has no assistant turn, so there is nothing to learn")
+
+
+def _has_content(message: dict[str, Any]) -> bool:
+    """Text, or nothing where the assistant calls tools."""
+    return isinstance(message.get("content"), str) or bool(message.get("tool_calls") and message.get("content") is None)
 
 
 def _rows(name: str, source: str, split: str) -> list[Row]:
@@ -259,7 +268,9 @@ def _plain(value: Any) -> Any:
 
 def _content(row: Row) -> str:
     """What makes two rows the same: all that the model reads, not metadata."""
-    kept = {key: row[key] for key in ("messages", "prompt", "completion") if key in row}
+    kept = {
+        key: row[key] for key in ("messages", "prompt", "completion", "tools", "chat_template_kwargs") if key in row
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
