@@ -17,12 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from cpift.checkpoint_names import plain_names
 from cpift.errors import CpiftError
 from cpift.freezing_deepspeed import frozen_under_zero, is_zeros, zero_optimizer
 from cpift.region import Region
-
-# What wrappers (DistributedDataParallel, torch.compile, FSDP) put before or into the names of parameters.
-_WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 @dataclass
@@ -104,7 +102,7 @@ def freeze(model: nn.Module, region: Region, optimizer: torch.optim.Optimizer) -
 
 def match_parameters(model: nn.Module, region: Region) -> dict[str, nn.Parameter]:
     """The model's parameter for each name of the region. A tied pair is one parameter, under the input's name."""
-    parameters = {_plain(name): parameter for name, parameter in model.named_parameters()}
+    parameters = plain_names(dict(model.named_parameters()), "freeze")
     if any(name.endswith("_flat_param") or name == "flat_param" for name in parameters):
         raise CpiftError("freeze: FSDP1's flat parameters have no positions of their own; use FSDP2 (fully_shard)")
     prefix = getattr(model, "base_model_prefix", "") or ""
@@ -137,12 +135,6 @@ def match_parameters(model: nn.Module, region: Region) -> dict[str, nn.Parameter
 
 def _shape(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 leaves it empty between uses
-
-
-def _plain(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "") if wrapper != "module." else name.removeprefix(wrapper)
-    return name
 
 
 def _frozen(parameter: nn.Parameter, positions: Any) -> _Frozen:
