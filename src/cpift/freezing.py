@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from cpift.checkpoint_names import plain_names
 from cpift.errors import CpiftError
 from cpift.freezing_deepspeed import frozen_under_zero, is_zeros, zero_optimizer
 from cpift.freezing_hooks import after_changes
-from cpift.memory_names import plain, prefixes_of, region_in_memory, resolve
+from cpift.memory_names import prefixes_of, region_in_memory, resolve
 from cpift.region import Region
 
 
@@ -121,7 +122,7 @@ def match_parameters(model: nn.Module, region: Region) -> dict[str, nn.Parameter
 
     The names are those in memory, see :func:`cpift.memory_names.region_in_memory`.
     """
-    parameters = {plain(name): parameter for name, parameter in model.named_parameters()}
+    parameters = plain_names(dict(model.named_parameters()), "freeze")
     if any(name.endswith("_flat_param") or name == "flat_param" for name in parameters):
         raise CpiftError("freeze: FSDP1's flat parameters have no positions of their own; use FSDP2 (fully_shard)")
     prefixes = prefixes_of(model, parameters, region.positions)

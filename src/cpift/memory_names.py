@@ -19,21 +19,12 @@ import torch
 from torch import nn
 
 from cpift.checkpoint import Checkpoint
+from cpift.checkpoint_names import plain_name
+from cpift.completeness import _silent
 from cpift.errors import CpiftError
 from cpift.region import Region, merged
 
 Shape = tuple[int, ...]
-
-# What wrappers (DistributedDataParallel, torch.compile, FSDP, activation checkpointing) put into the names of parameters.
-_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-
-
-def plain(name: str) -> str:
-    """A parameter's name without what wrappers put into it; "module" is one where the name begins alone."""
-    parts = name.split(".")
-    while parts[0] in _WRAPPERS and len(parts) > 1:
-        parts = parts[1:]
-    return ".".join(part for part in parts if part == "module" or part not in _WRAPPERS)
 
 
 def resolve(name: str, known: Iterable[str], prefixes: Iterable[str]) -> str | None:
@@ -100,7 +91,7 @@ def disk_names(model: nn.Module) -> DiskNames | None:
     network = _of_transformers(model)
     if network is None:
         return None
-    memory = {plain(name): _shape(tensor) for name, tensor in _stored(network)}
+    memory = {plain_name(name): _shape(tensor) for name, tensor in _stored(network)}
     empty = {name: torch.empty(shape, device="meta") for name, shape in memory.items()}
     origin = {id(tensor): name for name, tensor in empty.items()}
     saved = _as_saved(network, empty)
@@ -150,75 +141,65 @@ def region_in_memory(model: nn.Module, region: Region) -> Region:
 
 def rehearse(
     folder: Path, shapes: Mapping[str, Shape], trust_remote_code: bool = False, architecture: str | None = None
-) -> tuple[Any, Any]:
-    """Load tensors of these names and shapes as transformers would, without weights and memory (on the meta device).
+) -> Any:
+    """The model that transformers would load from tensors of these names and shapes, without weights and memory.
 
     Args:
         folder: a checkpoint's folder, whose configuration is read.
+        shapes: of all tensors on disk.
+        trust_remote_code: may code that lies in the folder be run?
         architecture: class to build; by default the causal language model of the configuration.
-
-    Returns:
-        The model, and what transformers knows about missing, unexpected and mismatched names.
     """
     import transformers
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import convert_and_load_state_dict_in_model
-    from transformers.modeling_utils import LoadStateDictConfig
 
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    kind = getattr(transformers, architecture, None) if architecture else None
-    with torch.device("meta"):
-        if kind is not None:
-            network = kind(config)
-        else:
-            network = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    settings = LoadStateDictConfig(
-        weight_mapping=get_model_conversion_mapping(network), device_map={"": "meta"}, dtype=torch.float32
-    )
-    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    info, _ = convert_and_load_state_dict_in_model(network, tensors, settings)
-    network.tie_weights()  # loading makes parameters anew
-    return network, info
+    with _silent():
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        kind = getattr(transformers, architecture, None) if architecture else None
+        if kind is None:
+            automatic = transformers.AutoModelForCausalLM
+            with torch.device("meta"):
+                kind = type(automatic.from_config(config, trust_remote_code=trust_remote_code))
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        return kind.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=torch.float32, device_map={"": "meta"},
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
 
 
 def check_names(checkpoint: Checkpoint, trust_remote_code: bool = False) -> None:
-    """Before anything is trained: will a model of these files be saved under these names, each a trained parameter?
+    """Before anything is trained: will a model of these files be saved under these names, each a parameter?
 
     Only what was trained and saved can be compared with the base, and only what has a name in memory can be frozen.
+
+    Args:
+        checkpoint: the base, known to load whole (see :func:`cpift.models.check_model`).
+        trust_remote_code: may code that lies in the folder be run?
 
     Raises:
         CpiftError: tensors that the model's class does not load, or saves under other names or shapes.
     """
-    from cpift.models import _quiet, _why
-
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     shapes = {name: t.shape for name, t in {**checkpoint.tensors, **checkpoint.others}.items()}
-    with _quiet():
-        try:
-            network, info = rehearse(folder, shapes, trust_remote_code)
-        except Exception as error:  # a broken configuration raises whatever trips over it first
-            raise CpiftError(f"{folder}: transformers cannot load it ({_why(error)})") from error
+    try:
+        network = rehearse(folder, shapes, trust_remote_code)
         names = disk_names(network)
+    except Exception as error:  # a broken configuration raises whatever trips over it first
+        raise CpiftError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})") from error
     assert names is not None
     kind = type(network).__name__
-    if info.conversion_errors:
-        raise CpiftError(f"{folder}: transformers cannot convert {next(iter(info.conversion_errors))} for {kind}")
-    if info.mismatched_keys:
-        name, found, wanted = sorted(info.mismatched_keys)[0]
-        raise CpiftError(f"{folder}: {name} has shape {list(found)}, {kind} wants {list(wanted)}")
     prefixes = prefixes_of(network, names.shapes, checkpoint.tensors)
     meant = {name: resolve(name, names.shapes, prefixes) for name in checkpoint.tensors}
     lost = [name for name, on_disk in meant.items() if on_disk is None]
     if lost:
-        what = f"load {_some(sorted(info.unexpected_keys))}" if info.unexpected_keys else f"save {_some(lost)}"
         raise CpiftError(
-            f"{folder}: {kind} does not {what}, so that what is trained from it could not be compared with it; save it "
-            "once by AutoModelForCausalLM.from_pretrained(…).save_pretrained(…), and use that copy"
+            f"{folder}: {kind} does not load {_some(lost)}, or saves it under another name, so that what is trained from "
+            "this base could not be compared with it; save the base once by "
+            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…), and use that copy"
         )
     for name, on_disk in meant.items():
         assert on_disk is not None
         _check_shape(name, checkpoint.tensors[name].shape, names.shapes[on_disk], 0, str(folder))
-    parameters = {plain(name) for name, _ in network.named_parameters()}
+    parameters = {plain_name(name) for name, _ in network.named_parameters()}
     untrained = sorted({here for name in meant.values() for here in _in_memory(names, str(name))} - parameters)
     if untrained:
         raise CpiftError(f"{folder}: {_some(untrained)} of {kind} is a buffer, not a parameter; it is not supported")
@@ -242,15 +223,12 @@ def _class_buffers(folder: Path, shapes: Mapping[str, Shape], config: Mapping[st
     kinds = config.get("architectures")
     architecture = kinds[0] if isinstance(kinds, list) and kinds and isinstance(kinds[0], str) else None
     try:
-        from cpift.models import _quiet
-
-        with _quiet():
-            network, _ = rehearse(folder, shapes, architecture=architecture)
-            names = disk_names(network)
+        network = rehearse(folder, shapes, architecture=architecture)
+        names = disk_names(network)
     except Exception:  # whatever the reason, the patterns of names are left to go by
         return {}
     assert names is not None
-    parameters = {plain(name) for name, _ in network.named_parameters()}
+    parameters = {plain_name(name) for name, _ in network.named_parameters()}
     prefixes = prefixes_of(network, names.shapes, shapes)
     meant = {name: resolve(name, names.shapes, prefixes) for name in shapes}
     return {
