@@ -35,16 +35,19 @@ _TIED = [
     ("embed_out.weight", "embed_in.weight"),
     ("output.weight", "tok_embeddings.weight"),
 ]
-# What older checkpoints store although no optimizer ever moves it.
+# What checkpoints store although no optimizer ever moves it.
 _BUFFERS = (
     "*.attn.masked_bias",
     "*.attention.masked_bias",
-    "*.rotary_emb.inv_freq",
+    "*inv_freq",
     "*position_ids",
     "*token_type_ids",
     "*running_mean",
     "*running_var",
     "*num_batches_tracked",
+    "*e_score_correction_bias",  # of DeepSeek-V3's router and its like
+    "*.expert_bias",
+    "*final_logits_bias",
 )
 
 
@@ -205,8 +208,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     aliases = _tied_aliases(stored, config, path)
     parameters: dict[str, StoredTensor] = {}
     others: dict[str, StoredTensor] = {}
+    buffers = _buffers_of_class(folder, stored, config)
     for name in sorted(stored):
-        kept = name not in aliases and is_parameter(name, stored[name])
+        kept = name not in aliases and is_parameter(name, stored[name]) and not buffers.get(name, False)
         (parameters if kept else others)[name] = stored[name]
     if not parameters:
         raise CpiftError(f"{path}: holds no floating-point parameter")
@@ -235,6 +239,19 @@ def is_parameter(name: str, tensor: StoredTensor | None = None) -> bool:
     if name.endswith((".attn.bias", ".attention.bias")) and (tensor is None or len(tensor.shape) == 4):
         return False  # GPT-2's and GPT-Neo's causal mask
     return not _is_buffer(name)
+
+
+def _buffers_of_class(folder: Path, stored: dict[str, StoredTensor], config: dict[str, Any]) -> dict[str, bool]:
+    """What the model's class says: name to whether it is a buffer. Only where the names leave a doubt: building the class
+    takes seconds. No doubt is about a weight or a bias, nor about what is known as a buffer."""
+    doubtful = [n for n, t in stored.items() if is_parameter(n, t) and n.rsplit(".", 1)[-1] not in ("weight", "bias")]
+    if not doubtful or not config.get("model_type"):
+        return {}
+    try:
+        from cpift.memory_names import class_buffers
+    except ImportError:  # torch and transformers are not needed to read checkpoints
+        return {}
+    return class_buffers(folder, {name: t.shape for name, t in stored.items()}, config)
 
 
 def _is_buffer(name: str) -> bool:

@@ -279,7 +279,11 @@ def _last_checkpoint(work: Path) -> str | None:
 
 
 class FreezeCallback(TrainerCallback):  # type: ignore[misc]
-    """Keeps a region bit-identical during a ``Trainer``'s training: ``Trainer(..., callbacks=[FreezeCallback(region)])``."""
+    """Keeps a region bit-identical during a ``Trainer``'s training: ``Trainer(..., callbacks=[FreezeCallback(region)])``.
+
+    Raises :class:`CpiftError` at the end of the training where a frozen element changed all the same. Give it as the last
+    of the callbacks, so that it sees what the others did.
+    """
 
     def __init__(self, region: Region) -> None:
         self.region, self.count, self.changed = region, 0, 0
@@ -293,6 +297,11 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.changed = self._frozen.changed()
         self.release()
+        if self.changed:
+            raise CpiftError(
+                f"{self.changed} of {self.count} frozen elements changed: the optimizer or a callback puts other weights "
+                "in place, such as an average; train without it"
+            )
 
     def release(self) -> None:
         """Remove the hooks; done by itself at the end of a training."""
