@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from cpift.allocator import kept_memory
+from cpift.data.answers import extract, is_right
 from cpift.encoding import IGNORED, Encoded, encode, prompt_ids
+from cpift.errors import CpiftError
 from cpift.models import load_model, load_tokenizer
 from cpift.tasks import Row, answer_is_text
 
@@ -36,12 +38,14 @@ class Score:
     """A task's score. ``items``: one outcome a row, 1.0 right or 0.0 wrong, or for loss the mean loss of its tokens.
 
     score: mean of the items; for loss the mean over all tokens (nats). Higher is better but for loss.
+    left_out: rows of a loss score that have no token to score within max_length; they are not among the items.
     """
 
     metric: str
     score: float
     items: list[float]
     tokens: list[int]
+    left_out: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,8 +63,9 @@ def evaluate(
 
     exact_match: the greedy continuation equals the reference. Where the assistant's text is the answer, one
     teacher-forced forward tells: every token to the end of the turn must be the argmax. Elsewhere the
-    answer is generated, extracted by the task's pattern, and compared. generate: generated, and judged after
-    normalising, or by reasoning_gym's scorer. loss: mean negative log-likelihood of the assistant's tokens.
+    answer is generated, extracted by the task's pattern, and compared with the row's answers. generate: generated, and
+    judged after normalising, or by reasoning_gym's scorer. loss: mean negative log-likelihood of the assistant's
+    tokens; rows that have none within ``max_length`` are left out and counted.
     """
     path = Path(model)
     network, tokenizer = load_model(path, trust_remote_code), load_tokenizer(path, trust_remote_code)
@@ -70,12 +75,17 @@ def evaluate(
     with torch.inference_mode(), kept_memory():
         for name, task in tasks.items():
             scores[name] = _score(network, tokenizer, task, max_length, progress)
+            if not scores[name].items:
+                raise CpiftError(f"tasks.{name}: no evaluation row has a token to score; raise training.max_length")
     return scores
 
 
 def _is_forced(task: EvalTask) -> bool:
     """Does one teacher-forced forward tell, without generating?"""
-    return task.metric == "loss" or (task.metric == "exact_match" and all(answer_is_text(r) for r in task.rows))
+    if task.metric == "loss":
+        return True
+    # A pattern takes the answer out of what is generated; one of several answers may be generated in place of another.
+    return task.metric == "exact_match" and not task.pattern and all(answer_is_text(row) for row in task.rows)
 
 
 def _score(
@@ -115,9 +125,10 @@ def _teacher_forced(
         progress(len(batch))
     if task.metric == "exact_match":
         return Score(task.metric, sum(items) / len(items), items, tokens)
-    total = sum(tokens)
-    mean = sum(i * t for i, t in zip(items, tokens, strict=True)) / total if total else float("nan")
-    return Score(task.metric, mean, items, tokens)
+    kept = [i for i, count in enumerate(tokens) if count]
+    items, tokens, rows = [items[i] for i in kept], [tokens[i] for i in kept], len(items)
+    mean = sum(i * t for i, t in zip(items, tokens, strict=True)) / sum(tokens) if kept else float("nan")
+    return Score(task.metric, mean, items, tokens, rows - len(kept))
 
 
 def _to_end_of_turn(encoded: Encoded, end: int | None) -> Encoded:
@@ -200,33 +211,18 @@ def generate(
 
 
 def _judge(task: EvalTask) -> Callable[[str, Row], float]:
+    pattern = re.compile(task.pattern) if task.pattern else None
     if task.generator is not None and task.metric == "generate":
         import reasoning_gym
 
         scorer = reasoning_gym.get_score_answer_fn(task.generator)
-        return lambda text, row: float(scorer(text.strip(), row["entry"]))
-    pattern = re.compile(task.pattern) if task.pattern else None
 
-    def judge(text: str, row: Row) -> float:
-        return float(normalise(extract(text, pattern)) == normalise(str(row["answer"])))
+        def judge_generated(text: str, row: Row) -> float:
+            answer = extract(text, pattern)
+            return 0.0 if answer is None else float(scorer(answer.strip(), row["entry"]))
 
-    return judge
-
-
-def extract(text: str, pattern: re.Pattern[str] | None) -> str:
-    """The first group of the last match, or the whole match; the text itself without a pattern; "" without a match."""
-    if pattern is None:
-        return text
-    found = list(pattern.finditer(text))
-    if not found:
-        return ""
-    return found[-1].group(1) if pattern.groups else found[-1].group(0)
-
-
-def normalise(text: str) -> str:
-    """Case, white space, a full stop at the end and separators within numbers do not count."""
-    text = " ".join(text.split()).casefold().rstrip(".").strip()
-    return re.sub(r"(?<=\d),(?=\d{3})", "", text)
+        return judge_generated
+    return lambda text, row: float(is_right(text, row, pattern))
 
 
 def measure_scoring(
