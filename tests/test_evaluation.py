@@ -10,8 +10,9 @@ import tiny
 import torch
 
 from cpift import evaluation
+from cpift.data.answers import extract, normalise
 from cpift.encoding import IGNORED, encode
-from cpift.evaluation import EvalTask, evaluate, extract, generate, normalise
+from cpift.evaluation import EvalTask, evaluate, generate
 from cpift.models import load_model, load_tokenizer
 from cpift.scores import summary
 from cpift.training import fine_tune
@@ -134,7 +135,7 @@ def test_answers_that_are_part_of_the_text_are_generated_and_extracted(model: Pa
 def test_extraction_and_normalising() -> None:
     """The last match's group; nothing where nothing matches; case, space, full stop, thousands do not count."""
     assert extract("1 #### 2 #### 3", re.compile(r"#### (\d)")) == "3"
-    assert extract("none", re.compile(r"#### (\d)")) == ""
+    assert extract("none", re.compile(r"#### (\d)")) is None
     assert normalise("  The\nAnswer. ") == "the answer"
     assert normalise("1,234,567.") == "1234567"
     assert normalise("1, 2") == "1, 2"

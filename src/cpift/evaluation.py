@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from cpift.allocator import kept_memory
+from cpift.data.answers import extract, is_right, references
 from cpift.data.healing import GoOnWith, starts, text_of
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import answer_text, stop_ids, turn_of
 from cpift.encoding import IGNORED, Encoded, encode, encode_forced
+from cpift.errors import CpiftError
 from cpift.models import load_model, load_tokenizer
 from cpift.tasks import Row, answer_is_text
 
@@ -39,12 +41,14 @@ class Score:
     """A task's score. ``items``: one outcome a row, 1.0 right or 0.0 wrong, or for loss the mean loss of its tokens.
 
     score: mean of the items; for loss the mean over all tokens (nats). Higher is better but for loss.
+    left_out: rows of a loss score that have no token to score within max_length; they are not among the items.
     """
 
     metric: str
     score: float
     items: list[float]
     tokens: list[int]
+    left_out: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,8 +68,9 @@ def evaluate(
     exact_match: the greedy continuation equals the reference. Where the assistant's text is the answer, one
     teacher-forced forward is enough: every token to the end of the turn must be the argmax. Where the prompt alone
     has other tokens than the prompt with its answer, or reasoning may come first, the answer is generated and must be
-    the same text; so it is where the task's pattern extracts it. generate: generated, and judged after
-    normalising, or by reasoning_gym's scorer. loss: mean negative log-likelihood of the assistant's tokens.
+    the same text; where the task has a pattern, what it extracts is compared with the row's answers. generate:
+    generated, and judged after normalising, or by reasoning_gym's scorer. loss: mean negative log-likelihood of the
+    assistant's tokens; rows that have none within ``max_length`` are left out and counted.
     """
     path = Path(model)
     network, tokenizer = load_model(path, trust_remote_code), load_tokenizer(path, trust_remote_code, chat)
@@ -75,6 +80,8 @@ def evaluate(
     with torch.inference_mode(), kept_memory():
         for name, task in tasks.items():
             scores[name] = _score(network, tokenizer, task, max_length, progress)
+            if not scores[name].items:
+                raise CpiftError(f"tasks.{name}: no evaluation row has a token to score; raise training.max_length")
     return scores
 
 
@@ -82,7 +89,8 @@ def _forced_rows(network: Any, tokenizer: Any, task: EvalTask, max_length: int |
     """The rows where one teacher-forced forward gives the score of the task; None where it must be generated."""
     if task.metric == "loss":
         return [encode(row, tokenizer, max_length) for row in task.rows]
-    if task.metric != "exact_match" or not all(answer_is_text(row) for row in task.rows):
+    # A pattern takes the answer out of what is generated; one of several answers may be generated in place of another.
+    if task.metric != "exact_match" or task.pattern or not all(answer_is_text(row) for row in task.rows):
         return None
     ends = stop_ids(tokenizer, network)
     forced = [encode_forced(row, tokenizer, ends) for row in task.rows]
@@ -125,9 +133,10 @@ def _teacher_forced(
         progress(len(batch))
     if task.metric == "exact_match":
         return Score(task.metric, sum(items) / len(items), items, tokens)
-    total = sum(tokens)
-    mean = sum(i * t for i, t in zip(items, tokens, strict=True)) / total if total else float("nan")
-    return Score(task.metric, mean, items, tokens)
+    kept = [i for i, count in enumerate(tokens) if count]
+    items, tokens, rows = [items[i] for i in kept], [tokens[i] for i in kept], len(items)
+    mean = sum(i * t for i, t in zip(items, tokens, strict=True)) / sum(tokens) if kept else float("nan")
+    return Score(task.metric, mean, items, tokens, rows - len(kept))
 
 
 def _room(network: Any) -> int:
@@ -228,35 +237,20 @@ def _answer(ids: list[int], rest: str, row: Row, tokenizer: Any) -> str:
 
 
 def _judge(task: EvalTask) -> Callable[[str, Row], float]:
+    pattern = re.compile(task.pattern) if task.pattern else None
     if task.generator is not None and task.metric == "generate":
         import reasoning_gym
 
         scorer = reasoning_gym.get_score_answer_fn(task.generator)
-        return lambda text, row: float(scorer(text.strip(), row["entry"]))
-    pattern = re.compile(task.pattern) if task.pattern else None
+
+        def judge_generated(text: str, row: Row) -> float:
+            answer = extract(text, pattern)
+            return 0.0 if answer is None else float(scorer(answer.strip(), row["entry"]))
+
+        return judge_generated
     if task.metric == "exact_match" and pattern is None:  # as the teacher-forced forward judges: the text itself
-        return lambda text, row: float(text.strip() == str(row["answer"]).strip())
-
-    def judge(text: str, row: Row) -> float:
-        return float(normalise(extract(text, pattern)) == normalise(str(row["answer"])))
-
-    return judge
-
-
-def extract(text: str, pattern: re.Pattern[str] | None) -> str:
-    """The first group of the last match, or the whole match; the text itself without a pattern; "" without a match."""
-    if pattern is None:
-        return text
-    found = list(pattern.finditer(text))
-    if not found:
-        return ""
-    return found[-1].group(1) if pattern.groups else found[-1].group(0)
-
-
-def normalise(text: str) -> str:
-    """Case, white space, a full stop at the end and separators within numbers do not count."""
-    text = " ".join(text.split()).casefold().rstrip(".").strip()
-    return re.sub(r"(?<=\d),(?=\d{3})", "", text)
+        return lambda text, row: float(text.strip() in {reference.strip() for reference in references(row)})
+    return lambda text, row: float(is_right(text, row, pattern))
 
 
 def measure_scoring(

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cpift.checkpoint import open_checkpoint
+from cpift.completeness import check_complete, load_by_plain_names, refuse_incomplete, wrapped_weights
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import write_stop_ids
-from cpift.completeness import check_complete, load_by_plain_names, refuse_incomplete, wrapped_weights
 from cpift.errors import CpiftError
 
 
