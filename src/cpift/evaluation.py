@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cpift import accelerator
+from cpift.accelerator import frees_memory
 from cpift.allocator import kept_memory
+from cpift.batching import batches, forced_room, generation_room, in_batches
 from cpift.encoding import IGNORED, Encoded, encode, prompt_ids
+from cpift.errors import OutOfMemory, is_out_of_memory
 from cpift.models import load_model, load_tokenizer
 from cpift.tasks import Row, answer_is_text
 
-BATCH_LOGITS = 200_000_000  # padded tokens × vocabulary in a batch: 0.8 GB of logits in fp32
-GENERATED_ROWS = 8  # answers that are generated to time it
+TIMED_ROWS = 32  # answers that are generated on a processor to time it; elsewhere a batch
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,20 @@ class Score:
     """A task's score. ``items``: one outcome a row, 1.0 right or 0.0 wrong, or for loss the mean loss of its tokens.
 
     score: mean of the items; for loss the mean over all tokens (nats). Higher is better but for loss.
+    precision: ``fp32``, or ``bf16 autocast`` over fp32 weights.
     """
 
     metric: str
     score: float
     items: list[float]
     tokens: list[int]
+    precision: str = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+@frees_memory
 def evaluate(
     model: str | Path,
     tasks: Mapping[str, EvalTask],
@@ -55,21 +61,31 @@ def evaluate(
     progress: Callable[[int], None] = lambda rows: None,
     trust_remote_code: bool = False,
 ) -> dict[str, Score]:
-    """Score a checkpoint in fp32.
+    """Score a checkpoint: in fp32 on a processor, under bf16 autocast over fp32 weights on an accelerator that has it.
 
     exact_match: the greedy continuation equals the reference. Where the assistant's text is the answer, one
     teacher-forced forward tells: every token to the end of the turn must be the argmax. Elsewhere the
     answer is generated, extracted by the task's pattern, and compared. generate: generated, and judged after
     normalising, or by reasoning_gym's scorer. loss: mean negative log-likelihood of the assistant's tokens.
+
+    Raises:
+        OutOfMemory: names the task, the row's length and the device, where there is no memory for one row.
     """
     path = Path(model)
     network, tokenizer = load_model(path, trust_remote_code), load_tokenizer(path, trust_remote_code)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    network.to(device).eval()
+    accelerator.place(network)
     scores = {}
-    with torch.inference_mode(), kept_memory():
+    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast():
         for name, task in tasks.items():
-            scores[name] = _score(network, tokenizer, task, max_length, progress)
+            try:
+                score = _score(network, tokenizer, task, max_length, progress)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                text = error if isinstance(error, OutOfMemory) else f"out of memory on {accelerator.lacking(error)}"
+                shorter = "training.max_length" if _is_forced(task) else f"tasks.{name}.max_new_tokens"
+                raise OutOfMemory(f"{name}: {text}; leave out the longest rows, or lower {shorter}") from error
+            scores[name] = replace(score, precision=accelerator.scoring_precision())
     return scores
 
 
@@ -97,7 +113,8 @@ def _teacher_forced(
     if task.metric == "exact_match":
         encoded = [_to_end_of_turn(e, tokenizer.eos_token_id) for e in encoded]
     items, tokens = [0.0] * len(encoded), [0] * len(encoded)
-    for batch in _batches([len(e.input_ids) for e in encoded], _room(network)):
+
+    def work(batch: list[int]) -> None:
         ids, mask, labels = _padded([encoded[i] for i in batch], tokenizer.pad_token_id or 0, network.device)
         logits = network(input_ids=ids, attention_mask=mask).logits[:, :-1]
         target = labels[:, 1:]
@@ -106,13 +123,12 @@ def _teacher_forced(
             right = ((logits.argmax(-1) == target) | ~counted).all(-1) & counted.any(-1)
             values = right.double()
         else:
-            losses = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2).float(), target, ignore_index=IGNORED, reduction="none"
-            )
-            values = losses.double().sum(-1) / counted.sum(-1).clamp(min=1)
+            values = torch.stack([_mean_loss(*row) for row in zip(logits, target, counted, strict=True)])
         for row, value, count in zip(batch, values.tolist(), counted.sum(-1).tolist(), strict=True):
             items[row], tokens[row] = value, count
         progress(len(batch))
+
+    in_batches([len(e.input_ids) for e in encoded], forced_room(network), work)
     if task.metric == "exact_match":
         return Score(task.metric, sum(items) / len(items), items, tokens)
     total = sum(tokens)
@@ -132,22 +148,10 @@ def _to_end_of_turn(encoded: Encoded, end: int | None) -> Encoded:
     return Encoded(encoded.input_ids[: stop + 1], kept[: stop + 1])
 
 
-def _room(network: Any) -> int:
-    """Padded tokens that a batch may have."""
-    return max(1, BATCH_LOGITS // int(network.get_output_embeddings().weight.shape[0]))
-
-
-def _batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Row numbers, rows of like length together, at most ``limit`` padded tokens in a batch."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    batch: list[int] = []
-    for i in order:
-        if batch and lengths[i] * (len(batch) + 1) > limit:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+def _mean_loss(logits: torch.Tensor, target: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Of one row's counted tokens; only these logits are made fp32. 0 where none is counted."""
+    losses = torch.nn.functional.cross_entropy(logits[counted].float(), target[counted], reduction="none")
+    return losses.double().sum() / counted.sum().clamp(min=1)
 
 
 def _padded(rows: list[Encoded], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -176,7 +180,8 @@ def generate(
     prompts = [prompt_ids(row, tokenizer) for row in rows]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     answers: list[tuple[str, int]] = [("", 0)] * len(rows)
-    for batch in _batches([len(p) + max_new_tokens for p in prompts], _room(network)):
+
+    def work(batch: list[int]) -> None:
         width = max(len(prompts[i]) for i in batch)
         ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in batch]).to(network.device)
         mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]).to(network.device)
@@ -196,6 +201,8 @@ def generate(
             stop = new.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in new else len(new)
             answers[i] = tokenizer.decode(new[:stop], skip_special_tokens=True), stop
         progress(len(batch))
+
+    in_batches([len(p) for p in prompts], generation_room(network, max_new_tokens), work)
     return answers
 
 
@@ -229,19 +236,19 @@ def normalise(text: str) -> str:
     return re.sub(r"(?<=\d),(?=\d{3})", "", text)
 
 
+@frees_memory
 def measure_scoring(
     model: Path, tasks: Mapping[str, EvalTask], max_length: int | None, trust_remote_code: bool = False
 ) -> tuple[float, dict[str, float]]:
     """Seconds that a model takes to load, and seconds a row of each task, timed on a batch of its rows."""
     began = time.perf_counter()
     network, tokenizer = load_model(model, trust_remote_code), load_tokenizer(model, trust_remote_code)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    network.to(device).eval()
+    accelerator.place(network)
     loaded = time.perf_counter() - began
     found: dict[str, float] = {}
-    with torch.inference_mode(), kept_memory():
+    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast():
         for name, task in tasks.items():
-            rows = _a_batch(task, tokenizer, _room(network)) if _is_forced(task) else task.rows[:GENERATED_ROWS]
+            rows = _a_batch(task, tokenizer, network)
             some = replace(task, rows=rows)
             if not found:  # the first pass warms up
                 _score(network, tokenizer, replace(task, rows=rows[:2]), max_length)
@@ -251,11 +258,16 @@ def measure_scoring(
     return loaded, found
 
 
-def _a_batch(task: EvalTask, tokenizer: Any, room: int) -> Sequence[Row]:
-    """As many of the rows as fill a batch and a half, or all of them."""
-    tokens = 0
+def _a_batch(task: EvalTask, tokenizer: Any, network: Any) -> Sequence[Row]:
+    """As many of the rows as fill a batch, and a half more where one pass does; or all of them."""
+    if not _is_forced(task):
+        room = generation_room(network, task.max_new_tokens)
+        first = next(batches([len(prompt_ids(row, tokenizer)) for row in task.rows], room))
+        return task.rows[: len(first) if network.device.type != "cpu" else min(len(first), TIMED_ROWS)]
+    room = forced_room(network)
+    taken = 0
     for count, row in enumerate(task.rows, start=1):
-        tokens += len(encode(row, tokenizer).input_ids)
-        if tokens > room * 3 // 2:
+        taken += room.cost(len(encode(row, tokenizer).input_ids))
+        if taken > room.nbytes * 3 // 2:
             return task.rows[:count]
     return task.rows
