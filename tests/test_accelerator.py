@@ -23,6 +23,7 @@ from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.evaluation import EvalTask, evaluate
 from cpift.making import make
 from cpift.neutral import neutral_loss
+from cpift.outcome import mixed_precision
 from cpift.recipe import Recipe
 from cpift.region import Region
 from cpift.selection import identify
@@ -286,12 +287,12 @@ def test_peak_device_memory_is_recorded(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_scoring_on_a_device_is_under_bf16_autocast_and_on_record(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fp32 weights, bf16 products, each weight cast once; near the scores in fp32, and marked."""
+    """fp32 weights, bf16 products; near the scores in fp32, and marked as what they are."""
     tasks = {"t": EvalTask(tiny.rows("first", 6, 0), "loss"), "g": EvalTask(tiny.rows("first", 3, 0), "generate")}
     plain, text = evaluate(base, tasks), neutral_loss(base)
     assert {score.precision for score in plain.values()} == {text["precision"]} == {"fp32"}
     monkeypatch.setattr(accelerator, "scoring_precision", lambda: "bf16 autocast")
-    monkeypatch.setattr(accelerator, "scoring_autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(accelerator, "scoring_autocast", lambda network: torch.autocast("cpu", torch.bfloat16))
     kinds: set[torch.dtype] = set()
     loss = evaluation._mean_loss
     monkeypatch.setattr(evaluation, "_mean_loss", lambda logits, *rest: kinds.add(logits.dtype) or loss(logits, *rest))
@@ -302,6 +303,17 @@ def test_scoring_on_a_device_is_under_bf16_autocast_and_on_record(base: Path, mo
     assert half["t"].items == pytest.approx(plain["t"].items, rel=0.01)
     assert half_text["loss"] == pytest.approx(text["loss"], rel=0.01)
     assert half["t"].to_dict()["precision"] == "bf16 autocast"
+
+
+def test_cast_weights_are_kept_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half as much memory again, if it is less than half of what is free."""
+    network = torch.nn.Linear(100, 100, bias=False)
+    monkeypatch.setattr(accelerator, "scoring_precision", lambda: "bf16 autocast")
+    for free, keeps in ((40_001, True), (40_000, False)):
+        monkeypatch.setattr(accelerator, "available", lambda free=free: free)
+        with accelerator.scoring_autocast(network):
+            assert torch.is_autocast_enabled("cpu")
+            assert torch.is_autocast_cache_enabled() == keeps
 
 
 def test_the_precision_of_scoring_hangs_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,3 +346,12 @@ def test_a_model_too_large_for_the_device_is_one_line(base: Path, monkeypatch: p
     for score in (lambda: evaluate(base, {}), lambda: neutral_loss(base)):
         with pytest.raises(OutOfMemory, match=r"the model's weights alone take 0\.0 GiB"):
             score()
+
+
+def test_scores_of_two_precisions_are_not_set_side_by_side_in_silence() -> None:
+    """A score without the mark is an older one, in fp32."""
+    old, new = {"score": 1.0}, {"score": 1.0, "precision": "bf16 autocast"}
+    assert mixed_precision({"base": {"a": old, "b": {**old, "precision": "fp32"}}}) == ""
+    assert mixed_precision({"base": {"a": new}, "fused": {"a": new}}) == ""
+    text = mixed_precision({"base": {"a": old, "b": old}, "fused": {"a": new, "b": old}})
+    assert text.startswith("scores were made in bf16 autocast for fused/a, in fp32 for the rest")

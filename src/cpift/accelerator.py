@@ -42,11 +42,15 @@ def scoring_precision() -> str:
     return "bf16 autocast" if device().type != "cpu" and bf16_helps() else "fp32"
 
 
-def scoring_autocast() -> AbstractContextManager[Any]:
-    """The context of :func:`scoring_precision`. Within one such context each weight is cast once."""
+def scoring_autocast(network: Any) -> AbstractContextManager[Any]:
+    """The context of :func:`scoring_precision` for a model on its device.
+
+    Each weight is cast once and kept, half as much memory again; each time anew where that would crowd the batches out.
+    """
     if scoring_precision() == "fp32":
         return nullcontext()
-    return torch.autocast(device().type, torch.bfloat16)
+    copies, free = 2 * sum(parameter.numel() for parameter in network.parameters()), available()
+    return torch.autocast(device().type, torch.bfloat16, cache_enabled=free is None or 2 * copies < free)
 
 
 def describe() -> str:

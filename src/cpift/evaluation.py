@@ -75,7 +75,7 @@ def evaluate(
     network, tokenizer = load_model(path, trust_remote_code), load_tokenizer(path, trust_remote_code)
     accelerator.place(network)
     scores = {}
-    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast():
+    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network):
         for name, task in tasks.items():
             try:
                 score = _score(network, tokenizer, task, max_length, progress)
@@ -246,7 +246,7 @@ def measure_scoring(
     accelerator.place(network)
     loaded = time.perf_counter() - began
     found: dict[str, float] = {}
-    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast():
+    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network):
         for name, task in tasks.items():
             rows = _a_batch(task, tokenizer, network)
             some = replace(task, rows=rows)

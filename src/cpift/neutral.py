@@ -44,7 +44,7 @@ def _neutral_loss(path: Path, trust_remote_code: bool) -> dict[str, Any]:
     accelerator.place(network)
     window = min(WINDOW, int(getattr(network.config, "max_position_embeddings", None) or WINDOW))
     items, tokens = [], []
-    with torch.inference_mode(), accelerator.scoring_autocast():
+    with torch.inference_mode(), accelerator.scoring_autocast(network):
         for paragraph in text().split("\n\n"):
             ids = torch.tensor([tokenizer(paragraph.strip())["input_ids"]], device=network.device)
             total = count = 0.0
