@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from cpift import evaluation
+from cpift import batching
 from cpift.data.answers import extract, normalise
 from cpift.encoding import IGNORED, encode
 from cpift.evaluation import EvalTask, evaluate, generate
@@ -92,7 +92,8 @@ def test_batches_change_no_outcome(model: Path, monkeypatch: pytest.MonkeyPatch)
         "loss": EvalTask(rows, "loss"),
     }
     together = evaluate(model, tasks)
-    monkeypatch.setattr(evaluation, "BATCH_LOGITS", 1)
+    monkeypatch.setattr(batching, "LOGITS", 1)
+    monkeypatch.setattr(batching, "CACHE", 1)
     alone = evaluate(model, tasks)
     assert alone["match"].items == together["match"].items
     assert (alone["made"].items, alone["made"].tokens) == (together["made"].items, together["made"].tokens)

@@ -40,6 +40,12 @@ def locate(model: str) -> Path:
 
 def convert_gguf(file: Path, out: Path) -> None:
     """Write a GGUF file as a plain fp32 checkpoint with its tokenizer and chat template."""
+    from cpift.accelerator import frees_memory
+
+    frees_memory(_convert_gguf)(file, out)
+
+
+def _convert_gguf(file: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
