@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,8 +50,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[s
             (place / f"{task}.{part}.jsonl").rename(place / "data" / task / f"{part}.jsonl")
     given = ("--model", place / "base", "--data", place / "data")
     calls = [
-        start(place / "a", "--budget", 300, "--steps", "machine", "freeze", "run-tiny", "merge"),
-        start(place / "b", "--budget", 300, *given, "--steps", "run-real", "training", "scoring", "tests"),
+        start(place / "a", "--budget", 400, "--steps", "machine", "freeze", "run-tiny", "merge"),
+        start(place / "b", "--budget", 400, *given, "--steps", "run-real", "training", "scoring", "tests"),
     ]
     printed = [call.communicate()[0] for call in calls]
     assert [call.returncode for call in calls] == [0, 0], "\n".join(printed)
@@ -188,6 +189,14 @@ def test_arguments_that_cannot_be_used_are_refused(
         first_contact.main(arguments)
     assert stop.value.code == 2
     assert reason in capsys.readouterr().err
+
+
+def test_the_page_names_each_step_and_its_part_of_the_budget() -> None:
+    """docs/gpu.md has the steps in their order, with the shares that the script gives them."""
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    total = sum(plan.share for plan in first_contact.STEPS)
+    expected = [(plan.name, f"{plan.share / total:.0%}".replace("%", " %")) for plan in first_contact.STEPS]
+    assert re.findall(r"^\| `([\w-]+)` \| (\d+ %) \|", page, re.M) == expected
 
 
 def test_no_cell_breaks_the_table() -> None:
