@@ -1,7 +1,8 @@
 """freeze() on the device: do frozen elements keep every bit, and what share of a step does it take?
 
-Needs only torch and cpift.freeze. A transformer of SmolLM2-135M's size in plain torch, bf16 autocast, gradient clipping. For each
-optimizer and share of frozen elements: steps without and with freezing in turn, then two steps of two accumulated passes each.
+Needs only torch and cpift.freeze. A transformer of SmolLM2-135M's size in plain torch, bf16 autocast, gradient
+clipping. For each optimizer and share of frozen elements: steps without and with freezing in turn, then two steps of
+two accumulated passes each.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Runs steps one after the other, each a process with a time limit of its own, and keeps what they measured.
 
-The limits add up to the budget at most. A step's limit is its share of what is left, so that time which one step leaves unused
-passes on to the later ones. A step that fails, is killed or takes too long leaves its last lines, and the next one runs.
+The limits add up to the budget at most. A step's limit is its share of what is left, so that time which one step
+leaves unused passes on to the later ones. A step that fails, is killed or takes too long leaves its last lines, and the
+next one runs.
 """
 
 from __future__ import annotations

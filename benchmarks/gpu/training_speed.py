@@ -154,7 +154,13 @@ def _compare(step: Step, trial: Trial, batch: int, step_seconds: float, start: f
         if number and time.monotonic() + 2 * (start + steps * step_seconds) > until:
             break
         for way, train in ways.items():
-            found[way].append(train(batch, steps))
+            try:
+                found[way].append(train(batch, steps))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                step.record.leave_out(f"batch {batch}: cpift beside TRL alone", f"{way}: out of memory")
+                return
     speeds = {way: statistics.median(s.tokens_per_second for s in some) for way, some in found.items()}
     for way, some in found.items():
         note = f"step {some[-1].step_seconds * 1e3:.1f} ms; {len(some)} times {steps - WARM_UP} steps"
