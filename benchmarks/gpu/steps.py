@@ -160,7 +160,8 @@ def _read_result(outcome: Outcome, file: Path) -> None:
     if data["skipped"] and outcome.state == "done":
         outcome.state, outcome.reason = "skipped", data["skipped"]
     if outcome.faults and outcome.failed:
-        outcome.reason = "; ".join(outcome.faults)
+        more = f"; and {len(outcome.faults) - 1} more" if len(outcome.faults) > 1 else ""
+        outcome.reason = outcome.faults[0] + more
 
 
 def _last_lines(log: Path, start: int) -> list[str]:
