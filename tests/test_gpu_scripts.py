@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,8 +50,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[s
             (place / f"{task}.{part}.jsonl").rename(place / "data" / task / f"{part}.jsonl")
     given = ("--model", place / "base", "--data", place / "data")
     calls = [
-        start(place / "a", "--budget", 300, "--steps", "machine", "freeze", "run-tiny", "merge"),
-        start(place / "b", "--budget", 300, *given, "--steps", "run-real", "training", "scoring", "tests"),
+        start(place / "a", "--budget", 400, "--steps", "machine", "freeze", "run-tiny", "merge"),
+        start(place / "b", "--budget", 400, *given, "--steps", "run-real", "training", "scoring", "tests"),
     ]
     printed = [call.communicate()[0] for call in calls]
     assert [call.returncode for call in calls] == [0, 0], "\n".join(printed)
@@ -107,15 +108,15 @@ def test_each_step_can_fail_and_the_others_run(tmp_path: Path) -> None:
 
 def test_a_step_that_hangs_is_ended_at_its_limit_and_its_time_is_not_the_next_one_s(tmp_path: Path) -> None:
     """The time limit of one step; what it had measured stays, and where it was is in its last lines."""
-    plans = [StepPlan("merge", "merge_speed.py", 1, ""), StepPlan("run-real", "whole_run.py", 9, "", ("--real",))]
+    plans = [StepPlan("merge", "merge_speed.py", 1, ""), StepPlan("run-real", "whole_run.py", 4, "", ("--real",))]
     seen: list[list[str]] = []
     outcomes = run_steps(
         plans, 15, tmp_path, tmp_path / "log", common=["--tiny"], broken={"merge": "hang"},
         after=lambda so_far: seen.append([outcome.state for outcome in so_far]),
     )  # fmt: skip
     assert seen == [["timed out"], ["timed out", "skipped"]]
-    assert outcomes[0].limit == pytest.approx(1.5, abs=0.1)
-    assert outcomes[0].seconds < 4
+    assert outcomes[0].limit == pytest.approx(3, abs=0.1)
+    assert outcomes[0].seconds < 6
     assert any("fail_on_purpose" in line for line in outcomes[0].last_lines)
     assert outcomes[1].reason == "needs --model, which was not given"
 
@@ -143,8 +144,14 @@ def test_what_a_killed_step_had_measured_is_kept(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("on_the_path")
 def test_a_wrong_result_is_a_failure(tmp_path: Path) -> None:
     """A step that ran to its end and found frozen elements changed did not succeed."""
-    (outcome,) = run_steps([scripted(tmp_path, "step.record.fault('2 bits')")], 20, tmp_path, tmp_path / "log")
-    assert (outcome.state, outcome.reason, outcome.last_lines) == ("failed", "2 bits", ["wrong: 2 bits"])
+    (outcome,) = run_steps(
+        [scripted(tmp_path, "step.record.fault('2 bits'); step.record.fault('rank')")], 20, tmp_path, tmp_path / "log"
+    )
+    assert (outcome.state, outcome.reason, outcome.last_lines) == (
+        "failed",
+        "2 bits; and 1 more",
+        ["wrong: 2 bits", "wrong: rank"],
+    )
 
 
 @pytest.mark.usefixtures("on_the_path")
@@ -188,6 +195,14 @@ def test_arguments_that_cannot_be_used_are_refused(
         first_contact.main(arguments)
     assert stop.value.code == 2
     assert reason in capsys.readouterr().err
+
+
+def test_the_page_names_each_step_and_its_part_of_the_budget() -> None:
+    """docs/gpu.md has the steps in their order, with the shares that the script gives them."""
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    total = sum(plan.share for plan in first_contact.STEPS)
+    expected = [(plan.name, f"{plan.share / total:.0%}".replace("%", " %")) for plan in first_contact.STEPS]
+    assert re.findall(r"^\| `([\w-]+)` \| (\d+ %) \|", page, re.M) == expected
 
 
 def test_no_cell_breaks_the_table() -> None:

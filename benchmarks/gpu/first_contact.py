@@ -25,7 +25,7 @@ from steps import ROOT, Outcome, StepPlan, run_steps, table, write_results
 STEPS = (
     StepPlan("machine", "machine.py", 12, "card, driver, versions, which libraries import"),
     StepPlan("freeze", "freeze_on_device.py", 20, "frozen bits and the time of freezing, by optimizer and share"),
-    StepPlan("run-tiny", "whole_run.py", 12, "cpift run on a tiny model, all stages"),
+    StepPlan("run-tiny", "whole_run.py", 16, "cpift run on a tiny model, all stages"),
     StepPlan("run-real", "whole_run.py", 25, "the same on the model and sets that are given", ("--real",)),
     StepPlan("training", "training_speed.py", 20, "tokens/s of a probe beside TRL alone, at two batch sizes"),
     StepPlan("scoring", "scoring_speed.py", 10, "rows/s, teacher-forced and generated"),

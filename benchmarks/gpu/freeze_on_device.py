@@ -1,7 +1,8 @@
 """freeze() on the device: do frozen elements keep every bit, and what share of a step does it take?
 
-Needs only torch and cpift.freeze. A transformer of SmolLM2-135M's size in plain torch, bf16 autocast, gradient clipping. For each
-optimizer and share of frozen elements: steps without and with freezing in turn, then two steps of two accumulated passes each.
+Needs only torch and cpift.freeze. A transformer of SmolLM2-135M's size in plain torch, bf16 autocast, gradient
+clipping. For each optimizer and share of frozen elements: steps without and with freezing in turn, then two steps of
+two accumulated passes each.
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ def _case(step: Step, what: str, loop: Loop, held: Any, seconds: float) -> None:
         frozen, free, extra = frozen + changed, free + moved, max(extra, more)
         without += plain
         shares.append(statistics.median(slowed) / statistics.median(plain) - 1)
-    note = f"step {statistics.median(without) * 1e3:.2f} ms without; {len(shares)} rounds, {min(shares):+.1%} to {max(shares):+.1%}"
+    note = f"step {statistics.median(without) * 1e3:.2f} ms without; rounds {len(shares)}, {min(shares):+.1%} to {max(shares):+.1%}"
     if extra:
         note += f"; {extra / held.count:.1f} bytes a frozen element"
     step.record.add(what, 100 * statistics.median(shares), "% of a step", note)

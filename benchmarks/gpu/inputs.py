@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from step import Skip, Step
+from step import Skip, Step, need
 
 Row = dict[str, Any]
 # SmolLM2-135M's shape, with the tiny tokenizer's words at the front of its vocabulary.
@@ -41,7 +41,13 @@ def model_name(step: Step) -> str:
     return "the tests' tiny model" if step.tiny else "a random model of SmolLM2-135M's shape"
 
 
+def model_needs(step: Step) -> list[str]:
+    """Libraries that the given model needs beyond the others."""
+    return ["gguf"] if step.model is not None and step.model.suffix == ".gguf" else []
+
+
 def _convert(file: Path, out: Path) -> None:
+    need("gguf")
     from cpift.models import convert_gguf
 
     convert_gguf(file, out)

@@ -111,6 +111,9 @@ def _library(step: Step, requirement: str) -> None:
 
     need = Requirement(requirement)
     version = _version(need.name)
+    notes = []
+    if version and not need.specifier.contains(version, prereleases=True):
+        notes.append(f"not {need.specifier}, as pyproject.toml asks for")
     began = time.perf_counter()
     try:
         module = importlib.import_module(MODULES.get(need.name, need.name))
@@ -118,16 +121,13 @@ def _library(step: Step, requirement: str) -> None:
         if part:
             getattr(module, part)
     except Exception as error:  # a library that does not fit the others may raise anything
-        step.record.add(need.name, version or "missing", note=f"does not import: {one_line(error)}")
+        notes.append(f"does not import: {one_line(error)}")
+        step.record.add(need.name, version or "missing", note="; ".join(notes))
         return
-    version = version or str(getattr(module, "__version__", "of unknown version"))
-    notes = []
-    if version[0].isdigit() and not need.specifier.contains(version, prereleases=True):
-        notes.append(f"not {need.specifier}, as pyproject.toml asks for")
     seconds = time.perf_counter() - began
     if seconds > 1:
         notes.append(f"imported in {seconds:.1f} s")
-    step.record.add(need.name, version, note="; ".join(notes))
+    step.record.add(need.name, version or "of unknown version", note="; ".join(notes))
 
 
 def _ours(step: Step) -> None:

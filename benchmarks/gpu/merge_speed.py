@@ -1,4 +1,4 @@
-"""identify and fuse on checkpoints of 0.4B and 1.1B parameters, made here, by 1, 2, 4, 8 and 16 threads as far as cores go."""
+"""identify and fuse on checkpoints of 0.4B and 1.1B parameters, made here, by 1 to 16 threads as far as cores go."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The project's own tests of freezing, selection and fusion, on this machine's processor and its versions of the libraries."""
+"""The project's own tests of freezing, selection and fusion, with this machine's processor and library versions."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ def work(step: Step) -> None:
     need("pytest", "numba", "xxhash", "transformers", "safetensors")
     import pytest
 
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # of whatever else is installed there
     files = sorted(file for pattern in PATTERNS for file in (ROOT / "tests").rglob(pattern))
     settings = step.scratch / "pytest.ini"  # the project's own settings want plug-ins that may not be here
     settings.write_text("[pytest]\nmarkers =\n    real: needs a model\n    deepspeed: needs DeepSpeed\n")

@@ -1,7 +1,8 @@
 """What every step of a GPU script shares: its options, its clock, the reasons to leave something out.
 
-A step is a module with ``run(STEP, lambda step: …)`` under ``__main__``. It is started as a process of its own, may import only the
-standard library at its top, and asks for the rest by :func:`need`, so that a missing library costs one step.
+A step is a module that ends with ``run(work)`` under ``__main__``, started as a process of its own. At its top it
+imports the standard library and at most torch. It asks for the rest by :func:`need`, so that a missing library costs
+one step and is named.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Step:
 
 
 def run(work: Callable[[Step], None]) -> None:
-    """Do the step, as its process. Exit code 1 where it found something wrong; an exception ends it with its traceback."""
+    """Do the step, as its process. Exit code 1: it found something wrong, or an exception ended it."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--out", type=Path, required=True, help="file for what is measured")
     parser.add_argument("--scratch", type=Path, required=True)

@@ -1,7 +1,8 @@
 """Runs steps one after the other, each a process with a time limit of its own, and keeps what they measured.
 
-The limits add up to the budget at most. A step's limit is its share of what is left, so that time which one step leaves unused
-passes on to the later ones. A step that fails, is killed or takes too long leaves its last lines, and the next one runs.
+The limits add up to the budget at most. A step's limit is its share of what is left, so that time which one step
+leaves unused passes on to the later ones. A step that fails, is killed or takes too long leaves its last lines, and the
+next one runs.
 """
 
 from __future__ import annotations
@@ -159,7 +160,8 @@ def _read_result(outcome: Outcome, file: Path) -> None:
     if data["skipped"] and outcome.state == "done":
         outcome.state, outcome.reason = "skipped", data["skipped"]
     if outcome.faults and outcome.failed:
-        outcome.reason = "; ".join(outcome.faults)
+        more = f"; and {len(outcome.faults) - 1} more" if len(outcome.faults) > 1 else ""
+        outcome.reason = outcome.faults[0] + more
 
 
 def _last_lines(log: Path, start: int) -> list[str]:

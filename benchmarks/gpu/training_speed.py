@@ -110,8 +110,11 @@ class Trial:
             def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
                 watch(state.global_step, int(state.num_input_tokens_seen))
 
+        # A key that this version does not know is one that cpift has another name for; both names are off.
+        defaults = {key: value for key, value in DEFAULTS.items() if key in SFTConfig.__dataclass_fields__}
+        defaults |= {"gradient_checkpointing": False} if len(defaults) < len(DEFAULTS) else {}
         config = SFTConfig(
-            **{**DEFAULTS, **self.settings(batch)}, output_dir=str(self._out), max_steps=steps, seed=0, data_seed=0,
+            **{**defaults, **self.settings(batch)}, output_dir=str(self._out), max_steps=steps, seed=0, data_seed=0,
             disable_tqdm=True, dataset_kwargs={"skip_prepare_dataset": True},
         )  # fmt: skip
         data = Dataset.from_list([{"input_ids": r.input_ids, "labels": r.labels} for r in self.take(batch, steps)])
@@ -154,7 +157,13 @@ def _compare(step: Step, trial: Trial, batch: int, step_seconds: float, start: f
         if number and time.monotonic() + 2 * (start + steps * step_seconds) > until:
             break
         for way, train in ways.items():
-            found[way].append(train(batch, steps))
+            try:
+                found[way].append(train(batch, steps))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                step.record.leave_out(f"batch {batch}: cpift beside TRL alone", f"{way}: out of memory")
+                return
     speeds = {way: statistics.median(s.tokens_per_second for s in some) for way, some in found.items()}
     for way, some in found.items():
         note = f"step {some[-1].step_seconds * 1e3:.1f} ms; {len(some)} times {steps - WARM_UP} steps"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inputs import Row, read_rows, set_names
+from inputs import Row, model_needs, read_rows, set_names
 from step import Skip, Step, allocated, device, is_cuda, need, peak, release, reset_peak, run
 
 NEEDS = (
@@ -29,6 +29,7 @@ NEEDS = (
     "cpift:FreezeCallback",
 )
 ROWS = (200, 50)  # of a set: to train on, to score
+ONE_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # so small a model gains nothing from threads
 ABOVE_FLOOR = 64 * 2**20  # bytes that libraries keep for themselves
 
 
@@ -48,7 +49,7 @@ def work(step: Step, real: bool) -> None:
         raise Skip("needs --model, which was not given")
     if real:
         set_names(step)
-    need(*NEEDS)
+    need(*NEEDS, *model_needs(step))
     from cpift import Recipe
 
     place = step.scratch / ("run-real" if real else "run-tiny")
@@ -170,7 +171,7 @@ def _beside_cpu(step: Step, file: Path, out: Path, scores: Mapping[str, Any]) ->
     command = [sys.executable, "-m", "cpift.cli", "run", str(file), "--out", str(out)]
     try:
         done = subprocess.run(
-            command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, timeout=max(step.left(), 1.0),
+            command, env={**os.environ, **ONE_CPU}, timeout=max(step.left(), 1.0),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired:
