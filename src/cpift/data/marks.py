@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cpift.data.templates import Conversation, Message, render, render_marked, training_template
-from cpift.data.turns import REASONING_KEYS, turn_of
+from cpift.data.turns import REASONING_KEYS, common_length, turn_of
 from cpift.errors import CpiftError
 
 OTHER_CONTEXT = (
@@ -88,8 +87,8 @@ def mark_completion(conversation: Conversation, tokenizer: Any) -> Marked:
     prompt = render(asked, tokenizer, add_generation_prompt=True)
     start = len(prompt)
     if not text.startswith(prompt):
-        start = len(os.path.commonprefix([text, prompt]))
-        if start < len(os.path.commonprefix([render(asked, tokenizer), prompt])):
+        start = common_length(text, prompt)
+        if start < common_length(render(asked, tokenizer), prompt):
             raise CpiftError("the chat template renders the prompt in another way once it is answered; " + _ADVICE)
     span = (start, len(text))
     notes = check_content(conversation, text, {len(conversation.messages) - 1: [span]})
@@ -128,10 +127,10 @@ def _by_beginnings(conversation: Conversation, i: int, text: str, tokenizer: Any
         before = render(asked, tokenizer, add_generation_prompt=True)
         start = len(before)
         if not text.startswith(before):  # a generation prompt that a rendered turn does not have
-            start = len(os.path.commonprefix([text, before]))
+            start = common_length(text, before)
             at = text.find(content, start - 1) if content else -1
             start = at if 0 <= at < start else start
-            if start < len(os.path.commonprefix([render(asked, tokenizer), before])):
+            if start < common_length(render(asked, tokenizer), before):
                 raise CpiftError(_REWRITES)
     if i == len(messages) - 1:
         return start, len(text)
@@ -148,12 +147,6 @@ def _common_end(text: str, after: str, tokens: Tokens) -> int:
     others, _ = tokens(after)
     shared = common_length(ids, others)
     return places[shared - 1][1] if shared else 0
-
-
-def common_length(ids: list[int], others: list[int]) -> int:
-    """Number of leading ids that both have."""
-    pairs = enumerate(zip(ids, others, strict=False))
-    return next((i for i, (one, other) in pairs if one != other), min(len(ids), len(others)))
 
 
 def _opening(conversation: Conversation, text: str, tokenizer: Any) -> int:
