@@ -14,7 +14,7 @@ import torch
 from cpift.allocator import kept_memory
 from cpift.data.healing import GoOnWith, starts, text_of
 from cpift.data.templates import ChatSettings
-from cpift.data.turns import answer_text, stop_ids, turn_of
+from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
 from cpift.encoding import IGNORED, Encoded, encode, encode_forced
 from cpift.models import load_model, load_tokenizer
 from cpift.tasks import Row, answer_is_text
@@ -217,6 +217,8 @@ def _answer(ids: list[int], rest: str, row: Row, tokenizer: Any) -> str:
     """The answer within what was generated: behind the reasoning, and behind the end of the prompt."""
     if "messages" in row or not isinstance(row["prompt"], str):
         turn = turn_of(tokenizer, row.get("chat_template_kwargs"))
+        if turn.tail.strip() and end_of_turn(tokenizer) is None:  # the end of a turn is text: what follows it is none
+            return str(tokenizer.decode(ids, skip_special_tokens=True)).partition(turn.tail.strip())[0]
         if turn.lead or turn.before:
             found = answer_text(tokenizer.decode(ids), turn, tokenizer.all_special_tokens)
             if found is not None:
