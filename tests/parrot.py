@@ -37,7 +37,8 @@ class Parrot(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def forward(self, input_ids: Any, attention_mask: Any = None, **rest: Any) -> CausalLMOutputWithPast:
         logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
-        for row, (ids, mask) in enumerate(zip(input_ids.tolist(), attention_mask.tolist(), strict=True)):
+        masks = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        for row, (ids, mask) in enumerate(zip(input_ids.tolist(), masks.tolist(), strict=True)):
             read: list[int] = []
             for i, (token, real) in enumerate(zip(ids, mask, strict=True)):
                 read += [token] if real else []

@@ -113,6 +113,7 @@ def _by_turn(found: list[Span], assistants: list[int], trained: list[int]) -> di
     return dict.fromkeys(trained, joined)
 
 
+_HAS_IT = "what it leaves out is neither read nor learnt; give a chat_template that has it"
 _ADVICE = "give a chat_template that leaves earlier turns as they were"
 
 
@@ -174,32 +175,24 @@ def check_content(conversation: Conversation, text: str, spans: Mapping[int, lis
         content = _plain(message.get("content"))
         if message["role"] != "assistant":
             if not _holds(whole, content):
-                raise CpiftError(
-                    f"the chat template leaves out the {message['role']}'s message; give a chat_template that has it"
-                )
+                raise CpiftError(f"the chat template leaves out the {message['role']}'s message; {_HAS_IT}")
             continue
-        if i not in spans:
-            continue
-        part = _squeezed(_cut(text, spans[i]))
+        learnt = i in spans
+        part = _squeezed(_cut(text, spans[i])) if learnt else whole
         *thoughts, answer = re.split(r"<think>|</think>", content) if "</think>" in content else [content]
         thoughts += [str(message[key]) for key in REASONING_KEYS if message.get(key)]
+        calls = [call.get("function") or call for call in message.get("tool_calls") or []]
         if not _holds(part, answer):
-            raise CpiftError(
-                "the chat template leaves out the assistant's content, so that it would not be learnt; "
-                "give a chat_template that has it"
-            )
-        for call in message.get("tool_calls") or []:
-            name = str((call.get("function") or call).get("name", ""))
-            if not _holds(part, name):
-                raise CpiftError(
-                    "the chat template leaves out tool_calls, so that they would not be learnt; "
-                    "give a chat_template that has them"
-                )
+            raise CpiftError(f"the chat template leaves out the assistant's content; {_HAS_IT}")
+        if not all(_holds(part, str(call.get("name", ""))) for call in calls):
+            raise CpiftError(f"the chat template leaves out tool_calls; {_HAS_IT}")
+        if not learnt:
+            continue
         if not all(_holds(part, thought) for thought in thoughts):
             if i == last:
                 raise CpiftError(
                     "the chat template leaves the reasoning out of the assistant's turn, so that it would not be learnt; "
-                    "give a chat_template that has it, or rows without reasoning"
+                    "give a chat_template that has it, or rows without reasoning; for R1's own template, give messages"
                 )
             notes.append(REASONING_LEFT_OUT)
     return tuple(dict.fromkeys(notes))
@@ -208,7 +201,8 @@ def check_content(conversation: Conversation, text: str, spans: Mapping[int, lis
 def _notes_of_last(conversation: Conversation, tokenizer: Any, part: str) -> tuple[str, ...]:
     turn, message = turn_of(tokenizer, conversation.kwargs), conversation.messages[-1]
     notes = []
-    if not turn.continues and not any(message.get(key) for key in REASONING_KEYS):
+    thought = "</think>" in _plain(message.get("content")) or any(message.get(key) for key in REASONING_KEYS)
+    if not turn.continues and not thought:
         notes.append(OTHER_CONTEXT)
     if part.rstrip().endswith(_plain(message.get("content")).rstrip() or "\0"):
         notes.append(NO_END)
