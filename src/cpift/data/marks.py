@@ -178,7 +178,7 @@ def check_content(conversation: Conversation, text: str, spans: Mapping[int, lis
                 raise CpiftError(f"the chat template leaves out the {message['role']}'s message; {_HAS_IT}")
             continue
         learnt = i in spans
-        part = _squeezed(_cut(text, spans[i])) if learnt else whole
+        part = _squeezed(_cut(text, spans[i])) if learnt else _squeezed(text[_end_of(text, conversation, i - 1) :])
         *thoughts, answer = re.split(r"<think>|</think>", content) if "</think>" in content else [content]
         thoughts += [str(message[key]) for key in REASONING_KEYS if message.get(key)]
         calls = [call.get("function") or call for call in message.get("tool_calls") or []]
@@ -219,6 +219,12 @@ def _holds(squeezed: str, content: str) -> bool:
     """Is the content there, as it is or as JSON writes it?"""
     written = (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
     return any(_squeezed(form) in squeezed for form in written)
+
+
+def _end_of(text: str, conversation: Conversation, i: int) -> int:
+    """About where message ``i`` ends: tools are described before it, and called behind it."""
+    content = _plain(conversation.messages[i].get("content")).strip() if i >= 0 else ""
+    return max(0, text.find(content)) if content else 0
 
 
 def _cut(text: str, spans: list[Span]) -> str:
