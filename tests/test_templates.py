@@ -76,7 +76,6 @@ REFUSED: dict[tuple[str, str], str] = {
 # and rows that the own template takes.
 BY_OWN_TEMPLATE: dict[tuple[str, str], str | None] = {
     **{("deepseekv3", kind): 'concatenate str .not "dict"' for kind in ("tool call", "tools")},
-    **{(name, "tools"): NO_TOOLS for name in ("phi3", "phi3_5")},
     ("gemma4_v5", "two turns of reasoning"): None,
 }
 KNOWN_TO_TRL = [n for n in TEMPLATES if not n.startswith("gemma4") and n not in ("llama3_1", "llama3_2")]

@@ -194,6 +194,16 @@ def test_reasoning_that_the_template_keeps_is_learnt() -> None:
     assert "reasoning of earlier turns" in notes_of(kept)[0]
 
 
+def test_arguments_that_are_text_are_rendered_as_objects_are_or_refused() -> None:
+    """OpenAI's rows have JSON text: Qwen 2.5's template would quote it once more, that of Qwen 3 takes it."""
+    function = {"name": "multiply", "arguments": '{"a": 6, "b": 7}'}
+    row = {"messages": [USER, {**CALL, "tool_calls": [{"type": "function", "function": function}]}], "tools": TOOLS}
+    with pytest.raises(CpiftError, match="quotes once more"):
+        encode(row, chat_templates.tokenizer("qwen2_5"))
+    words = chat_templates.tokenizer("qwen3")
+    assert encode(row, words) == encode({"messages": [USER, CALL], "tools": TOOLS}, words)
+
+
 def test_content_that_the_template_leaves_out_is_refused() -> None:
     """A model that learns nothing but the end of its turns would score 100 %."""
     words = chat_templates.tokenizer("{% for m in messages %}<|im_start|>{{ m.role }}\n<|im_end|>\n{% endfor %}")

@@ -186,6 +186,11 @@ def check_content(conversation: Conversation, text: str, spans: Mapping[int, lis
             raise CpiftError(f"the chat template leaves out the assistant's content; {_HAS_IT}")
         if not all(_holds(part, str(call.get("name", ""))) for call in calls):
             raise CpiftError(f"the chat template leaves out tool_calls; {_HAS_IT}")
+        for given in (call.get("arguments") for call in calls):
+            if isinstance(given, str) and '"' in given and _squeezed(json.dumps(given)) in part:
+                raise CpiftError(
+                    "the arguments of a tool call are text, which the chat template quotes once more; give an object"
+                )
         if not learnt:
             continue
         if not all(_holds(part, thought) for thought in thoughts):
