@@ -14,7 +14,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from trl.data_utils import prepare_multimodal_messages
 
 from cpift import evaluation
-from cpift.data.templates import takes_parts
+from cpift.data.templates import ChatSettings, takes_parts
 from cpift.data.turns import end_of_turn, turn_of
 from cpift.encoding import IGNORED, encode
 from cpift.errors import CpiftError
@@ -148,13 +148,19 @@ def test_completions_are_marked_as_trl_marks_them(name: str) -> None:
 ASKED = [("how many?", "forty two"), ("what colour?", "blue"), ("where to?", "six sevens"), ("again?", "no")]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_what_is_generated_is_what_is_scored(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+CLOSED = [name for name, text in TEMPLATES.items() if "enable_thinking" in text and not name.startswith("gemma4")]
+CLOSED.remove("diffusion_gemma")  # its variable is of the system message, not of the generation prompt
+
+
+@pytest.mark.parametrize(("name", "thinking"), [*((n, None) for n in TEMPLATES), *((n, False) for n in CLOSED)])
+def test_what_is_generated_is_what_is_scored(name: str, thinking: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that has learnt two rows, and two others wrongly, scores 1 1 0 0: generated, and by whichever way is taken.
 
     But where the template's generation prompt is not how its turns begin: there nothing that was learnt is asked for.
     """
     words = chat_templates.tokenizer(name)
+    if thinking is not None:
+        ChatSettings(kwargs={"enable_thinking": thinking}).apply(words)
     rows = [
         {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}], "answer": a}
         for q, a in ASKED
@@ -173,3 +179,20 @@ def test_what_is_generated_is_what_is_scored(name: str, monkeypatch: pytest.Monk
     ends = end_of_turn(words) is not None or "eos_token" in words.chat_template
     assert ends
     assert generated == ([1.0, 1.0, 0.0, 0.0] if turn_of(words).continues else [0.0] * 4)
+    if thinking is False:  # nothing can come between the prompt and the answer
+        assert turn_of(words).continues
+        assert not turn_of(words).may_reason
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3", "gptoss", "muse_glimmer", "glm4moe", "lfm2_2_5", "gemma4_v5", "nemotron_3_nano"]
+)
+def test_an_answer_behind_its_reasoning_is_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that reasons before it answers, where the row only has the answer: the reasoning does not count."""
+    words = chat_templates.tokenizer(name)
+    row = {**ROWS["one turn"], "answer": "forty two"}
+    model = parrot.Parrot.after([encode(ROWS["reasoning"], words).input_ids], len(words))
+    monkeypatch.setattr(evaluation, "load_model", lambda *_: model)
+    monkeypatch.setattr(evaluation, "load_tokenizer", lambda *_: words)
+    tasks = {m: EvalTask([row], m, max_new_tokens=60) for m in ("exact_match", "generate")}
+    assert [score.score for score in evaluation.evaluate("unused", tasks).values()] == [1.0, 1.0]

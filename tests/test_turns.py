@@ -131,7 +131,16 @@ def test_what_would_change_the_training_is_refused_by_name(row: dict[str, Any], 
 def test_metadata_and_empty_values_are_let_through() -> None:
     """As data sets from the hub have them: columns that are null, ids and dates of messages."""
     turns = [{**USER, "id": 3, "images": None, "tool_calls": []}, {**ANSWER, "timestamp": "now"}]
-    row = {"messages": turns, "images": [], "system": None, "source": "x", "id": 7, "prompt_id": "y", "label": 1}
+    row = {
+        "messages": turns,
+        "images": [],
+        "system": None,
+        "source": "x",
+        "id": 7,
+        "prompt_id": "y",
+        "label": 1,
+        "chosen": [1],
+    }
     assert check_row(row, "r") is row
     check_row({"messages": [USER, CALL, RESULT, thinking(ANSWER)], "tools": json.dumps(TOOLS)}, "r")
 
@@ -241,6 +250,7 @@ def test_the_recipes_template_is_used_saved_and_part_of_the_keys(tmp_path: Path)
     [
         ({"chat_template": "nowhere.jinja"}, "neither a file nor the text of a template"),
         ({"chat_template": "{% for m in %}"}, "the chat template refuses a row"),
+        ({"chat_template": "{% for m in %}", "chat_template_kwargs": {"tone": 1}}, "the chat template is broken"),
         ({"chat_template_kwargs": {"tome": 1}}, "no variable 'tome'"),
         ({"training": {"eos_token": "<nowhere>"}}, "'<nowhere>' is not in the tokenizer's vocabulary"),
         ({"refine": {"training": {"eos_token": "<|pad|>"}}}, "refine.training.eos_token: give it in training"),
@@ -270,3 +280,14 @@ def test_one_end_token_reaches_training_scores_and_what_is_saved(tmp_path: Path)
     assert words.eos_token_id in stop_ids(words, AutoModelForCausalLM.from_pretrained(tmp_path / "out/model"))
     saved = GenerationConfig.from_pretrained(tmp_path / "out/model").eos_token_id
     assert set(saved) == {words.eos_token_id, words.convert_tokens_to_ids("<|im_end|>")}
+
+
+def test_named_templates_are_chosen_as_transformers_chooses_them() -> None:
+    """The one for tools where a row has tools; without a default, the row is refused."""
+    words = chat_templates.tokenizer("qwen3")
+    words.chat_template = {"default": tiny.CHATML, "tool_use": chat_templates.TEMPLATES["qwen3"]}
+    assert marked({"messages": [USER, ANSWER]}, words) == "forty two<|im_end|>\n"
+    assert "<tool_call>" in marked({"messages": [USER, CALL], "tools": TOOLS}, words)
+    words.chat_template = {"tool_use": tiny.CHATML}
+    with pytest.raises(CpiftError, match="no default chat template"):
+        encode({"messages": [USER, ANSWER]}, words)
