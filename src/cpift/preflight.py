@@ -35,7 +35,7 @@ def check_models(recipe: Recipe) -> None:
         align(base, open_checkpoint(source))
     check_model(model, recipe.trust_remote_code)
     check_names(base, recipe.trust_remote_code)
-    load_tokenizer(model, recipe.trust_remote_code)
+    load_tokenizer(model, recipe.trust_remote_code, recipe.chat)
     check_finite(base)
 
 
@@ -54,7 +54,7 @@ def read_rows(current: Run) -> None:
             current.loaded[task] = load_rows(task, asked, current.recipe.seed)
             metric_of(task, asked, current.loaded[task][1])
     if current.loaded and locate(current.recipe.model).is_dir():
-        tokenizer = load_tokenizer(current.base, current.recipe.trust_remote_code)
+        tokenizer = load_tokenizer(current.base, current.recipe.trust_remote_code, current.recipe.chat)
         for task, (train, evaluation, _) in current.loaded.items():
             check_encoding(current, tokenizer, task, [*train, *evaluation])
 
