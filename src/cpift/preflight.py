@@ -8,6 +8,7 @@ from typing import Any
 
 from cpift import manifest
 from cpift.checkpoint import align, check_finite, excluded, open_checkpoint
+from cpift.compatibility import check_compatible
 from cpift.encoding import encode_all
 from cpift.errors import CpiftError
 from cpift.hub import checkpoint_place, locate
@@ -32,7 +33,9 @@ def check_models(recipe: Recipe) -> None:
         near = difflib.get_close_matches(source, _SOURCES, n=1)
         if near and not os.path.lexists(source):
             raise CpiftError(f"backbone: {source} is no checkpoint; did you mean {near[0]!r}?")
-        align(base, open_checkpoint(checkpoint_place(source)))
+        backbone = open_checkpoint(checkpoint_place(source))
+        check_compatible(base, {"the backbone": backbone})
+        align(base, backbone)
     check_model(model, recipe.trust_remote_code)
     load_tokenizer(model, recipe.trust_remote_code)
     check_finite(base)
