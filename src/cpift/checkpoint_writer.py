@@ -126,7 +126,7 @@ class CheckpointWriter:
         """Add index, configuration and tokenizer, taken from ``model`` or else ``fallback``; rename the folder."""
         for folder in (fallback, model):
             copy_companions(folder if folder.is_dir() else folder.parent, self._partial)
-        kinds = {dtype for layout in self._shards.values() for dtype, _ in layout.values()}
+        kinds = {dtype for layout in self._shards.values() for dtype, _ in layout.values() if dtype in _TORCH_NAME}
         set_dtype(self._partial / "config.json", kinds)
         if len(self._shards) > 1:
             weight_map = {name: file for file, layout in self._shards.items() for name in layout}

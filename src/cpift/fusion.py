@@ -18,6 +18,7 @@ import xxhash
 from cpift.checkpoint import Block, Checkpoint, align, blocks, native, open_checkpoint
 from cpift.checkpoint_writer import CheckpointWriter, check_companions, parse_size
 from cpift.errors import CpiftError
+from cpift.fusion_copies import Copies
 from cpift.interpolation import Combination, Interpolation, Space, combination
 from cpift.kernels import add_gram, combine, rounded
 from cpift.parallel import check_threads, ordered_map, thread_local_scratch
@@ -90,6 +91,8 @@ def fuse(
         name: (DTYPES[dtype] if dtype else _widest([m.tensors[name].dtype for m in inputs.models]), t.shape)
         for name, t in inputs.base.tensors.items()
     }
+    copies = Copies(inputs.base, inputs.backbone)
+    layout |= copies.layout
     writer = CheckpointWriter(out, layout, parse_size(max_shard_size), _key(inputs, options))
     if writer.finished:
         report: dict[str, Any] = json.loads((out / "fusion.json").read_text())
@@ -102,14 +105,15 @@ def fuse(
     counts = writer.load("counts.json") or {}
 
     for shard in writer.missing_shards():
-        won = {name: np.zeros(len(inputs.tasks) + 1, np.int64) for name in shard.names}
+        names = copies.write(shard, shard.names)
+        won = {name: np.zeros(len(inputs.tasks) + 1, np.int64) for name in names}
 
         def write(block: Block, shard: Any = shard) -> np.ndarray:
             data, wins = _fused(inputs, block, coefficients[block.name], overlap, layout[block.name][0])
             shard.write(block.name, block.start, data.data)
             return wins
 
-        for block, wins in ordered_map(write, _blocks_of(inputs.base, shard.names), threads):
+        for block, wins in ordered_map(write, _blocks_of(inputs.base, names), threads):
             won[block.name] += wins
             progress((block.stop - block.start) * sum(m.tensors[block.name].itemsize for m in inputs.models))
         counts |= {name: wins.tolist() for name, wins in won.items()}
