@@ -58,11 +58,11 @@ def test_help_needs_neither_torch_nor_transformers() -> None:
 OPTIONS = {
     "run": {"recipe", "out", "sets", "until", "mirror", "dry_run", "engine", "jobs", "address", "gpus_per_job"},
     "plan": {"recipe", "sets", "measure", "gpus", "as_json", "out"},
-    "identify": {"base", "tuned", "out", "percent", "exclude", "max_memory", "threads"},
+    "identify": {"base", "tuned", "out", "percent", "exclude", "max_memory", "vocabulary", "threads"},
     "group": {"regions", "threshold", "out", "seed"},
     "fuse": {
         "base", "tuned", "out", "backbone", "region", "overlap", "interpolation", "space", "vector", "weight",
-        "max_shard_size", "dtype", "threads",
+        "vocabulary", "max_shard_size", "dtype", "threads",
     },
     "evaluate": {"model", "recipe", "out", "sets"},
     "compare": {

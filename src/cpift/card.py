@@ -33,7 +33,7 @@ def _metadata(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
     model = run.recipe.model
     found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if is_hub_id(model):
-        found["base_model"] = model
+        found["base_model"] = model.partition("@")[0]
     found |= _of_base(run.base)
     found["tags"] = ["cpift", "trl", "sft", "multi-task"]
     sets = sorted({t.train for t in run.recipe.tasks.values() if isinstance(t.train, str) and is_hub_id(t.train)})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -317,10 +317,16 @@ def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
     )
 
 
-def align(base: Checkpoint, other: Checkpoint) -> Checkpoint:
-    """``other`` with its parameters under the names of ``base``, the base-model prefix added or removed.
+def align(base: Checkpoint, other: Checkpoint, larger: Callable[[str], bool] = lambda name: False) -> Checkpoint:
+    """``other`` with its tensors under the names of ``base``, the base-model prefix added or removed.
 
-    Raises :class:`CpiftError` that lists what differs: a tensor missing or too many, or another shape.
+    Args:
+        base: gives the names.
+        other: a checkpoint of the same model.
+        larger: may the parameter of this name have more or fewer rows than the base's?
+
+    Raises:
+        CpiftError: lists what differs: a tensor missing or too many, or another shape.
     """
     renamed = match_names(list(base.tensors), list(other.tensors))
     missing = [n for n in base.tensors if n not in renamed]
@@ -334,8 +340,13 @@ def align(base: Checkpoint, other: Checkpoint) -> Checkpoint:
         )
     for name, theirs in renamed.items():
         if base.tensors[name].shape != other.tensors[theirs].shape:
+            if larger(name) and base.tensors[name].shape[1:] == other.tensors[theirs].shape[1:]:
+                continue
             expected, shape = base.tensors[name].shape, other.tensors[theirs].shape
-            kind = " (vocabularies differ)" if "embed" in name or "wte" in name or "lm_head" in name else ""
+            kind = ""
+            if "embed" in name or "wte" in name or "lm_head" in name:
+                kind = " (vocabularies differ"
+                kind += "; --vocabulary union fuses the rows that both have)" if shape[0] > expected[0] else ")"
             raise CpiftError(f"{other.path}: {theirs} has shape {list(shape)}, the base has {list(expected)}{kind}")
     tensors = {name: other.tensors[renamed[name]] for name in base.tensors}
     ours = {theirs: name for name, theirs in renamed.items()}

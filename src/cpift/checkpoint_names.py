@@ -19,7 +19,8 @@ _PEFT = ("base_model", "model")  # at the start only
 
 def plain_name(name: str) -> str:
     """The name without wrappers, in any nesting: ``module._orig_mod.model.norm.weight`` is ``model.norm.weight``."""
-    parts, kept, wrapped = name.split("."), [], True
+    parts, wrapped = name.split("."), True
+    kept: list[str] = []
     i = 0
     while i < len(parts):
         if parts[i] in _ANYWHERE or (wrapped and parts[i] == _OUTERMOST):

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _COMPANIONS = (
     "chat_templates/*",
     "additional_chat_templates/*",
 )
-_NOT_COMPANIONS = {INDEX, "fusion.json", "stage.json", "trainer_state.json", "adapter_config.json"}
+_NOT_COMPANIONS = {INDEX, "fusion.json", "stage.json", "trainer_state.json", "adapter_config.json", "zero_to_fp32.py"}
 _TORCH_NAME = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
@@ -100,6 +100,10 @@ class CheckpointWriter:
             raise CpiftError(f"{self.out}: exists and holds something else; choose another folder, or remove it")
         return True
 
+    def discard(self) -> None:
+        """Remove what was written so far: it cannot become a checkpoint."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+
     def load(self, name: str) -> Any:
         """What an earlier call with the same key stored under ``name``, or None."""
         try:
@@ -122,11 +126,15 @@ class CheckpointWriter:
                 shard.open()
                 yield shard
 
-    def finish(self, report: Mapping[str, Any], model: Path, fallback: Path) -> None:
-        """Add index, configuration and tokenizer, taken from ``model`` or else ``fallback``; rename the folder."""
-        for folder in (fallback, model):
-            copy_companions(folder if folder.is_dir() else folder.parent, self._partial)
-        kinds = {dtype for layout in self._shards.values() for dtype, _ in layout.values() if dtype in _TORCH_NAME}
+    def finish(self, report: Mapping[str, Any], companions: Callable[[Path], None], kinds: set[str]) -> None:
+        """Add index, configuration and tokenizer, and rename the folder.
+
+        Args:
+            report: goes into ``fusion.json``.
+            companions: writes what lies beside the weights into a folder.
+            kinds: types of the parameters, as safetensors calls them.
+        """
+        companions(self._partial)
         set_dtype(self._partial / "config.json", kinds)
         if len(self._shards) > 1:
             weight_map = {name: file for file, layout in self._shards.items() for name in layout}
@@ -172,11 +180,20 @@ def _check_room(out: Path, needed: int) -> None:
         raise CpiftError(f"{out}: needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; make room first")
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy what goes along with the weights. Raises :class:`CpiftError` for a link that leads out of ``source``."""
+def copy_companions(source: Path, target: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    """Copy what goes along with the weights.
+
+    Args:
+        source: folder of a checkpoint.
+        target: folder of another.
+        wanted: by its path within the folder, is a file copied?
+
+    Raises:
+        CpiftError: a link that leads out of ``source``.
+    """
     check_companions(source)
     for file in _companions(source):
-        if file.is_file():
+        if file.is_file() and wanted(file.relative_to(source).as_posix()):
             place = target / file.relative_to(source)
             place.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, place)
@@ -192,7 +209,17 @@ def check_companions(*folders: Path) -> None:
 def _companions(folder: Path) -> list[Path]:
     """What goes along with the weights, links that lead nowhere included."""
     found = [file for pattern in _COMPANIONS for file in sorted(folder.glob(pattern))]
+    if _has_code(folder):
+        found += sorted(folder.glob("*.py"))
     return [file for file in found if file.name not in _NOT_COMPANIONS]
+
+
+def _has_code(folder: Path) -> bool:
+    """Does the configuration name code that lies in the folder, without which no one can load it?"""
+    try:
+        return "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _check_link(file: Path, folder: Path) -> None:
@@ -210,4 +237,14 @@ def set_dtype(config_file: Path, kinds: set[str]) -> None:
     if config_file.is_file() and len(kinds) == 1:
         config = json.loads(config_file.read_text())
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = _TORCH_NAME[next(iter(kinds))]
+        config_file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def set_vocabulary(config_file: Path, rows: int) -> None:
+    """Let the configuration say how many rows the embedding has."""
+    if config_file.is_file():
+        config = json.loads(config_file.read_text())
+        for part in (config, config.get("text_config")):
+            if isinstance(part, dict) and "vocab_size" in part:
+                part["vocab_size"] = rows
         config_file.write_text(json.dumps(config, indent=2) + "\n")

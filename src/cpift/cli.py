@@ -30,7 +30,16 @@ Tuned = Annotated[
     list[str],
     typer.Option("--tuned", metavar="NAME=CKPT", help="A fine-tuned checkpoint, with a name. One for each task."),
 ]
-Base = Annotated[Path, typer.Option("--base", metavar="B", help="The checkpoint that all were fine-tuned from.")]
+Base = Annotated[
+    str,
+    typer.Option(
+        "--base", metavar="B", help="The checkpoint that all were fine-tuned from; or a hub id, maybe @revision."
+    ),
+]
+RowsOf = Annotated[
+    str,
+    typer.Option("--vocabulary", metavar="same|union", help="union: a tuned vocabulary may be larger than the base's."),
+]
 Threads = Annotated[int | None, typer.Option(help="Worker threads; by default one a core. Changes speed only.")]
 
 
@@ -138,6 +147,7 @@ def identify(
     max_memory: Annotated[
         str | None, typer.Option(help="Above this size, candidates go to a scratch file: 4GB.")
     ] = None,
+    vocabulary: RowsOf = "same",
     threads: Threads = None,
 ) -> None:
     """Find the core region of each fine-tuned checkpoint: the parameters that it moved most.
@@ -146,18 +156,26 @@ def identify(
     """
     from cpift.checkpoint import open_checkpoint
     from cpift.checkpoint_writer import parse_size
+    from cpift.compatibility import check_compatible
+    from cpift.hub import checkpoint_place
     from cpift.method import region_warnings
     from cpift.selection import identify as select
     from cpift.terminal import Terminal, byte_progress, say, size
 
-    models = _named(tuned, "--tuned")
     if out.exists() and not out.is_dir():
         raise CpiftError(f"{out}: is a file; --out names a folder")
-    total = sum(open_checkpoint(path).nbytes for path in [str(base), *models.values()])
+    _check_vocabulary(vocabulary)
+    origin, models = checkpoint_place(base), _places(tuned)
+    opened = {name: open_checkpoint(path) for name, path in models.items()}
+    first = open_checkpoint(origin)
+    for text in check_compatible(first, opened, union=vocabulary == "union"):
+        Terminal().warning(text)
+    total = first.nbytes + sum(model.nbytes for model in opened.values())
     limit = None if max_memory is None else parse_size(max_memory)
     regions = select(
-        base, models, percent, exclude=exclude or [], max_memory=limit, threads=threads, progress=byte_progress(total)
-    )
+        origin, models, percent, exclude=exclude or [], max_memory=limit, threads=threads,
+        vocabulary="union" if vocabulary == "union" else "same", progress=byte_progress(total),
+    )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     for name, region in regions.items():
         region.save(out / f"{name}.region.safetensors")
@@ -214,7 +232,7 @@ def fuse(
     tuned: Tuned,
     out: Annotated[Path, typer.Option(help="The fused checkpoint, a new folder.")],
     backbone: Annotated[
-        Path | None, typer.Option(metavar="K", help="The model to fuse into; by default the base.")
+        str | None, typer.Option(metavar="K", help="The model to fuse into; by default the base.")
     ] = None,
     region: Annotated[
         list[str] | None,
@@ -225,6 +243,7 @@ def fuse(
     space: Annotated[str, typer.Option(help="What is interpolated: weights or updates.")] = "weights",
     vector: Annotated[str, typer.Option(help="What one interpolation is taken over: tensor or model.")] = "tensor",
     weight: Annotated[str, typer.Option(help="equal, or a fixed ω from 0 to 1.")] = "equal",
+    vocabulary: RowsOf = "same",
     max_shard_size: Annotated[str, typer.Option(help="Largest file of the output.")] = "5GB",
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; by default the widest of the inputs.")
@@ -238,39 +257,51 @@ def fuse(
     """
     from cpift.checkpoint import open_checkpoint
     from cpift.fusion import fuse as combine
+    from cpift.hub import checkpoint_place
     from cpift.recipe_parts import Fuse
-    from cpift.terminal import byte_progress, say
+    from cpift.terminal import Terminal, byte_progress, say
 
-    models = _named(tuned, "--tuned")
+    _check_vocabulary(vocabulary)
+    origin, models = checkpoint_place(base), _places(tuned)
+    start = None if backbone is None else checkpoint_place(backbone)
     options: dict[str, Any] = {"overlap": overlap, "interpolation": interpolation, "space": space, "vector": vector,
                "weight": weight if weight == "equal" else _number(weight, "--weight")}  # fmt: skip
     from cpift.recipe import check_part
 
     check_part(Fuse, options)
-    reads = [str(base), str(backbone or base), *models.values()]
+    reads = [origin, start or origin, *models.values()]
     report = combine(
-        base, models, out, backbone=backbone, regions=_named(region or [], "--region"), max_shard_size=max_shard_size,
+        origin, models, out, backbone=start, vocabulary="union" if vocabulary == "union" else "same", regions=_named(region or [], "--region"), max_shard_size=max_shard_size,
         dtype=dtype, threads=threads, progress=byte_progress(2 * sum(open_checkpoint(p).nbytes for p in reads)), **options,
     )  # fmt: skip
     won = ", ".join(f"{task} {count}" for task, count in report["won"].items())
+    for text in report.get("warnings", []):
+        Terminal().warning(text)
+    for group, source in report.get("companions", {}).items():
+        say(f"{group}: {source}")
+    for row in report.get("vocabulary", {}).get("copied", []):
+        say(f"rows {row['rows'][0]} to {row['rows'][1] - 1} of the embedding: copied from {', '.join(row['from'])}")
     say(f"{out}: {report['total']} parameters, {report['core']} transplanted ({won}), {report['contested']} contested")
 
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint folder.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or a hub id, maybe @revision.")],
     recipe: RecipePath,
     out: Annotated[Path, typer.Option(help="Where to write the scores, JSON.")] = Path("scores.json"),
     sets: Sets = None,
 ) -> None:
     """Score any checkpoint on a recipe's tasks."""
+    from cpift.hub import checkpoint_place
     from cpift.recipe import Recipe
     from cpift.scoring import evaluate_recipe
     from cpift.terminal import Terminal, say
 
+    loaded = Recipe.load(recipe, overrides(sets))
+    place = checkpoint_place(model, loaded.trust_remote_code)
     terminal = Terminal()
     try:
-        scores = evaluate_recipe(model, Recipe.load(recipe, overrides(sets)), terminal)
+        scores = evaluate_recipe(place, loaded, terminal)
     finally:
         terminal.close()
     _write_text(out, json.dumps({"model": str(model), "tasks": scores}) + "\n")
@@ -342,6 +373,17 @@ def _named(values: Sequence[str], option: str) -> dict[str, str]:
             raise CpiftError(f"{option}: the name {name} is given twice")
         found[name] = path
     return found
+
+
+def _places(values: Sequence[str]) -> dict[str, Path]:
+    from cpift.hub import checkpoint_place
+
+    return {name: checkpoint_place(path) for name, path in _named(values, "--tuned").items()}
+
+
+def _check_vocabulary(value: str) -> None:
+    if value not in ("same", "union"):
+        raise CpiftError(f"--vocabulary {value}: write same or union")
 
 
 def _number(text: str, option: str) -> float:

@@ -89,7 +89,7 @@ def wrapped_weights(folder: Path) -> dict[str, Any] | None:
     checkpoint = open_checkpoint(folder)
     slices: dict[str, Any] = {}
     for file in sorted({tensor.file for tensor in (*checkpoint.tensors.values(), *checkpoint.others.values())}):
-        opened = safe_open(file, framework="pt")  # type: ignore[no-untyped-call]
+        opened: Any = safe_open(file, framework="pt")
         slices |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
     if all(plain_name(name) == name for name in slices):
         return None
@@ -110,7 +110,7 @@ def _load(folder: Path, weights: dict[str, Any], trust_remote_code: bool, **opti
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _silent():
+    with silent():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
@@ -122,7 +122,7 @@ def _load(folder: Path, weights: dict[str, Any], trust_remote_code: bool, **opti
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without the library's warnings and bars: what matters of them is raised as an error."""
     from transformers.utils import logging
 

@@ -9,23 +9,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import xxhash
 
 from cpift.checkpoint import Block, Checkpoint, align, blocks, native, open_checkpoint
-from cpift.checkpoint_writer import CheckpointWriter, check_companions, parse_size
+from cpift.checkpoint_writer import CheckpointWriter, Layout, Shard, parse_size, set_vocabulary
+from cpift.companions import Companions
+from cpift.compatibility import check_compatible
+from cpift.completeness import check_complete
+from cpift.copies import Copies
 from cpift.errors import CpiftError
-from cpift.fusion_copies import Copies
 from cpift.interpolation import Combination, Interpolation, Space, combination
 from cpift.kernels import add_gram, combine, rounded
 from cpift.parallel import check_threads, ordered_map, thread_local_scratch
 from cpift.region import Region, merged
 from cpift.transplant import Overlap, core_positions, transplant
+from cpift.vocabulary import Rows, Vocabulary, base_rows, has_rows_of_tokens, union, write_tokenizer
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+_LONG = {short: long for long, short in DTYPES.items()}
 _KERNEL_TYPE = {"F32": np.float32, "BF16": np.uint16, "F16": np.float64, "F64": np.float64}  # numba has no float16
 
 
@@ -35,6 +41,10 @@ class _Inputs:
     backbone: Checkpoint
     tasks: dict[str, Checkpoint]
     regions: dict[str, Region]
+    rows: Rows
+    copies: Copies
+    companions: Companions
+    warnings: list[str]
 
     @property
     def models(self) -> list[Checkpoint]:
@@ -54,6 +64,7 @@ def fuse(
     space: Space = "weights",
     vector: Literal["tensor", "model"] = "tensor",
     weight: Literal["equal"] | float = "equal",
+    vocabulary: Vocabulary = "same",
     max_shard_size: str | int = "5GB",
     dtype: str | None = None,
     threads: int | None = None,
@@ -61,71 +72,132 @@ def fuse(
 ) -> dict[str, Any]:
     """Fuse checkpoints and write a Hugging Face checkpoint to ``out``; killed and called again, it goes on.
 
+    Every tensor of the inputs is fused, or copied (buffers, stated in the report); none is dropped.
+
     Args:
-        base: θ⁰. tuned: θᵢ by task, in the recipe's order. backbone: θ_base, by default θ⁰.
+        base: θ⁰.
+        tuned: θᵢ by task, in the recipe's order.
+        out: the folder to write.
+        backbone: θ_base, by default θ⁰.
         regions: core region of each task that has one; elsewhere nothing is transplanted.
         overlap: a position in several regions takes the value of the task with the "largest" \\|Δ\\| (equal: the first
             task), of the last in "order" (each transplanted over the one before), or the "mean" of the tasks' values.
-        interpolation, space, weight: see :func:`cpift.interpolation.combination`.
+        interpolation: see :func:`cpift.interpolation.combination`.
+        space: see there.
         vector: what one SLERP is taken over, each "tensor" or the whole "model".
+        weight: see :func:`cpift.interpolation.combination`.
+        vocabulary: "same" refuses embeddings with other numbers of rows; "union" fuses the rows that all have and
+            copies those of added tokens from the model that added them.
+        max_shard_size: largest file of the output.
         dtype: of the output; by default the widest of the inputs, tensor by tensor.
+        threads: worker threads, by default one a core; changes speed only.
         progress: called with the number of bytes read or written since the last call.
 
     Returns:
-        What ``fusion.json`` holds: per tensor angles (radians), norms, coefficients of base, backbone and tasks, counts.
+        What ``fusion.json`` holds: per tensor angles (radians), norms, coefficients of base, backbone and tasks, counts;
+        what was copied; warnings.
 
     Raises:
-        CpiftError: checkpoints that do not match, a region of another base, NaN, ``out`` in use, a full disk.
+        CpiftError: checkpoints that do not match, a region of another base, NaN, a value that the output's type
+            cannot hold, ``out`` in use, a full disk.
     """
     out = Path(out)
     check_threads(threads)
-    inputs = _open(base, backbone, tuned, regions or {})
+    if vocabulary not in get_args(Vocabulary):
+        raise CpiftError(f"vocabulary: {vocabulary} is not one of {', '.join(get_args(Vocabulary))}")
+    inputs = _open(base, backbone, tuned, regions or {}, vocabulary == "union")
     if weight != "equal" and not 0 <= weight <= 1:
         raise CpiftError(f"weight: {weight} is not in 0 … 1")
     if dtype is not None and dtype not in DTYPES:
         raise CpiftError(f"dtype: {dtype} is not one of {', '.join(DTYPES)}")
-    check_companions(*(path if path.is_dir() else path.parent for path in (inputs.base.path, inputs.backbone.path)))
     options = {"overlap": overlap, "interpolation": interpolation, "space": space, "vector": vector, "weight": weight,
-               "dtype": dtype, "max_shard_size": parse_size(max_shard_size)}  # fmt: skip
+               "vocabulary": vocabulary, "dtype": dtype, "max_shard_size": parse_size(max_shard_size)}  # fmt: skip
     layout = {
         name: (DTYPES[dtype] if dtype else _widest([m.tensors[name].dtype for m in inputs.models]), t.shape)
         for name, t in inputs.base.tensors.items()
     }
-    copies = Copies(inputs.base, inputs.backbone)
-    layout |= copies.layout
+    kinds = {kind for kind, _ in layout.values()}
+    layout = {name: (kind, inputs.rows.shape(name, shape)) for name, (kind, shape) in layout.items()}
+    layout |= {name: layout[source] for name, source in inputs.copies.aliases.items()}
+    buffers = {name: inputs.copies.tensor(name) for name in inputs.copies.buffers}
+    layout |= {name: (tensor.dtype, tensor.shape) for name, tensor in buffers.items()}
     writer = CheckpointWriter(out, layout, parse_size(max_shard_size), _key(inputs, options))
     if writer.finished:
         report: dict[str, Any] = json.loads((out / "fusion.json").read_text())
         return report
-    plan = writer.load("plan.json")
-    if plan is None:
-        plan = _plan(inputs, options, threads, progress)
-        writer.store("plan.json", plan)
-    coefficients = {name: np.array(entry["coefficients"]) for name, entry in plan["tensors"].items()}
-    counts = writer.load("counts.json") or {}
-
-    for shard in writer.missing_shards():
-        names = copies.write(shard, shard.names)
-        won = {name: np.zeros(len(inputs.tasks) + 1, np.int64) for name in names}
-
-        def write(block: Block, shard: Any = shard) -> np.ndarray:
-            data, wins = _fused(inputs, block, coefficients[block.name], overlap, layout[block.name][0])
-            shard.write(block.name, block.start, data.data)
-            return wins
-
-        for block, wins in ordered_map(write, _blocks_of(inputs.base, names), threads):
-            won[block.name] += wins
-            progress((block.stop - block.start) * sum(m.tensors[block.name].itemsize for m in inputs.models))
-        counts |= {name: wins.tolist() for name, wins in won.items()}
-        writer.store("counts.json", counts)
-        shard.close()
-    report = _report(plan, counts, options, inputs)
-    writer.finish(report, inputs.backbone.path, inputs.base.path)
+    try:
+        plan = writer.load("plan.json")
+        if plan is None:
+            plan = _plan(inputs, options, threads, progress)
+            writer.store("plan.json", plan)
+        counts = _write(writer, inputs, plan, layout, overlap, threads, progress)
+        report = _report(plan, counts, options, inputs)
+        writer.finish(report, lambda folder: _beside(inputs, folder), kinds)
+    except CpiftError:
+        writer.discard()  # nothing half-written stays
+        raise
     return report
 
 
+def _write(
+    writer: CheckpointWriter,
+    inputs: _Inputs,
+    plan: Mapping[str, Any],
+    layout: Layout,
+    overlap: Overlap,
+    threads: int | None,
+    progress: Callable[[int], None],
+) -> dict[str, list[int]]:
+    """Second pass: the shards that are not there yet. Gives the positions won by each task and those contested."""
+    coefficients = {name: np.array(entry["coefficients"]) for name, entry in plan["tensors"].items()}
+    counts: dict[str, list[int]] = writer.load("counts.json") or {}
+    for shard in writer.missing_shards():
+        won = {name: np.zeros(len(inputs.tasks) + 1, np.int64) for name in shard.names if name in inputs.base.tensors}
+        for name in shard.names:
+            if name in inputs.copies.buffers:
+                for start, piece in inputs.copies.pieces(name):
+                    shard.write(name, start, piece)
+        for targets in _passes(shard.names, inputs):
+            names = list(targets)
+
+            def write(block: Block, shard: Shard = shard, targets: Mapping[str, str] = targets) -> np.ndarray:
+                kind = layout[block.name][0]
+                data, wins = _fused(inputs, block, coefficients[block.name], overlap, kind)
+                shard.write(targets[block.name], block.start, data.data)
+                return wins
+
+            todo = chain(_blocks_of(inputs.base, names), inputs.rows.beyond(inputs.base, names))
+            for block, wins in ordered_map(write, todo, threads):
+                if targets[block.name] == block.name:
+                    won[block.name] += wins
+                progress((block.stop - block.start) * sum(m.tensors[block.name].itemsize for m in inputs.models))
+        counts |= {name: wins.tolist() for name, wins in won.items()}
+        writer.store("counts.json", counts)
+        shard.close()
+    return counts
+
+
+def _passes(names: list[str], inputs: _Inputs) -> Iterator[dict[str, str]]:
+    """Parameter to the name it is written under: first its own, then the second names of tied pairs."""
+    own = {name: name for name in names if name in inputs.base.tensors}
+    second = {inputs.copies.aliases[name]: name for name in names if name in inputs.copies.aliases}
+    yield from (targets for targets in (own, second) if targets)
+
+
+def _beside(inputs: _Inputs, folder: Path) -> None:
+    """Configuration, tokenizer and the like."""
+    inputs.companions.write(folder)
+    if inputs.rows.counts:
+        write_tokenizer(folder, [model.path for model in inputs.rows.models.values()])
+        set_vocabulary(folder / "config.json", max(inputs.rows.counts.values()))
+
+
 def _open(
-    base: str | Path, backbone: str | Path | None, tuned: Mapping[str, str | Path], regions: Mapping[str, Any]
+    base: str | Path,
+    backbone: str | Path | None,
+    tuned: Mapping[str, str | Path],
+    regions: Mapping[str, Any],
+    union_of_rows: bool,
 ) -> _Inputs:
     if not tuned:
         raise CpiftError("fuse: no tuned checkpoint given")
@@ -139,8 +211,29 @@ def _open(
             tensor = origin.tensors.get(name)
             if tensor is None or positions[-1] >= tensor.size or region.shapes.get(name, tensor.shape) != tensor.shape:
                 raise CpiftError(f"region of {task}: {name} does not fit {origin.path}; it is a region of another base")
-    models = {name: align(origin, open_checkpoint(path)) for name, path in tuned.items()}
-    return _Inputs(origin, origin if backbone is None else align(origin, open_checkpoint(backbone)), models, loaded)
+    opened = {name: open_checkpoint(path) for name, path in tuned.items()}
+    start = None if backbone is None else open_checkpoint(backbone)
+    others = {**({} if start is None else {"the backbone": start}), **opened}
+    warnings = check_compatible(origin, others, union=union_of_rows)
+    grows = has_rows_of_tokens if union_of_rows else lambda name: False
+    aligned = {name: align(origin, model, grows) for name, model in others.items()}
+    check_complete(origin)
+    rows = union(origin, aligned) if union_of_rows else Rows()
+    cut_off = {name: base_rows(model, origin) for name, model in aligned.items()} if union_of_rows else aligned
+    first = cut_off.get("the backbone", origin)
+    copies = Copies.collect(
+        {"the backbone": first, "the base": origin, **cut_off} if start else {"the base": origin, **cut_off}
+    )
+    places = {name: _folder(model.path) for name, model in opened.items()}
+    home = None if start is None or start.path == origin.path else _folder(start.path)
+    companions = Companions.choose(_folder(origin.path), home, places)
+    warnings += [*copies.warnings, *companions.warnings]
+    models = {name: cut_off[name] for name in opened}
+    return _Inputs(origin, first if start else origin, models, loaded, rows, copies, companions, warnings)
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def _key(inputs: _Inputs, options: Mapping[str, Any]) -> str:
@@ -257,18 +350,35 @@ def _fused(
 
     The values stay valid until this thread makes the next block.
     """
-    models = [(c, m) for c, m in zip(coefficients.tolist(), inputs.models, strict=True) if c != 0]
     out = thread_local_scratch(f"fused {dtype}", block.stop - block.start, _KERNEL_TYPE[dtype])
-    if not models:
-        out[:] = 0
-    else:
-        stored = [native(model.raw(*block, ahead=True)) for _, model in models]
-        combine(*_places(stored), np.array([c for c, _ in models]), out)
-    positions, values, wins = transplant(inputs.base, inputs.tasks, inputs.regions, block, overlap)
-    core = np.empty(len(positions), out.dtype)
-    rounded(values, core)
-    out[positions] = core
-    return out.astype(np.float16) if dtype == "F16" else out, wins
+    wins = np.zeros(len(inputs.tasks) + 1, np.int64)
+    if block.start < inputs.base.tensors[block.name].size:
+        models = [(c, m) for c, m in zip(coefficients.tolist(), inputs.models, strict=True) if c != 0]
+        if not models:
+            out[:] = 0
+        else:
+            stored = [native(model.raw(*block, ahead=True)) for _, model in models]
+            combine(*_places(stored), np.array([c for c, _ in models]), out)
+        positions, values, wins = transplant(inputs.base, inputs.tasks, inputs.regions, block, overlap)
+        core = np.empty(len(positions), out.dtype)
+        rounded(values, core)
+        out[positions] = core
+    for place, values in inputs.rows.parts(block, inputs.base):
+        copied = np.empty(len(values), out.dtype)
+        rounded(values, copied)
+        out[place : place + len(values)] = copied
+    with np.errstate(over="ignore"):
+        data = out.astype(np.float16) if dtype == "F16" else out
+    if not _finite(data):
+        raise CpiftError(f"{block.name}: holds a value that {_LONG[dtype]} cannot hold; choose a wider --dtype")
+    return data, wins
+
+
+def _finite(data: np.ndarray) -> bool:
+    """Are all values finite? Stored as bf16 they come as uint16, of which eight bits are the exponent."""
+    if data.dtype == np.uint16:
+        return not ((data & 0x7F80) == 0x7F80).any()
+    return bool(np.isfinite(data).all())
 
 
 def _places(stored: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -296,5 +406,9 @@ def _report(
         "core_share": core / inputs.base.total,
         "contested": sum(t["contested"] for t in tensors.values()),
         "won": {task: sum(t["won"][task] for t in tensors.values()) for task in tasks},
+        **inputs.copies.report(),
+        **({"vocabulary": inputs.rows.report()} if inputs.rows.counts else {}),
+        "companions": inputs.companions.notes,
+        "warnings": inputs.warnings,
         "tensors": tensors,
     }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cpift.hub import checkpoint_place
 from cpift.neutral import neutral_stage
 from cpift.region import Region
 from cpift.stages import Run, Stage, base_needs, base_settings, probe_epochs, probe_steps, trained_stage
@@ -37,7 +38,7 @@ def last_stages(run: Run) -> list[Stage]:
     if backbone:
         end = (backbone[-1].name, run.folder(backbone[-1].name))
     else:
-        end = base if source == "pretrained" else ("", Path(source))
+        end = base if source == "pretrained" else ("", checkpoint_place(source))
     fused = _fuse(run, end)
     refined = _refine(run, groups, (fused.name, run.folder(fused.name)))
     models = {"base": base, **{f"probe/{t}": _at(run, f"01-probe/{t}") for t in run.tasks}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,29 +10,6 @@ from typing import Any
 from cpift.checkpoint import open_checkpoint
 from cpift.completeness import check_complete, load_by_plain_names, refuse_incomplete, wrapped_weights
 from cpift.errors import CpiftError
-
-
-def locate(model: str) -> Path:
-    """The local folder (or GGUF file) of ``model``; a hub id is fetched, safetensors only.
-
-    Raises :class:`CpiftError` where there is no such folder, file or hub repository.
-    """
-    path = Path(model)
-    if "\0" in model:
-        raise CpiftError(f"model: {model!r} is no path")
-    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix == ".gguf"):  # these take names of any length
-        return path
-    if os.path.exists(path) or path.suffix == ".gguf" or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise CpiftError(f"model: {model} is neither a folder, a GGUF file nor a hub id")
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-        return Path(snapshot_download(model, allow_patterns=patterns))
-    except Exception as error:  # offline, no such repository, gated: the library has many kinds
-        raise CpiftError(
-            f"model: {model} is no local folder and cannot be fetched ({' '.join(str(error).split())})"
-        ) from error
 
 
 def convert_gguf(file: Path, out: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from cpift.checkpoint import excluded, open_checkpoint
 from cpift.errors import CpiftError
-from cpift.models import convert_gguf, load_tokenizer, locate
+from cpift.hub import locate
+from cpift.models import convert_gguf, load_tokenizer
 from cpift.recipe import Recipe
 from cpift.selection import core_count
 from cpift.tasks import load_rows, metric_of
@@ -40,7 +41,7 @@ def plan(recipe: Recipe, *, measure: bool = False, gpus: int | None = None) -> d
         check_training(recipe.training_of(stage), f"{stage}.training")
     began = time.perf_counter()
     check_models(recipe)
-    model = locate(recipe.model)
+    model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="cpift-plan-") as scratch:
         base = model
         if model.suffix == ".gguf":

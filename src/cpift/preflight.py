@@ -10,8 +10,9 @@ from cpift import manifest
 from cpift.checkpoint import align, check_finite, excluded, open_checkpoint
 from cpift.encoding import encode_all
 from cpift.errors import CpiftError
+from cpift.hub import checkpoint_place, locate
 from cpift.memory_names import check_names
-from cpift.models import check_model, load_tokenizer, locate
+from cpift.models import check_model, load_tokenizer
 from cpift.recipe import Recipe
 from cpift.stages import Run, first_stages
 from cpift.tasks import load_rows, metric_of
@@ -22,7 +23,7 @@ _SOURCES = ("multi_stage", "multi_task", "pretrained")
 
 def check_models(recipe: Recipe) -> None:
     """Read the base, and a backbone that is given. Raises :class:`CpiftError` for what could not be trained or fused."""
-    model = locate(recipe.model)
+    model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
     if not model.is_dir():
         return
     base = open_checkpoint(model)
@@ -32,7 +33,7 @@ def check_models(recipe: Recipe) -> None:
         near = difflib.get_close_matches(source, _SOURCES, n=1)
         if near and not os.path.lexists(source):
             raise CpiftError(f"backbone: {source} is no checkpoint; did you mean {near[0]!r}?")
-        align(base, open_checkpoint(source))
+        align(base, open_checkpoint(checkpoint_place(source)))
     check_model(model, recipe.trust_remote_code)
     check_names(base, recipe.trust_remote_code)
     load_tokenizer(model, recipe.trust_remote_code)
@@ -53,7 +54,10 @@ def read_rows(current: Run) -> None:
         if asked.generate is None:  # generated rows are sound, and take long
             current.loaded[task] = load_rows(task, asked, current.recipe.seed)
             metric_of(task, asked, current.loaded[task][1])
-    if current.loaded and locate(current.recipe.model).is_dir():
+    if (
+        current.loaded
+        and locate(current.recipe.model, current.recipe.revision, current.recipe.trust_remote_code).is_dir()
+    ):
         tokenizer = load_tokenizer(current.base, current.recipe.trust_remote_code)
         for task, (train, evaluation, _) in current.loaded.items():
             check_encoding(current, tokenizer, task, [*train, *evaluation])

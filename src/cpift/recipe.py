@@ -23,7 +23,9 @@ class Recipe(Part):
     """A whole run: base model, tasks, and the settings of each stage. Defaults are the paper's method."""
 
     model: str
-    """A local folder, a hub id, or a GGUF file."""
+    """A local folder, a hub id, perhaps with @revision, or a GGUF file."""
+    revision: str | None = None
+    """Branch, tag or commit of a model from the hub."""
     tasks: dict[str, Task]
     """Tasks by name; their order is the order of fusion."""
     probe: Probe = Probe()

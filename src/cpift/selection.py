@@ -23,10 +23,12 @@ import xxhash
 
 from cpift.candidates import INFINITE, SEGMENT, Candidates, cut, has_infinite, value_of
 from cpift.checkpoint import BLOCK, Block, Checkpoint, align, blocks, excluded, native, open_checkpoint, widen
+from cpift.compatibility import check_compatible
 from cpift.errors import CpiftError
 from cpift.kernels import count_keys, scan_updates
 from cpift.parallel import check_threads, ordered_map, thread_local_scratch
 from cpift.region import Region
+from cpift.vocabulary import Vocabulary, base_rows, has_rows_of_tokens, union
 
 CHUNK = 2**17  # elements of one checkpoint in work at a time
 _WINDOW, _SAMPLED = 2**13, 2**22  # elements read together, and in all, to guess the first bound
@@ -52,6 +54,7 @@ def identify(
     chunk: int = CHUNK,
     threads: int | None = None,
     max_memory: int | None = None,
+    vocabulary: Vocabulary = "same",
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> dict[str, Region]:
     """Core region of each tuned checkpoint against ``base``.
@@ -63,6 +66,7 @@ def identify(
         chunk: elements in work at a time, 1 to 2**20; changes speed only.
         threads: worker threads, by default one a core; changes speed only.
         max_memory: bytes that candidates may take in memory (16·k a task); above, they go to a scratch file.
+        vocabulary: "union" takes embeddings with more rows than the base's; regions lie in the base's rows.
         progress: called with the number of bytes read since the last call.
 
     Returns:
@@ -76,7 +80,13 @@ def identify(
     if not 1 <= chunk <= BLOCK:
         raise CpiftError(f"chunk: {chunk} is not in 1 … {BLOCK}")
     origin = open_checkpoint(base)
-    models = {name: align(origin, open_checkpoint(path)) for name, path in tuned.items()}
+    opened = {name: open_checkpoint(path) for name, path in tuned.items()}
+    check_compatible(origin, opened, union=vocabulary == "union")
+    grows = has_rows_of_tokens if vocabulary == "union" else lambda name: False
+    models = {name: align(origin, model, grows) for name, model in opened.items()}
+    if vocabulary == "union":  # a region lies in the rows that the base has
+        union(origin, models)
+        models = {name: base_rows(model, origin) for name, model in models.items()}
     skipped = excluded(origin.tensors, exclude)
     total = sum(t.size for name, t in origin.tensors.items() if name not in skipped)
     count = core_count(percent, total)

@@ -13,7 +13,8 @@ from typing import Any
 from cpift import manifest
 from cpift.checkpoint import fingerprint, open_checkpoint
 from cpift.errors import CpiftError
-from cpift.models import convert_gguf, locate
+from cpift.hub import locate
+from cpift.models import convert_gguf
 from cpift.recipe import Recipe
 from cpift.region import Region
 from cpift.reporter import Reporter
@@ -59,7 +60,7 @@ class Run:
     @property
     def base(self) -> Path:
         """The folder of θ⁰."""
-        model = locate(self.recipe.model)
+        model = locate(self.recipe.model, self.recipe.revision, self.recipe.trust_remote_code)
         return self.folder("00-base") if model.suffix == ".gguf" else model
 
     def rows(self, task: str, part: str) -> list[dict[str, Any]]:
@@ -91,7 +92,7 @@ class Run:
 def first_stages(run: Run) -> list[Stage]:
     """The base, where it must be converted, and the tasks' rows."""
     stages = []
-    model = locate(run.recipe.model)
+    model = locate(run.recipe.model, run.recipe.revision, run.recipe.trust_remote_code)
     if model.suffix == ".gguf":
 
         def convert(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
@@ -105,7 +106,11 @@ def first_stages(run: Run) -> list[Stage]:
 
 
 def base_needs(run: Run) -> tuple[str, ...]:
-    return ("00-base",) if locate(run.recipe.model).suffix == ".gguf" else ()
+    return (
+        ("00-base",)
+        if locate(run.recipe.model, run.recipe.revision, run.recipe.trust_remote_code).suffix == ".gguf"
+        else ()
+    )
 
 
 def base_settings(run: Run) -> dict[str, Any]:
