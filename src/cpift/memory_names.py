@@ -20,7 +20,7 @@ from torch import nn
 
 from cpift.checkpoint import Checkpoint
 from cpift.checkpoint_names import plain_name
-from cpift.completeness import _silent
+from cpift.completeness import silent
 from cpift.errors import CpiftError
 from cpift.region import Region, merged
 
@@ -152,7 +152,7 @@ def rehearse(
     """
     import transformers
 
-    with _silent():
+    with silent():
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         kind = getattr(transformers, architecture, None) if architecture else None
         if kind is None:
