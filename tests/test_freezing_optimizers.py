@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from accelerate import Accelerator
 from checkpoints import model
 from datasets import Dataset
+from safetensors.numpy import load_file
 from test_freezing import bits, some_region, train
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from cpift.encoding import encode
 from cpift.errors import CpiftError
 from cpift.freezing import freeze
 from cpift.freezing_hooks import chain
 from cpift.region import Region
-from cpift.training import FreezeCallback
+from cpift.training import FreezeCallback, fine_tune
 
 
 class ScheduleFree(torch.optim.Optimizer):
@@ -173,6 +178,34 @@ def test_a_trainer_with_a_schedule_free_optimizer(tmp_path: Path) -> None:
     _trainer(tmp_path, region, network, optimizers=(optimizer, scheduler)).train()
     assert _changed(before, network, region) == 0
     assert any(np.any(now != before[name]) for name, now in bits(network).items())
+
+
+def test_what_is_saved_are_the_weights_to_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fine_tune with optim: schedule_free_sgd, whose package is stood in for: saved in eval mode, the region as it was."""
+    made: list[ScheduleFree] = []
+
+    class Sgd(ScheduleFree):
+        def __init__(self, parameters: Any, lr: float, **_: Any) -> None:
+            super().__init__(parameters, lr)
+            made.append(self)
+
+    stand_in: Any = ModuleType("schedulefree")
+    stand_in.SGDScheduleFree = stand_in.AdamWScheduleFree = Sgd
+    monkeypatch.setitem(sys.modules, "schedulefree", stand_in)
+    monkeypatch.setattr("transformers.trainer_optimizer.is_schedulefree_available", lambda *_: True)
+    base, name = tiny.base(tmp_path / "base"), "model.norm.weight"
+    core = Region({name: np.arange(0, 32, 3, dtype=np.int32)}, 32)
+    rows = [encode(row, tiny.tokenizer()) for row in tiny.rows("reverse", 8, 0)]
+    settings = {"optim": "schedule_free_sgd", "per_device_train_batch_size": 4, "bf16": False, "learning_rate": 0.1}
+    fine_tune(base, rows, tmp_path / "out", settings, steps=3, seed=0, frozen=core)
+    saved, before = (load_file(folder / "model.safetensors")[name] for folder in (tmp_path / "out", base))
+    assert np.array_equal(saved[::3].view(np.int32), before[::3].view(np.int32))
+    assert not np.array_equal(saved, before)
+    (optimizer,) = made
+    (trained,) = [p for p in optimizer.param_groups[1]["params"] if np.array_equal(p.detach().numpy(), saved)]
+    assert not optimizer.param_groups[1]["train_mode"]
+    optimizer.train()  # now with the weights that were trained on
+    assert not np.array_equal(trained.detach().numpy(), saved)
 
 
 def test_a_region_on_parameters_that_need_no_gradient_is_refused() -> None:
