@@ -1,23 +1,39 @@
-"""Rows to token ids, with the assistant's part marked: the same tokens are trained on and scored."""
+"""Rows to token ids, with the assistant's part marked: the same tokens are trained on and scored.
+
+Ids and marks are those of TRL: its training templates with ``assistant_masks`` for conversations, its prompt and
+completion for the rest. A token is learnt where it holds a character of the answer, also if it begins before it.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cpift.errors import CpiftError
+from cpift.data.marks import common_length, mark_completion, mark_turns
+from cpift.data.templates import conversation_of, render_asked
+from cpift.data.turns import REASONING_KEYS, end_of_turn, turn_of
 from cpift.tasks import Row
 
 IGNORED = -100
 
+SPANS_BORDER = (
+    "a token holds both the end of the prompt and the beginning of the answer; it is learnt whole, so that the model "
+    "sees other tokens than those of the prompt alone; end the prompt without a blank, and begin the completion with it"
+)
+
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a row, and the same with everything but the assistant's part replaced by ``IGNORED``."""
+    """Token ids of a row, and the same with everything but the assistant's part replaced by ``IGNORED``.
+
+    notes: what the user should know about the row.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    notes: tuple[str, ...] = ()
 
     @property
     def trained(self) -> int:
@@ -28,20 +44,29 @@ class Encoded:
 def encode(row: Row, tokenizer: Any, max_length: int | None = None) -> Encoded:
     """Tokenize a row by the tokenizer's chat template, or prompt and completion of plain text as they are.
 
-    Raises :class:`CpiftError` where the template is missing or rewrites earlier turns.
+    Raises:
+        CpiftError: the template is missing, refuses the row, rewrites earlier turns, or leaves out what it should render.
     """
-    if "messages" in row:
-        ids, labels = _conversation(row["messages"], tokenizer)
-    elif isinstance(row["prompt"], str):
-        whole = row["prompt"] + row["completion"]
-        ids, labels = _mark(whole, [(len(row["prompt"]), len(whole))], tokenizer, add_special_tokens=True)
+    notes: tuple[str, ...] = ()
+    if "messages" not in row and isinstance(row["prompt"], str):
+        prompt, whole = row["prompt"], row["prompt"] + row["completion"]
+        ids, labels, spanned = _mark(whole, [(len(prompt), len(whole))], tokenizer, True, prompt)
         end = tokenizer.eos_token_id
         if end is not None:  # learnt once, whether the tokenizer adds it by itself or not
             without = slice(None, -1) if ids[-1:] == [end] else slice(None)
             ids, labels = [*ids[without], end], [*labels[without], end]
     else:
-        ids, labels = _conversation([*row["prompt"], *row["completion"]], tokenizer, first=len(row["prompt"]))
-    return Encoded(ids[:max_length], labels[:max_length])
+        conversation = conversation_of(row, tokenizer)
+        if "messages" not in row and len(row["completion"]) == 1:
+            marked = mark_completion(conversation, tokenizer)
+        else:
+            first = 0 if "messages" in row else len(row["prompt"])
+            marked = mark_turns(conversation, tokenizer, lambda text: _tokens(text, tokenizer), first)
+        ids, labels, spanned = _mark(marked.text, marked.spans, tokenizer, False, marked.prompt)
+        notes = marked.notes
+    if spanned:
+        notes = (*notes, SPANS_BORDER)
+    return Encoded(ids[:max_length], labels[:max_length], notes)
 
 
 def encode_all(rows: Sequence[Row], tokenizer: Any, max_length: int | None) -> tuple[list[Encoded], int]:
@@ -51,69 +76,84 @@ def encode_all(rows: Sequence[Row], tokenizer: Any, max_length: int | None) -> t
     return kept, len(encoded) - len(kept)
 
 
-def _conversation(messages: list[Row], tokenizer: Any, first: int = 0) -> tuple[list[int], list[int]]:
-    """Ids of the whole conversation; labels on each assistant turn from message ``first`` on, with its end of turn."""
-    spans, whole = [], _render(messages, tokenizer)
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant" or i < first:
-            continue
-        before = (
-            _render(messages[:i], tokenizer, add_generation_prompt=True) if i else _opening(message, whole, tokenizer)
-        )
-        after = whole if i == len(messages) - 1 else _render(messages[: i + 1], tokenizer)
-        if not whole.startswith(before) or not whole.startswith(after):
-            raise CpiftError(
-                "the chat template rewrites earlier turns, so that no turn can be marked as the assistant's; "
-                "give the rows as prompt and completion, one turn each"
-            )
-        spans.append((len(before), len(after)))
-    return _mark(whole, spans, tokenizer, add_special_tokens=False)
+def notes_of(encoded: Sequence[Encoded]) -> list[str]:
+    """One line for each kind of note, with the number of rows that have it."""
+    counts = Counter(note for row in encoded for note in row.notes)
+    return [f"{count} of {len(encoded)} rows: {note}" for note, count in counts.items()]
 
 
-def _opening(message: Row, whole: str, tokenizer: Any) -> str:
-    """All that stands before the words of an assistant turn that opens its conversation: templates refuse an empty one."""
-    alone = _render([message], tokenizer)
-    header = _render([message], tokenizer, add_generation_prompt=True)[len(alone) :]
-    at = whole.find(header) if header else -1
-    return whole[: at + len(header)] if 0 <= at <= whole.find(message["content"]) else ""
+def encode_forced(row: Row, tokenizer: Any, ends: Sequence[int]) -> Encoded | None:
+    """The row as it is asked and answered, labels on the answer up to its end: for one teacher-forced forward.
+
+    None where only generation can tell whether the answer comes: the prompt alone has other tokens than the prompt
+    with its answer, or reasoning may come between.
+    """
+    prompt = prompt_ids(row, tokenizer)
+    if "messages" not in row and isinstance(row["prompt"], str):
+        ids = encode(row, tokenizer).input_ids
+        end = tokenizer.eos_token_id
+    else:
+        conversation = conversation_of(row, tokenizer)
+        message = conversation.messages[-1]
+        turn = turn_of(tokenizer, conversation.kwargs)
+        if turn.may_reason or any(message.get(key) for key in REASONING_KEYS):
+            return None
+        text = render_asked(conversation, tokenizer)
+        if not conversation.messages[:-1]:  # nothing is asked: the template's header is all that comes before
+            own = encode(row, tokenizer)
+            prompt = own.input_ids[: next(i for i, label in enumerate(own.labels) if label != IGNORED)]
+        ids, end = _tokens(text, tokenizer)[0], end_of_turn(tokenizer)
+    if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
+        return None
+    stop = next((i for i in range(len(prompt), len(ids)) if ids[i] in ends), None)
+    if stop is None:  # a template that leaves the end of the last turn to what comes next
+        ids = ids if end is None else [*ids, end]
+        stop = len(ids) - 1
+    return Encoded(ids[: stop + 1], [IGNORED] * len(prompt) + ids[len(prompt) : stop + 1])
 
 
 def _mark(
-    text: str, spans: list[tuple[int, int]], tokenizer: Any, add_special_tokens: bool
-) -> tuple[list[int], list[int]]:
-    """Token ids of ``text``; labels are the ids of tokens that begin within one of the spans of characters."""
+    text: str, spans: list[tuple[int, int]], tokenizer: Any, add_special_tokens: bool, prompt: str | None
+) -> tuple[list[int], list[int], bool]:
+    """Token ids of ``text``; labels are the ids of tokens that hold a character of a span; does one begin before it?
+
+    Behind a ``prompt`` all is labelled where its own ids and those of the text part, as TRL does.
+    """
     encoded = tokenizer(
         text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, return_special_tokens_mask=True
     )
-    ids, labels = list(encoded["input_ids"]), []
+    ids, labels, spanned = list(encoded["input_ids"]), list[int](), False
     for token, (start, end), added in zip(ids, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True):
         if start == end:  # blanks, of a tokenizer that trims its offsets: known by where they end
             start = end - 1
-        inside = not added and any(first <= start < last for first, last in spans)
+        inside = not added and any(start < last and end > first for first, last in spans)
+        spanned |= inside and any(start < border < end for border, _ in spans)
         labels.append(token if inside else IGNORED)
-    return ids, labels
+    if prompt is not None:
+        parted = common_length(ids, list(tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]))
+        first = next((i for i, label in enumerate(labels) if label != IGNORED), 0)
+        labels[parted:first] = ids[parted:first]
+        spanned |= parted < first
+    return ids, labels, spanned
 
 
-def _render(messages: list[Row], tokenizer: Any, add_generation_prompt: bool = False) -> str:
-    if not tokenizer.chat_template:
-        raise CpiftError(
-            "the tokenizer has no chat template; give the rows as prompt and completion, or set a template"
-        )
-    if not messages:
-        return ""
-    try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except Exception as error:  # templates are programs: they refuse roles, or are broken in any way
-        raise CpiftError(f"the chat template refuses a row ({' '.join(str(error).split())[:300]})") from error
-    return text
+def _tokens(text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
+
+def prompt_text(row: Row, tokenizer: Any) -> str:
+    """All that stands before the last assistant turn, as the model is asked."""
+    if "messages" not in row and isinstance(row["prompt"], str):
+        return str(row["prompt"])
+    conversation = conversation_of(row, tokenizer)
+    return render_asked(conversation.part(conversation.messages[:-1]), tokenizer, add_generation_prompt=True)
 
 
 def prompt_ids(row: Row, tokenizer: Any) -> list[int]:
     """Token ids of all that stands before the last assistant turn: what an answer is generated from."""
+    text = prompt_text(row, tokenizer)
     if "messages" in row or not isinstance(row["prompt"], str):
-        messages = row["messages"][:-1] if "messages" in row else row["prompt"]
-        text = _render(messages, tokenizer, add_generation_prompt=True)
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-    ids = tokenizer(row["prompt"])["input_ids"]
+        return _tokens(text, tokenizer)[0]
+    ids = list(tokenizer(text)["input_ids"])
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids

@@ -9,11 +9,19 @@ from typing import Any
 
 from cpift.checkpoint import open_checkpoint
 from cpift.completeness import check_complete, load_by_plain_names, refuse_incomplete, wrapped_weights
+from cpift.data.templates import ChatSettings
+from cpift.data.turns import write_stop_ids
 from cpift.errors import CpiftError
 
 
 def convert_gguf(file: Path, out: Path) -> None:
     """Write a GGUF file as a plain fp32 checkpoint with its tokenizer and chat template."""
+    from cpift.accelerator import frees_memory
+
+    frees_memory(_convert_gguf)(file, out)
+
+
+def _convert_gguf(file: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -85,8 +93,11 @@ def load_model(folder: Path, trust_remote_code: bool = False) -> Any:
     return model
 
 
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer that lies with a checkpoint. Raises :class:`CpiftError` where there is none."""
+def load_tokenizer(folder: Path, trust_remote_code: bool = False, chat: ChatSettings | None = None) -> Any:
+    """The tokenizer that lies with a checkpoint, with the recipe's chat settings.
+
+    Raises :class:`CpiftError` where there is none, or the settings do not fit it.
+    """
     from transformers import AutoTokenizer
 
     with _quiet():
@@ -96,6 +107,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
             raise CpiftError(f"{folder}: has no tokenizer that loads ({_why(error)})") from error
     if not tokenizer.is_fast:
         raise CpiftError(f"{folder}: its tokenizer has no fast form, which is needed to mark the assistant's part")
+    if chat is not None:
+        chat.apply(tokenizer)
     return tokenizer
 
 
@@ -117,7 +130,11 @@ def gathered(model: Any) -> Any:
 
 
 def save(model: Any, tokenizer: Any, out: Path, weights: Any = None) -> None:
-    """Write a plain Hugging Face checkpoint; ``weights``: gathered from all processes that hold a part of them."""
+    """Write a plain Hugging Face checkpoint; ``weights``: gathered from all processes that hold a part of them.
+
+    Its generation configuration lists all that ends a turn, so that whoever loads it stops there.
+    """
+    write_stop_ids(model, tokenizer)
     with _quiet():
         model.save_pretrained(out, state_dict=weights)
         tokenizer.save_pretrained(out)

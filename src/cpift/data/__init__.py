@@ -1,0 +1,1 @@
+"""Data in: file kinds, shapes of rows, answers, chat templates and marks."""
