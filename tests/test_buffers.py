@@ -113,5 +113,5 @@ def test_what_the_class_does_not_know_never_counts(tmp_path: Path) -> None:
 def test_without_transformers_names_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The class cannot be asked; what no pattern knows is taken for a parameter."""
     _minimax(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "cpift.memory_names", None)
+    monkeypatch.setitem(__import__("sys").modules, "cpift.rehearsal", None)
     assert any(name.endswith("slope_rate") for name in open_checkpoint(tmp_path).tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Iterator
@@ -26,8 +27,11 @@ TASKS = ("reverse", "upper")
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()  # each stage collects what it leaves; there is no need to look through the imported libraries each time
     with tiny_run.one_thread():
         yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", params=list(zoo.SUPPORTED))

@@ -256,7 +256,7 @@ def _buffers_of_class(folder: Path, stored: dict[str, StoredTensor], config: dic
     if not doubtful or not config.get("model_type"):
         return {}
     try:
-        from cpift.memory_names import class_buffers
+        from cpift.rehearsal import class_buffers
     except ImportError:  # torch and transformers are not needed to read checkpoints
         return {}
     known = class_buffers(folder, {name: t.shape for name, t in stored.items()}, config)
