@@ -82,7 +82,7 @@ def _core() -> str:
 
 _MARKS = (
     r"<\|[a-z_A-Z]+\|>|<｜[^｜]+｜>|<(?:start|end)_of_(?:turn|utterance)>|<\|(?:turn|channel|tool_call|tool_response)>"
-    r"|<(?:turn|channel|tool_call|tool_response)\|>|</?think>"
+    r"|<(?:turn|channel|tool_call|tool_response)\|>|</?think>|</s>"
 )
 
 

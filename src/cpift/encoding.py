@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cpift.data.marks import common_length, mark_completion, mark_turns
+from cpift.data.marks import mark_completion, mark_turns
 from cpift.data.templates import conversation_of, render_asked
-from cpift.data.turns import REASONING_KEYS, end_of_turn, turn_of
+from cpift.data.turns import REASONING_KEYS, common_length, end_of_turn, turn_of
 from cpift.tasks import Row
 
 IGNORED = -100

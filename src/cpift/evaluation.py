@@ -18,7 +18,7 @@ from cpift.batching import batches, forced_room, generation_room, in_batches
 from cpift.data.answers import extract, is_right, references
 from cpift.data.healing import GoOnWith, starts, text_of
 from cpift.data.templates import ChatSettings
-from cpift.data.turns import answer_text, stop_ids, turn_of
+from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
 from cpift.encoding import IGNORED, Encoded, encode, encode_forced, prompt_ids
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.models import load_model, load_tokenizer
@@ -233,6 +233,8 @@ def _answer(ids: list[int], rest: str, row: Row, tokenizer: Any) -> str:
     """The answer within what was generated: behind the reasoning, and behind the end of the prompt."""
     if "messages" in row or not isinstance(row["prompt"], str):
         turn = turn_of(tokenizer, row.get("chat_template_kwargs"))
+        if turn.tail.strip() and end_of_turn(tokenizer) is None:  # the end of a turn is text: what follows it is none
+            return str(tokenizer.decode(ids, skip_special_tokens=True)).partition(turn.tail.strip())[0]
         if turn.lead or turn.before:
             found = answer_text(tokenizer.decode(ids), turn, tokenizer.all_special_tokens)
             if found is not None:

@@ -265,7 +265,12 @@ def evaluate_stages(run: Run, model: str, place: tuple[str, Path]) -> list[Stage
             run.reporter.progress(done, total, f"{done} of {total} rows")
 
         scores = evaluate(
-            place[1], tasks, max_length=limit, progress=tick, trust_remote_code=run.recipe.trust_remote_code
+            place[1],
+            tasks,
+            max_length=limit,
+            progress=tick,
+            trust_remote_code=run.recipe.trust_remote_code,
+            chat=run.recipe.chat,
         )
         for stage, folder in folders.items():
             (folder / "score.json").write_text(json.dumps(scores[folder_of[stage]].to_dict()))
@@ -278,6 +283,7 @@ def evaluate_stages(run: Run, model: str, place: tuple[str, Path]) -> list[Stage
         settings: dict[str, Any] = {
             "metric": run.facts(f"00-tasks/{task}")["metric"], "max_length": limit, "pattern": asked.pattern, "max_new_tokens": asked.max_new_tokens,
         }  # fmt: skip
+        settings |= run.recipe.chat.identity()
         needs = [f"00-tasks/{task}"]
         if place[0]:
             needs.append(place[0])

@@ -54,11 +54,11 @@ def plan(recipe: Recipe, *, measure: bool = False, gpus: int | None = None) -> d
 def _plan(
     recipe: Recipe, base: Path, converted: bool, measure: bool, gpus: int | None, prepared: float, scratch: Path
 ) -> dict[str, Any]:
-    from cpift.encoding import encode_all
+    from cpift.encoding import encode_all, notes_of
     from cpift.evaluation import EvalTask
     from cpift.training import max_length
 
-    checkpoint, tokenizer = open_checkpoint(base), load_tokenizer(base, recipe.trust_remote_code)
+    checkpoint, tokenizer = open_checkpoint(base), load_tokenizer(base, recipe.trust_remote_code, recipe.chat)
     skipped = excluded(checkpoint.tensors, recipe.region.exclude)
     counted = sum(t.size for n, t in checkpoint.tensors.items() if n not in skipped)
     core = core_count(str(recipe.region.percent), counted)
@@ -72,6 +72,7 @@ def _plan(
         warnings += told
         loading, began = loading + time.perf_counter() - began, time.perf_counter()
         kept, _ = encode_all(train, tokenizer, limit)
+        warnings += [f"task {name}: {note}" for note in notes_of(kept)]
         encoding += time.perf_counter() - began
         if not kept:
             raise CpiftError(f"tasks.{name}: no row has a trained part left; raise training.max_length")

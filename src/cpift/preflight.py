@@ -36,7 +36,7 @@ def check_models(recipe: Recipe) -> None:
         align(base, open_checkpoint(checkpoint_place(source)))
     check_model(model, recipe.trust_remote_code)
     check_names(base, recipe.trust_remote_code)
-    load_tokenizer(model, recipe.trust_remote_code)
+    load_tokenizer(model, recipe.trust_remote_code, recipe.chat)
     check_finite(base)
 
 
@@ -58,7 +58,7 @@ def read_rows(current: Run) -> None:
         current.loaded
         and locate(current.recipe.model, current.recipe.revision, current.recipe.trust_remote_code).is_dir()
     ):
-        tokenizer = load_tokenizer(current.base, current.recipe.trust_remote_code)
+        tokenizer = load_tokenizer(current.base, current.recipe.trust_remote_code, current.recipe.chat)
         for task, (train, evaluation, _) in current.loaded.items():
             check_encoding(current, tokenizer, task, [*train, *evaluation])
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from cpift.data.templates import ChatSettings
 from cpift.errors import CpiftError
 from cpift.recipe_parts import Backbone, Fuse, Group, Part, Probe, Refine, RegionPart, Task
 from cpift.recipe_yaml import read_yaml, set_key
@@ -36,6 +37,10 @@ class Recipe(Part):
     refine: Refine = Refine()
     training: dict[str, Any] = Field(default={})
     """Any field of TRL's SFTConfig, for all trainings."""
+    chat_template: str | None = None
+    """Chat template in place of the tokenizer's own: a file, or the text itself. Saved with the models."""
+    chat_template_kwargs: dict[str, Any] = Field(default={})
+    """Variables of the chat template for all rows, such as enable_thinking: false; a row's own come on top."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of everything that is drawn: data, order, training."""
     trust_remote_code: bool = False
@@ -70,6 +75,27 @@ class Recipe(Part):
         if order != "random" and (sorted(t for g in order for t in g) != sorted(self.tasks) or not all(order)):
             raise ValueError(f"group.order: must hold each task once, and no empty group ({', '.join(self.tasks)})")
         return self
+
+    @model_validator(mode="after")
+    def _one_end_token(self) -> Recipe:
+        for stage in ("probe", "backbone", "refine"):
+            training = getattr(self, stage).training
+            if "eos_token" in training and training["eos_token"] != self.training.get("eos_token"):
+                raise ValueError(f"{stage}.training.eos_token: give it in training, for all stages and scores")
+        return self
+
+    @property
+    def chat(self) -> ChatSettings:
+        """What the recipe sets of the tokenizer. Raises :class:`CpiftError` where the template cannot be read."""
+        template, end = self.chat_template, self.training.get("eos_token")
+        if template is not None and os.path.isfile(template):
+            try:
+                template = Path(template).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise CpiftError(f"chat_template: {self.chat_template} cannot be read ({error})") from error
+        elif template is not None and "{%" not in template and "{{" not in template:
+            raise CpiftError(f"chat_template: {template} is neither a file nor the text of a template")
+        return ChatSettings(template, self.chat_template_kwargs, end if isinstance(end, str) else None)
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -123,7 +149,8 @@ class Recipe(Part):
         backbone = self.backbone
         if backbone.source not in ("multi_stage", "pretrained", "multi_task"):
             backbone = backbone.model_copy(update={"source": place(backbone.source)})
-        return self.model_copy(update={"model": place(self.model), "tasks": tasks, "backbone": backbone})
+        changes = {"model": place(self.model), "tasks": tasks, "backbone": backbone}
+        return self.model_copy(update={**changes, "chat_template": place(self.chat_template)})
 
     def changed(self, overrides: Mapping[str, Any]) -> Recipe:
         """This recipe with some keys, dotted, set to other values. Raises :class:`CpiftError` as :meth:`load` does."""
@@ -150,7 +177,7 @@ def check_part(part: type[BaseModel], data: Mapping[str, Any]) -> None:
 
 
 def _is_file_name(value: str) -> bool:
-    return value.endswith((".jsonl", ".json", ".parquet", ".gguf")) or value.startswith(("./", "../"))
+    return value.endswith((".jsonl", ".json", ".parquet", ".gguf", ".jinja")) or value.startswith(("./", "../"))
 
 
 def _explain(problem: Any) -> str:

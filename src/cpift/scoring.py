@@ -37,5 +37,7 @@ def evaluate_recipe(model: str | Path, recipe: Recipe, reporter: Reporter | None
 
     reporter.stage(str(model), f"score on {len(tasks)} tasks")
     limit = max_length(recipe.training)
-    scores = evaluate(model, tasks, max_length=limit, progress=tick, trust_remote_code=recipe.trust_remote_code)
+    scores = evaluate(
+        model, tasks, max_length=limit, progress=tick, trust_remote_code=recipe.trust_remote_code, chat=recipe.chat
+    )
     return {name: score.to_dict() for name, score in scores.items()}

@@ -244,14 +244,15 @@ def trained_stage(
         needs += [f"00-tasks/{task}" for task in replay]
     if trainable is not None:
         settings["trainable"] = trainable
+    settings |= run.recipe.chat.identity()
 
     def train(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-        from cpift.encoding import encode_all
+        from cpift.encoding import encode_all, notes_of
         from cpift.freezing import regions_by_name
         from cpift.models import load_tokenizer
         from cpift.training import fine_tune, max_length
 
-        tokenizer = load_tokenizer(start[1], run.recipe.trust_remote_code)
+        tokenizer = load_tokenizer(start[1], run.recipe.trust_remote_code, run.recipe.chat)
         encoded: list[Any] = []
         empty = 0
         for task in tasks:
@@ -260,7 +261,12 @@ def trained_stage(
                 if len(rows) < examples:
                     run.warn(f"{name}: {task} has {len(rows)} training rows, fewer than examples_per_task {examples}")
                 rows = sample(rows, examples, seed, task, draw)
-            kept, dropped = encode_all(rows, tokenizer, max_length(training))
+            try:
+                kept, dropped = encode_all(rows, tokenizer, max_length(training))
+            except CpiftError as error:
+                raise CpiftError(f"{name}: tasks.{task}: {error}") from error
+            for note in notes_of(kept) if kind == "probe" else ():
+                run.warn(f"task {task}: {note}")
             if not kept:
                 raise CpiftError(f"{name}: no row of {task} has a trained part left; raise training.max_length")
             encoded, empty = encoded + kept, empty + dropped
@@ -292,6 +298,7 @@ def trained_stage(
                 tick=tick,
                 trust_remote_code=run.recipe.trust_remote_code,
                 trainable=trainable,
+                chat=run.recipe.chat,
             )
         except CpiftError as error:
             raise CpiftError(f"{name} ({', '.join(tasks)}): {error}") from error

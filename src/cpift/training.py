@@ -23,6 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from cpift import team
 from cpift.accelerator import bf16_helps, frees_memory, lacking
 from cpift.allocator import kept_memory
+from cpift.data.templates import ChatSettings
 from cpift.encoding import Encoded
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.freezing import freeze
@@ -133,6 +134,7 @@ def fine_tune(
     tick: Tick = lambda event: None,
     trust_remote_code: bool = False,
     trainable: str | None = None,
+    chat: ChatSettings | None = None,
 ) -> Trained:
     """Fine-tune the checkpoint ``start`` on ``rows`` and save it, fp32, to ``out``.
 
@@ -142,6 +144,7 @@ def fine_tune(
         frozen: region that stays bit-identical.
         work: folder for the trainer's own checkpoints; one found there is resumed.
         trainable: shell-style pattern of the only parameters that are trained, such as "*.bias".
+        chat: the recipe's chat template and end token, saved with the model.
         tick: called with step, steps, loss and tokens per second as it goes.
 
     Raises:
@@ -152,7 +155,7 @@ def fine_tune(
     if not rows:
         raise CpiftError(f"{out.name}: no row to train on is left; raise training.max_length")
     began = time.perf_counter()
-    model, tokenizer = load_model(start, trust_remote_code), load_tokenizer(start, trust_remote_code)
+    model, tokenizer = load_model(start, trust_remote_code), load_tokenizer(start, trust_remote_code, chat)
     if trainable is not None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(fnmatch.fnmatchcase(name, trainable))

@@ -84,6 +84,7 @@ def _training(
     began = time.perf_counter()
     trained = fine_tune(
         base, rows, folder, training, steps=STEPS, seed=recipe.seed, trust_remote_code=recipe.trust_remote_code,
+        chat=recipe.chat,
         tick=lambda event: times.append((time.perf_counter(), event["tokens"])),
     )  # fmt: skip
     took, peak = time.perf_counter() - began, peak_memory()
@@ -134,7 +135,7 @@ def _scoring(recipe: Recipe, model: Path, tests: Mapping[str, Any]) -> dict[str,
     from cpift.training import max_length
 
     reset_peak()
-    loaded, rows = measure_scoring(model, tests, max_length(recipe.training), recipe.trust_remote_code)
+    loaded, rows = measure_scoring(model, tests, max_length(recipe.training), recipe.trust_remote_code, recipe.chat)
     began = time.perf_counter()
     neutral_loss(model, trust_remote_code=recipe.trust_remote_code)
     return {

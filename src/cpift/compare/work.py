@@ -164,7 +164,7 @@ class Work:
             from cpift.models import load_tokenizer
             from cpift.training import max_length
 
-            tokenizer = load_tokenizer(self.base[1], self.run.recipe.trust_remote_code)
+            tokenizer = load_tokenizer(self.base[1], self.run.recipe.trust_remote_code, self.run.recipe.chat)
             kept, _ = encode_all(self.run.rows(task, "train"), tokenizer, max_length(self.run.recipe.training))
             self._lengths[task] = sum(len(row.input_ids) for row in kept) / max(1, len(kept))
         return self._lengths[task]

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
-from cpift.data.marks import common_length
 from cpift.data.templates import conversation_of, render_asked
+from cpift.data.turns import common_length
 from cpift.encoding import prompt_ids, prompt_text
 from cpift.tasks import Row
 

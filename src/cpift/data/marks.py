@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cpift.data.templates import Conversation, Message, render, render_marked, training_template
-from cpift.data.turns import REASONING_KEYS, turn_of
+from cpift.data.turns import REASONING_KEYS, common_length, turn_of
 from cpift.errors import CpiftError
 
 OTHER_CONTEXT = (
@@ -88,8 +87,8 @@ def mark_completion(conversation: Conversation, tokenizer: Any) -> Marked:
     prompt = render(asked, tokenizer, add_generation_prompt=True)
     start = len(prompt)
     if not text.startswith(prompt):
-        start = len(os.path.commonprefix([text, prompt]))
-        if start < len(os.path.commonprefix([render(asked, tokenizer), prompt])):
+        start = common_length(text, prompt)
+        if start < common_length(render(asked, tokenizer), prompt):
             raise CpiftError("the chat template renders the prompt in another way once it is answered; " + _ADVICE)
     span = (start, len(text))
     notes = check_content(conversation, text, {len(conversation.messages) - 1: [span]})
@@ -114,6 +113,7 @@ def _by_turn(found: list[Span], assistants: list[int], trained: list[int]) -> di
     return dict.fromkeys(trained, joined)
 
 
+_HAS_IT = "what it leaves out is neither read nor learnt; give a chat_template that has it"
 _ADVICE = "give a chat_template that leaves earlier turns as they were"
 
 
@@ -128,10 +128,10 @@ def _by_beginnings(conversation: Conversation, i: int, text: str, tokenizer: Any
         before = render(asked, tokenizer, add_generation_prompt=True)
         start = len(before)
         if not text.startswith(before):  # a generation prompt that a rendered turn does not have
-            start = len(os.path.commonprefix([text, before]))
+            start = common_length(text, before)
             at = text.find(content, start - 1) if content else -1
             start = at if 0 <= at < start else start
-            if start < len(os.path.commonprefix([render(asked, tokenizer), before])):
+            if start < common_length(render(asked, tokenizer), before):
                 raise CpiftError(_REWRITES)
     if i == len(messages) - 1:
         return start, len(text)
@@ -148,12 +148,6 @@ def _common_end(text: str, after: str, tokens: Tokens) -> int:
     others, _ = tokens(after)
     shared = common_length(ids, others)
     return places[shared - 1][1] if shared else 0
-
-
-def common_length(ids: list[int], others: list[int]) -> int:
-    """Number of leading ids that both have."""
-    pairs = enumerate(zip(ids, others, strict=False))
-    return next((i for i, (one, other) in pairs if one != other), min(len(ids), len(others)))
 
 
 def _opening(conversation: Conversation, text: str, tokenizer: Any) -> int:
@@ -181,32 +175,29 @@ def check_content(conversation: Conversation, text: str, spans: Mapping[int, lis
         content = _plain(message.get("content"))
         if message["role"] != "assistant":
             if not _holds(whole, content):
-                raise CpiftError(
-                    f"the chat template leaves out the {message['role']}'s message; give a chat_template that has it"
-                )
+                raise CpiftError(f"the chat template leaves out the {message['role']}'s message; {_HAS_IT}")
             continue
-        if i not in spans:
-            continue
-        part = _squeezed(_cut(text, spans[i]))
+        learnt = i in spans
+        part = _squeezed(_cut(text, spans[i])) if learnt else _squeezed(text[_end_of(text, conversation, i - 1) :])
         *thoughts, answer = re.split(r"<think>|</think>", content) if "</think>" in content else [content]
         thoughts += [str(message[key]) for key in REASONING_KEYS if message.get(key)]
+        calls = [call.get("function") or call for call in message.get("tool_calls") or []]
         if not _holds(part, answer):
-            raise CpiftError(
-                "the chat template leaves out the assistant's content, so that it would not be learnt; "
-                "give a chat_template that has it"
-            )
-        for call in message.get("tool_calls") or []:
-            name = str((call.get("function") or call).get("name", ""))
-            if not _holds(part, name):
+            raise CpiftError(f"the chat template leaves out the assistant's content; {_HAS_IT}")
+        if not all(_holds(part, str(call.get("name", ""))) for call in calls):
+            raise CpiftError(f"the chat template leaves out tool_calls; {_HAS_IT}")
+        for given in (call.get("arguments") for call in calls):
+            if isinstance(given, str) and '"' in given and _squeezed(json.dumps(given)) in part:
                 raise CpiftError(
-                    "the chat template leaves out tool_calls, so that they would not be learnt; "
-                    "give a chat_template that has them"
+                    "the arguments of a tool call are text, which the chat template quotes once more; give an object"
                 )
+        if not learnt:
+            continue
         if not all(_holds(part, thought) for thought in thoughts):
             if i == last:
                 raise CpiftError(
                     "the chat template leaves the reasoning out of the assistant's turn, so that it would not be learnt; "
-                    "give a chat_template that has it, or rows without reasoning"
+                    "give a chat_template that has it, or rows without reasoning; for R1's own template, give messages"
                 )
             notes.append(REASONING_LEFT_OUT)
     return tuple(dict.fromkeys(notes))
@@ -215,7 +206,8 @@ def check_content(conversation: Conversation, text: str, spans: Mapping[int, lis
 def _notes_of_last(conversation: Conversation, tokenizer: Any, part: str) -> tuple[str, ...]:
     turn, message = turn_of(tokenizer, conversation.kwargs), conversation.messages[-1]
     notes = []
-    if not turn.continues and not any(message.get(key) for key in REASONING_KEYS):
+    thought = "</think>" in _plain(message.get("content")) or any(message.get(key) for key in REASONING_KEYS)
+    if not turn.continues and not thought:
         notes.append(OTHER_CONTEXT)
     if part.rstrip().endswith(_plain(message.get("content")).rstrip() or "\0"):
         notes.append(NO_END)
@@ -232,6 +224,12 @@ def _holds(squeezed: str, content: str) -> bool:
     """Is the content there, as it is or as JSON writes it?"""
     written = (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
     return any(_squeezed(form) in squeezed for form in written)
+
+
+def _end_of(text: str, conversation: Conversation, i: int) -> int:
+    """About where message ``i`` ends: tools are described before it, and called behind it."""
+    content = _plain(conversation.messages[i].get("content")).strip() if i >= 0 else ""
+    return max(0, text.find(content)) if content else 0
 
 
 def _cut(text: str, spans: list[Span]) -> str:

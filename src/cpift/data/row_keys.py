@@ -18,7 +18,6 @@ REFUSED_COLUMNS: dict[str, str] = {
     "documents": "give them in the messages",
     "chat_template": "one template serves all rows; give it in the recipe",
     **dict.fromkeys(("weight", "loss_weight"), "rows cannot be weighted; use weight: 0 on a turn, or repeat rows"),
-    **dict.fromkeys(("chosen", "rejected"), "preferences are not trained on; give prompt and completion"),
     **dict.fromkeys(
         ("input_ids", "labels", "completion_mask", "assistant_masks", "loss_mask"),
         "rows are tokenized here; give messages, or prompt and completion",

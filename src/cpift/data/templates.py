@@ -95,7 +95,10 @@ def template_of(tokenizer: Any, tools: Sequence[Any] | None = None) -> str:
         raise CpiftError(
             "the tokenizer has no chat template; give the rows as prompt and completion, or set chat_template"
         )
-    return str(tokenizer.get_chat_template(None, tools))
+    try:
+        return str(tokenizer.get_chat_template(None, tools))
+    except ValueError as error:  # several by name, and none is the default
+        raise CpiftError(f"the tokenizer has no default chat template ({error}); set chat_template") from error
 
 
 def training_template(tokenizer: Any, tools: Sequence[Any] | None = None) -> str | None:
@@ -232,4 +235,7 @@ def _shows(template: str, content: Any) -> bool:
 def _variables(template: str) -> frozenset[str]:
     from transformers.utils.chat_template_utils import _get_template_variables
 
-    return frozenset(_get_template_variables(template))
+    try:
+        return frozenset(_get_template_variables(template))
+    except Exception as error:  # no template at all
+        raise CpiftError(f"the chat template is broken ({' '.join(str(error).split())[:300]})") from error

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +54,12 @@ def turn_of(tokenizer: Any, kwargs: Mapping[str, Any] | None = None) -> Turn:
     return _turns[key]
 
 
+def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Number of leading items that both have."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def _probe(tokenizer: Any, template: str, kwargs: Mapping[str, Any]) -> Turn:
     question = {"role": "user", "content": _QUESTION}
     answer = {"role": "assistant", "content": _ANSWER}
@@ -89,7 +94,7 @@ def _lead(
     between = rest.partition(_ANSWER)[0] if _ANSWER in rest else ""
     if reasoned and between:
         # Without reasoning the same text may follow the generation prompt, as in gpt-oss: the common part is the mark.
-        shared = os.path.commonprefix([between[::-1], before[::-1]])[::-1] if before else between
+        shared = between[len(between) - common_length(between[::-1], before[::-1]) :] if before else between
         return shared.lstrip() if shared.strip() else between.lstrip()
     if "</think>" in template and (prompt.rstrip().endswith("<think>") or prompt.rstrip().endswith("</think>")):
         return "</think>"  # the template opens the reasoning and drops it from what it renders, as R1's does
