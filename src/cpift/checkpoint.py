@@ -45,6 +45,11 @@ _BUFFERS = (
     "*running_mean",
     "*running_var",
     "*num_batches_tracked",
+    "*cos_cached",
+    "*sin_cached",
+    "*freqs_cis",
+    "*.rope.freqs",
+    "*.embed_positions.weights",  # sinusoidal
     "*e_score_correction_bias",  # of DeepSeek-V3's router and its like
     "*.expert_bias",
     "*final_logits_bias",
@@ -242,16 +247,20 @@ def is_parameter(name: str, tensor: StoredTensor | None = None) -> bool:
 
 
 def _buffers_of_class(folder: Path, stored: dict[str, StoredTensor], config: dict[str, Any]) -> dict[str, bool]:
-    """What the model's class says: name to whether it is a buffer. Only where the names leave a doubt: building the class
-    takes seconds. No doubt is about a weight or a bias, nor about what is known as a buffer."""
+    """What the model's class says: name to whether it is a buffer, or unknown to the class, which then never trains it.
+
+    Only where a name leaves a doubt, for building the class takes seconds: one that ends in neither ".weight" nor ".bias"
+    and is none of the known buffers.
+    """
     doubtful = [n for n, t in stored.items() if is_parameter(n, t) and n.rsplit(".", 1)[-1] not in ("weight", "bias")]
     if not doubtful or not config.get("model_type"):
         return {}
     try:
-        from cpift.memory_names import class_buffers
+        from cpift.rehearsal import class_buffers
     except ImportError:  # torch and transformers are not needed to read checkpoints
         return {}
-    return class_buffers(folder, {name: t.shape for name, t in stored.items()}, config)
+    known = class_buffers(folder, {name: t.shape for name, t in stored.items()}, config)
+    return {**dict.fromkeys(doubtful, True), **known} if known else {}
 
 
 def _is_buffer(name: str) -> bool:

@@ -7,20 +7,16 @@ run on tensors that hold positions in place of weights. Models that are not tran
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from cpift.checkpoint import Checkpoint
 from cpift.checkpoint_names import plain_name
-from cpift.completeness import _silent
 from cpift.errors import CpiftError
 from cpift.region import Region, merged
 
@@ -57,6 +53,10 @@ class DiskNames:
     moved: Mapping[str, tuple[str, ...]]
     shapes: Mapping[str, Shape]
     memory: Mapping[str, Shape]
+
+    def in_memory(self, on_disk: str) -> tuple[str, ...]:
+        """Names in memory of what a name on disk is made of."""
+        return (self.same[on_disk],) if on_disk in self.same else self.moved[on_disk]
 
     def positions(self, group: tuple[str, ...], wanted: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
         """Positions within tensors on disk, all of one group, to positions within the parameters of that group.
@@ -124,7 +124,7 @@ def region_in_memory(model: nn.Module, region: Region) -> Region:
             if name in region.shapes:
                 shapes[name] = region.shapes[name]
             continue
-        _check_shape(name, region.shapes.get(name), names.shapes[on_disk], int(wanted[-1]))
+        check_shape(name, region.shapes.get(name), names.shapes[on_disk], int(wanted[-1]))
         if on_disk in names.same:
             positions.setdefault(names.same[on_disk], []).append(np.asarray(wanted))
         else:
@@ -137,109 +137,6 @@ def region_in_memory(model: nn.Module, region: Region) -> Region:
     if sum(map(len, joined.values())) != region.count:
         raise CpiftError("freeze: two names of the region stand for one tensor of the model")
     return replace(region, positions=joined, shapes=shapes, negative=None)
-
-
-def rehearse(
-    folder: Path, shapes: Mapping[str, Shape], trust_remote_code: bool = False, architecture: str | None = None
-) -> Any:
-    """The model that transformers would load from tensors of these names and shapes, without weights and memory.
-
-    Args:
-        folder: a checkpoint's folder, whose configuration is read.
-        shapes: of all tensors on disk.
-        trust_remote_code: may code that lies in the folder be run?
-        architecture: class to build; by default the causal language model of the configuration.
-    """
-    import transformers
-
-    with _silent():
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        kind = getattr(transformers, architecture, None) if architecture else None
-        if kind is None:
-            automatic = transformers.AutoModelForCausalLM
-            with torch.device("meta"):
-                kind = type(automatic.from_config(config, trust_remote_code=trust_remote_code))
-        tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        return kind.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=torch.float32, device_map={"": "meta"},
-            ignore_mismatched_sizes=True,
-        )  # fmt: skip
-
-
-def check_names(checkpoint: Checkpoint, trust_remote_code: bool = False) -> None:
-    """Before anything is trained: will a model of these files be saved under these names, each a parameter?
-
-    Only what was trained and saved can be compared with the base, and only what has a name in memory can be frozen.
-
-    Args:
-        checkpoint: the base, known to load whole (see :func:`cpift.models.check_model`).
-        trust_remote_code: may code that lies in the folder be run?
-
-    Raises:
-        CpiftError: tensors that the model's class does not load, or saves under other names or shapes.
-    """
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    shapes = {name: t.shape for name, t in {**checkpoint.tensors, **checkpoint.others}.items()}
-    try:
-        network = rehearse(folder, shapes, trust_remote_code)
-        names = disk_names(network)
-    except Exception as error:  # a broken configuration raises whatever trips over it first
-        raise CpiftError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})") from error
-    assert names is not None
-    kind = type(network).__name__
-    prefixes = prefixes_of(network, names.shapes, checkpoint.tensors)
-    meant = {name: resolve(name, names.shapes, prefixes) for name in checkpoint.tensors}
-    lost = [name for name, on_disk in meant.items() if on_disk is None]
-    if lost:
-        raise CpiftError(
-            f"{folder}: {kind} does not load {_some(lost)}, or saves it under another name, so that what is trained from "
-            "this base could not be compared with it; save the base once by "
-            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…), and use that copy"
-        )
-    for name, on_disk in meant.items():
-        assert on_disk is not None
-        _check_shape(name, checkpoint.tensors[name].shape, names.shapes[on_disk], 0, str(folder))
-    parameters = {plain_name(name) for name, _ in network.named_parameters()}
-    untrained = sorted({here for name in meant.values() for here in _in_memory(names, str(name))} - parameters)
-    if untrained:
-        raise CpiftError(f"{folder}: {_some(untrained)} of {kind} is a buffer, not a parameter; it is not supported")
-
-
-def class_buffers(folder: Path, shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> dict[str, bool]:
-    """For each name on disk that the model's class knows: is it a buffer, and none of the parameters?
-
-    Empty where the class cannot be built: no transformers, no known ``model_type``, code of its own.
-    """
-    key = json.dumps([dict(config), sorted(shapes)], sort_keys=True, default=str)
-    if key not in _known_buffers:
-        _known_buffers[key] = _class_buffers(folder, shapes, config)
-    return _known_buffers[key]
-
-
-_known_buffers: dict[str, dict[str, bool]] = {}  # a run opens the same checkpoint often
-
-
-def _class_buffers(folder: Path, shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> dict[str, bool]:
-    kinds = config.get("architectures")
-    architecture = kinds[0] if isinstance(kinds, list) and kinds and isinstance(kinds[0], str) else None
-    try:
-        network = rehearse(folder, shapes, architecture=architecture)
-        names = disk_names(network)
-    except Exception:  # whatever the reason, the patterns of names are left to go by
-        return {}
-    assert names is not None
-    parameters = {plain_name(name) for name, _ in network.named_parameters()}
-    prefixes = prefixes_of(network, names.shapes, shapes)
-    meant = {name: resolve(name, names.shapes, prefixes) for name in shapes}
-    return {
-        name: not any(here in parameters for here in _in_memory(names, on_disk))
-        for name, on_disk in meant.items()
-        if on_disk is not None
-    }
-
-
-def _in_memory(names: DiskNames, on_disk: str) -> tuple[str, ...]:
-    return (names.same[on_disk],) if on_disk in names.same else names.moved[on_disk]
 
 
 def _of_transformers(model: nn.Module) -> Any:
@@ -298,12 +195,8 @@ def _groups(network: Any, changed: dict[str, torch.Tensor], on_disk: set[str]) -
     return {name: tuple(sorted(of_name[name], key=order.__getitem__)) for name in on_disk}
 
 
-def _check_shape(name: str, given: Shape | None, own: Shape, last: int, where: str = "freeze") -> None:
+def check_shape(name: str, given: Shape | None, own: Shape, last: int, where: str = "freeze") -> None:
+    """Raise :class:`CpiftError` where ``given`` is not the model's ``own`` shape, or ``last`` lies beyond it."""
     size = int(np.prod(own, dtype=np.int64))
     if (given is not None and tuple(given) != own) or last >= size:
         raise CpiftError(f"{where}: {name} has shape {list(given or ())} there, the model saves it as {list(own)}")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -12,9 +12,9 @@ from cpift.compatibility import check_compatible
 from cpift.encoding import encode_all
 from cpift.errors import CpiftError
 from cpift.hub import checkpoint_place, locate
-from cpift.memory_names import check_names
 from cpift.models import check_model, load_tokenizer
 from cpift.recipe import Recipe
+from cpift.rehearsal import check_names
 from cpift.stages import Run, first_stages
 from cpift.tasks import load_rows, metric_of
 from cpift.training import max_length

@@ -368,6 +368,10 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             }
         )
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if callable(getattr(kwargs["optimizer"], "eval", None)):
+            kwargs["optimizer"].eval()  # schedule-free optimizers train on other weights than those to be saved
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return

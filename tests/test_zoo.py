@@ -1,0 +1,126 @@
+"""Each architecture through a run of two tasks with freezing, identify, fuse and evaluate; the others are refused."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import tiny_run
+import torch
+import zoo
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+
+from cpift import evaluate, fuse, identify, run
+from cpift.errors import CpiftError
+from cpift.recipe import Recipe
+from cpift.region import Region
+
+TASKS = ("reverse", "upper")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()  # each stage collects what it leaves; there is no need to look through the imported libraries each time
+    with tiny_run.one_thread():
+        yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", params=list(zoo.SUPPORTED))
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run ``out``, its ``recipe.json`` and ``base``; the name of the folder begins with the architecture's."""
+    folder = tmp_path_factory.mktemp(request.param)
+    zoo.base(folder / "base", request.param)
+    settings = tiny.recipe(folder, TASKS, probe={"steps": 1}, backbone={"from": "pretrained"})
+    (folder / "recipe.json").write_text(json.dumps(settings))
+    run(Recipe.parse(settings), folder / "out")
+    return folder
+
+
+def _bits(file: Path) -> dict[str, np.ndarray]:
+    return {name: array.ravel().view(np.int32) for name, array in load_file(file).items() if array.itemsize == 4}
+
+
+def test_frozen_positions_of_the_saved_file_keep_their_bits(place: Path) -> None:
+    """Of the first stage's task, in the second; elsewhere it was trained. Buffers are those of the base."""
+    stages = place / "out/stages"
+    grouping = json.loads((stages / "03-group/groups.json").read_text())
+    (first,) = grouping["groups"][grouping["order"][0]]
+    region = Region.load(stages / "02-identify" / first / "region.safetensors")
+    before, after = (_bits(stages / "06-refine" / k / "model.safetensors") for k in ("1", "2"))
+    assert before.keys() == after.keys() == load_file(place / "base/model.safetensors").keys()
+    assert set(region.positions) <= before.keys()
+    for name, positions in region.positions.items():
+        assert np.array_equal(before[name][positions], after[name][positions]), name
+    changed = sum(int(np.count_nonzero(before[name] != after[name])) for name in before)
+    assert changed > region.count
+    facts = json.loads((stages / "06-refine/2/stage.json").read_text())["facts"]
+    assert facts["frozen"] == region.count
+    assert facts["frozen_changed"] == 0
+
+
+def test_identify_counts_the_parameters_of_the_class(place: Path) -> None:
+    """D is what transformers calls parameters: no buffers, a tied pair once. The regions are the run's."""
+    stages = place / "out/stages"
+    regions = identify(place / "base", {task: stages / "01-probe" / task for task in TASKS}, percent=5)
+    model = AutoModelForCausalLM.from_pretrained(place / "base")
+    for task, region in regions.items():
+        assert region.total == sum(parameter.numel() for parameter in model.parameters())
+        theirs = Region.load(stages / "02-identify" / task / "region.safetensors")
+        assert region.positions.keys() == theirs.positions.keys()
+        assert all(np.array_equal(region.positions[name], theirs.positions[name]) for name in region.positions)
+
+
+def test_fused_checkpoints_load_whole(place: Path, tmp_path: Path) -> None:
+    """transformers misses nothing, and buffers are the base's."""
+    probes = {task: place / "out/stages/01-probe" / task for task in TASKS}
+    fuse(place / "base", probes, tmp_path / "fused", regions=identify(place / "base", probes, percent=5))
+    model, loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "fused", output_loading_info=True)
+    assert not any(loaded.values()), loaded
+    theirs = dict(AutoModelForCausalLM.from_pretrained(place / "base").named_buffers())
+    assert all(torch.equal(buffer, theirs[name]) for name, buffer in model.named_buffers())
+
+
+def test_every_model_of_the_run_is_scored(place: Path) -> None:
+    """And evaluate alone gives the same."""
+    scores = json.loads((place / "out/scores.json").read_text())
+    recipe = Recipe.parse(json.loads((place / "recipe.json").read_text()))
+    alone = evaluate(place / "out/stages/06-refine/2", recipe)
+    for task in TASKS:
+        assert math.isfinite(alone[task]["score"])
+        assert scores["models"]["refine/2"][task]["score"] == alone[task]["score"]
+
+
+def test_the_page_lists_the_zoo() -> None:
+    """docs/models.md has a row for each architecture, and for no other."""
+    page = (Path(__file__).parents[1] / "docs/models.md").read_text()
+    rows = [line.split("|")[1].strip().strip("`") for line in page.splitlines() if line.startswith("| `")]
+    assert rows == list(zoo.SUPPORTED)
+
+
+def test_a_model_that_is_no_causal_language_model_is_refused_before_training(tmp_path: Path) -> None:
+    """T5 has an encoder."""
+    small = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": 259}
+    T5ForConditionalGeneration(T5Config(**small)).save_pretrained(tmp_path / "base")
+    tiny.tokenizer().save_pretrained(tmp_path / "base")
+    with pytest.raises(CpiftError, match=r"base: transformers cannot load it .*T5Config"):
+        run(Recipe.parse(tiny.recipe(tmp_path, TASKS)), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("stages/01-*"))
+
+
+def test_layers_that_the_class_leaves_out_are_refused_before_training(tmp_path: Path) -> None:
+    """DeepSeek-V3's layer for multi-token prediction: transformers ignores it, so no probe could have it."""
+    file = zoo.base(tmp_path / "base", "deepseek_v3") / "model.safetensors"
+    extra = {"model.layers.61.eh_proj.weight": np.ones((16, 32), np.float32)}
+    save_file({**load_file(file), **extra}, file, metadata={"format": "pt"})
+    with pytest.raises(CpiftError, match=r"DeepseekV3ForCausalLM does not load model\.layers\.61\.eh_proj\.weight"):
+        run(Recipe.parse(tiny.recipe(tmp_path, TASKS)), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("stages/01-*"))
