@@ -338,6 +338,9 @@ def test_a_card_is_described_with_its_memory(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 15 * 2**30)
     assert accelerator.describe() == "NVIDIA H100 80GB HBM3 (80.0 GiB)"
     assert accelerator.available() == 27 * 2**30
+    held = "NVIDIA H100 80GB HBM3 (80.0 GiB), of which other processes hold 30.0 GiB,"
+    assert accelerator.lacking(torch.OutOfMemoryError(CUDA)) == held
+    assert accelerator.lacking(RuntimeError(CPU)) == "the processor"
 
 
 def test_a_model_too_large_for_the_device_is_one_line(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,3 +358,31 @@ def test_scores_of_two_precisions_are_not_set_side_by_side_in_silence() -> None:
     assert mixed_precision({"base": {"a": new}, "fused": {"a": new}}) == ""
     text = mixed_precision({"base": {"a": old, "b": old}, "fused": {"a": new, "b": old}})
     assert text.startswith("scores were made in bf16 autocast for fused/a, in fp32 for the rest")
+
+
+@pytest.mark.parametrize("given", ["activation_checkpointing", "gradient_checkpointing"])
+@pytest.mark.parametrize("known", ["activation_checkpointing", "gradient_checkpointing"])
+def test_checkpointing_has_two_names(monkeypatch: pytest.MonkeyPatch, given: str, known: str) -> None:
+    """A recipe may have either; transformers gets the one that it knows, and only that."""
+    monkeypatch.setattr(training, "_CHECKPOINTING", known)
+    seen: dict[str, Any] = {}
+    config = training.SFTConfig(output_dir="unused", use_cpu=True, bf16=False, activation_checkpointing=False)
+    monkeypatch.setattr(training, "SFTConfig", lambda **settings: seen.update(settings) or config)
+    monkeypatch.setattr(training, "typed", lambda settings, *where: dict(settings))
+    training._config({given: True}, Path("unused"), steps=1, seed=0)
+    assert {name: value for name, value in seen.items() if "checkpointing" in name} == {known: True}
+    seen.clear()
+    training._config({}, Path("unused"), steps=1, seed=0)
+    assert {name: value for name, value in seen.items() if "checkpointing" in name} == {known: False}
+
+
+def test_a_training_on_the_processor_of_a_machine_with_a_card_is_as_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """training.use_cpu: bf16 autocast by what the processor can, not the card."""
+    monkeypatch.setattr(accelerator, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert accelerator.bf16_helps()
+    assert not accelerator.bf16_helps(on_cpu=True)
+    assert not training._config({"use_cpu": True}, Path("unused"), steps=1, seed=0).bf16
