@@ -159,6 +159,7 @@ def raising(error: Exception) -> Any:
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (MemoryError(), True),
+        (OSError(12, "Cannot allocate memory"), True),
         (OutOfMemory("t"), True),
         (RuntimeError("CUDA error: device-side assert triggered"), False),
         (ValueError("the tokenizer is out of memory"), False),
@@ -386,3 +387,15 @@ def test_a_training_on_the_processor_of_a_machine_with_a_card_is_as_without_one(
     assert accelerator.bf16_helps()
     assert not accelerator.bf16_helps(on_cpu=True)
     assert not training._config({"use_cpu": True}, Path("unused"), steps=1, seed=0).bf16
+
+
+def test_the_callback_drops_the_values_it_kept(base: Path, region: Region) -> None:
+    """It lives as long as its trainer; what it found out stays."""
+    network = models.load_model(base)
+    callback = training.FreezeCallback(region)
+    callback.on_train_begin(None, None, None, model=network, optimizer=torch.optim.AdamW(network.parameters()))
+    values = weakref.ref(callback._frozen._parts[0].values)
+    assert values() is not None
+    callback.on_train_end(None, None, None)
+    assert (callback.count, callback.changed) == (region.count, 0)
+    assert values() is None

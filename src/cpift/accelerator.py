@@ -124,11 +124,14 @@ def memory() -> int | None:
 
 
 def used() -> dict[str, Any]:
-    """Facts of a stage that has ended: the device, its peak since the last reset, and what is still on it. {} without one."""
+    """Facts of a stage that has ended: the peak of the device since the last reset, what is still on it, and its name.
+
+    {} without a device. The name is left out where nothing was on it: to ask for it would take its memory.
+    """
     peak = peak_memory()
     if peak is None:
         return {}
-    return {"device": describe(), "peak_device_memory": peak, "device_memory_after": memory()}
+    return {"peak_device_memory": peak, "device_memory_after": memory(), **({"device": describe()} if peak else {})}
 
 
 def _devices() -> range:

@@ -322,8 +322,9 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         self.release()
 
     def release(self) -> None:
-        """Remove the hooks; done by itself at the end of a training."""
+        """Remove the hooks, and drop the values kept; done by itself at the end of a training."""
         self._stack.close()
+        self._frozen = None
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
