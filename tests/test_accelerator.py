@@ -95,8 +95,10 @@ def test_nothing_of_a_training_stays(
     base: Path, region: Region, tmp_path: Path, watched: Watched, frozen: bool
 ) -> None:
     """Model, every parameter, trainer and optimizer are gone as fine_tune returns."""
-    done = fine_tune(base, rows(), tmp_path / "out", SETTINGS, steps=2, seed=0, frozen=region if frozen else None)
+    settings = {**SETTINGS, "bf16": frozen}
+    done = fine_tune(base, rows(), tmp_path / "out", settings, steps=2, seed=0, frozen=region if frozen else None)
     assert (done.frozen > 0) == frozen
+    assert done.precision == ("bf16 autocast" if frozen else "fp32")
     assert len(watched.seen) > 10
     assert watched.alive == []
 

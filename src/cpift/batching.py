@@ -142,7 +142,10 @@ def measured_cache(network: Any) -> CacheSize:
 def _layers_after(network: Any, width: int) -> list[tuple[int, int | None]]:
     """Bytes of each layer's cache after a pass over a row of ``width`` tokens, and its sliding window."""
     ids = torch.zeros((1, width), dtype=torch.long, device=network.device)
-    out = network(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+    try:
+        out = network(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+    except TypeError:  # a model with code of its own that knows no cache
+        return []
     cache = getattr(out, "past_key_values", None)
     cache = cache if cache is not None else getattr(out, "cache_params", None)
     layers = getattr(cache, "layers", None) or ([] if cache is None else [cache])

@@ -53,7 +53,11 @@ Tick = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training did. ``losses``: (step, mean loss since the last entry, learning rate)."""
+    """What a training did.
+
+    losses: (step, mean loss since the last entry, learning rate). precision: ``bf16 autocast`` or ``fp16 autocast``
+    over fp32 weights, or ``fp32``.
+    """
 
     steps: int
     tokens: int
@@ -64,6 +68,7 @@ class Trained:
     losses: list[tuple[int, float, float]]
     frozen: int
     frozen_changed: int
+    precision: str = "fp32"
 
 
 def check_training(training: Mapping[str, Any], where: str = "training") -> None:
@@ -241,6 +246,7 @@ def _fine_tune(
         losses=watch.losses,
         frozen=frozen_count,
         frozen_changed=changed,
+        precision="bf16 autocast" if config.bf16 else "fp16 autocast" if config.fp16 else "fp32",
     )
 
 
