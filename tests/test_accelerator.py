@@ -95,8 +95,10 @@ def test_nothing_of_a_training_stays(
     base: Path, region: Region, tmp_path: Path, watched: Watched, frozen: bool
 ) -> None:
     """Model, every parameter, trainer and optimizer are gone as fine_tune returns."""
-    done = fine_tune(base, rows(), tmp_path / "out", SETTINGS, steps=2, seed=0, frozen=region if frozen else None)
+    settings = {**SETTINGS, "bf16": frozen}
+    done = fine_tune(base, rows(), tmp_path / "out", settings, steps=2, seed=0, frozen=region if frozen else None)
     assert (done.frozen > 0) == frozen
+    assert done.precision == ("bf16 autocast" if frozen else "fp32")
     assert len(watched.seen) > 10
     assert watched.alive == []
 
@@ -159,6 +161,7 @@ def raising(error: Exception) -> Any:
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (MemoryError(), True),
+        (OSError(12, "Cannot allocate memory"), True),
         (OutOfMemory("t"), True),
         (RuntimeError("CUDA error: device-side assert triggered"), False),
         (ValueError("the tokenizer is out of memory"), False),
@@ -338,6 +341,9 @@ def test_a_card_is_described_with_its_memory(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 15 * 2**30)
     assert accelerator.describe() == "NVIDIA H100 80GB HBM3 (80.0 GiB)"
     assert accelerator.available() == 27 * 2**30
+    held = "NVIDIA H100 80GB HBM3 (80.0 GiB), of which other processes hold 30.0 GiB,"
+    assert accelerator.lacking(torch.OutOfMemoryError(CUDA)) == held
+    assert accelerator.lacking(RuntimeError(CPU)) == "the processor"
 
 
 def test_a_model_too_large_for_the_device_is_one_line(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,3 +361,43 @@ def test_scores_of_two_precisions_are_not_set_side_by_side_in_silence() -> None:
     assert mixed_precision({"base": {"a": new}, "fused": {"a": new}}) == ""
     text = mixed_precision({"base": {"a": old, "b": old}, "fused": {"a": new, "b": old}})
     assert text.startswith("scores were made in bf16 autocast for fused/a, in fp32 for the rest")
+
+
+@pytest.mark.parametrize("given", ["activation_checkpointing", "gradient_checkpointing"])
+@pytest.mark.parametrize("known", ["activation_checkpointing", "gradient_checkpointing"])
+def test_checkpointing_has_two_names(monkeypatch: pytest.MonkeyPatch, given: str, known: str) -> None:
+    """A recipe may have either; transformers gets the one that it knows, and only that."""
+    monkeypatch.setattr(training, "_CHECKPOINTING", known)
+    seen: dict[str, Any] = {}
+    config = training.SFTConfig(output_dir="unused", use_cpu=True, bf16=False, activation_checkpointing=False)
+    monkeypatch.setattr(training, "SFTConfig", lambda **settings: seen.update(settings) or config)
+    monkeypatch.setattr(training, "typed", lambda settings, *where: dict(settings))
+    training._config({given: True}, Path("unused"), steps=1, seed=0)
+    assert {name: value for name, value in seen.items() if "checkpointing" in name} == {known: True}
+    seen.clear()
+    training._config({}, Path("unused"), steps=1, seed=0)
+    assert {name: value for name, value in seen.items() if "checkpointing" in name} == {known: False}
+
+
+def test_a_training_on_the_processor_of_a_machine_with_a_card_is_as_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """training.use_cpu: bf16 autocast by what the processor can, not the card."""
+    monkeypatch.setattr(accelerator, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert accelerator.bf16_helps()
+    assert not accelerator.bf16_helps(on_cpu=True)
+    assert not training._config({"use_cpu": True}, Path("unused"), steps=1, seed=0).bf16
+
+
+def test_the_callback_drops_the_values_it_kept(base: Path, region: Region) -> None:
+    """It lives as long as its trainer; what it found out stays."""
+    network = models.load_model(base)
+    callback = training.FreezeCallback(region)
+    callback.on_train_begin(None, None, None, model=network, optimizer=torch.optim.AdamW(network.parameters()))
+    values = weakref.ref(callback._frozen._parts[0].values)
+    assert values() is not None
+    callback.on_train_end(None, None, None)
+    assert (callback.count, callback.changed) == (region.count, 0)
+    assert values() is None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
+from transformers import LlamaForCausalLM
 
-from cpift import batching
+from cpift import batching, evaluation
 from cpift.data.answers import extract, normalise
 from cpift.encoding import IGNORED, encode
 from cpift.evaluation import EvalTask, evaluate, generate
@@ -81,6 +83,43 @@ def test_the_loss_is_the_mean_over_the_assistants_tokens(model: Path) -> None:
         assert got.items[i] == pytest.approx(sum(own) / len(own), rel=1e-5)
         total, count = total + sum(own), count + len(own)
     assert got.score == pytest.approx(total / count, rel=1e-5)
+
+
+def test_the_loss_is_as_exact_as_its_precision() -> None:
+    """With a real vocabulary, against float64: the kernel for transposed logits was off by 5e-5."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((40, 50_000), generator=generator) * 3
+    target = torch.randint(0, 50_000, (40,), generator=generator)
+    counted = torch.arange(40) % 3 > 0
+    exact = -logits.double().log_softmax(-1)[counted].gather(1, target[counted][:, None]).mean()
+    assert float(evaluation._mean_loss(logits, target, counted)) == pytest.approx(float(exact), rel=2e-6)
+    assert float(evaluation._mean_loss(logits, target, counted & False)) == 0.0
+
+
+def test_logits_of_prompts_are_not_made(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outcomes are those of whole logits, for a model that can leave them out and for one that cannot."""
+    rows = [*tiny.rows("first", 9, 3), *tiny.rows("reverse", 3, 3)]
+    tasks = {"match": EvalTask(rows, "exact_match"), "loss": EvalTask(rows, "loss")}
+    made: list[tuple[int, int]] = []
+    forward = LlamaForCausalLM.forward
+
+    def short(self: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int = 0) -> Any:
+        out = forward(self, input_ids, attention_mask, logits_to_keep=logits_to_keep)
+        made.append((out.logits.shape[1], input_ids.shape[1]))
+        return out
+
+    def whole(self: Any, input_ids: Any, attention_mask: Any) -> Any:
+        return forward(self, input_ids, attention_mask)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", short)
+    less = evaluate(model, tasks)
+    assert made
+    assert all(some < all_ / 2 for some, all_ in made)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", whole)
+    more = evaluate(model, tasks)
+    for name in tasks:
+        assert less[name].items == pytest.approx(more[name].items, rel=1e-6)
+        assert less[name].tokens == more[name].tokens
 
 
 def test_batches_change_no_outcome(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

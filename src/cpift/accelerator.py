@@ -18,6 +18,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _RESERVE = 0.1  # share of a device that batches leave free: fragments, workspaces of its libraries
 
+_OWN_CONTEXT = 2 * 2**30  # bytes: more than CUDA itself takes for a process
+
 
 def device() -> torch.device:
     """Where models run: the accelerator, or the processor where there is none."""
@@ -25,13 +27,13 @@ def device() -> torch.device:
     return found or torch.device("cpu")
 
 
-def bf16_helps() -> bool:
-    """Does the device multiply bf16 faster than fp32?
+def bf16_helps(on_cpu: bool | None = False) -> bool:
+    """Does the device, or with ``on_cpu`` the processor, multiply bf16 faster than fp32?
 
     Of processors, those with AMX do. With AVX512-BF16 alone, matrix products were measured at two thirds of the speed
     of fp32 or less (docs/benchmarks-notes.md).
     """
-    kind = device().type
+    kind = "cpu" if on_cpu else device().type
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return kind != "cpu" or bool(torch.cpu._is_amx_tile_supported())
@@ -65,7 +67,17 @@ def describe() -> str:
 def lacking(error: BaseException) -> str:
     """Whose memory an out-of-memory error is about: the device's, or the machine's own."""
     own = any(isinstance(cause, MemoryError) or "DefaultCPUAllocator" in str(cause) for cause in causes(error))
-    return "the processor" if own else describe()
+    others = 0 if own else held_by_others()
+    held = f", of which other processes hold {others / 2**30:.1f} GiB," if others > _OWN_CONTEXT else ""
+    return "the processor" if own else describe() + held
+
+
+def held_by_others() -> int:
+    """Bytes of the device that are taken, and not by this process's tensors or the cache for them."""
+    if device().type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved()
 
 
 def place(network: Any) -> Any:
@@ -112,11 +124,14 @@ def memory() -> int | None:
 
 
 def used() -> dict[str, Any]:
-    """Facts of a stage that has ended: the device, its peak since the last reset, and what is still on it. {} without one."""
+    """Facts of a stage that has ended: the peak of the device since the last reset, what is still on it, and its name.
+
+    {} without a device. The name is left out where nothing was on it: to ask for it would take its memory.
+    """
     peak = peak_memory()
     if peak is None:
         return {}
-    return {"device": describe(), "peak_device_memory": peak, "device_memory_after": memory()}
+    return {"peak_device_memory": peak, "device_memory_after": memory(), **({"device": describe()} if peak else {})}
 
 
 def _devices() -> range:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,10 +33,13 @@ class Room:
 
 
 def batches(lengths: Sequence[int], room: Room) -> Iterator[list[int]]:
-    """Row numbers, rows of like length together. A row that is too long for the room is a batch of its own."""
+    """Row numbers, rows of like length together, the longest first: what does not fit is seen at once, not at the end.
+
+    A row that is too long for the room is a batch of its own.
+    """
     batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and (len(batch) == room.rows or room.cost(lengths[i]) * (len(batch) + 1) > room.nbytes):
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) == room.rows or room.cost(lengths[batch[0]]) * (len(batch) + 1) > room.nbytes):
             yield batch
             batch = []
         batch.append(i)
@@ -45,7 +48,7 @@ def batches(lengths: Sequence[int], room: Room) -> Iterator[list[int]]:
 
 
 def in_batches(lengths: Sequence[int], room: Room, work: Callable[[list[int]], None]) -> None:
-    """Do ``work`` on every batch. One that there is no memory for is halved, as are those that follow: scores are the same.
+    """Do ``work`` on every batch. One that there is no memory for is halved, those that follow take no more: scores are the same.
 
     Raises:
         OutOfMemory: for a batch of one row.
@@ -56,14 +59,13 @@ def in_batches(lengths: Sequence[int], room: Room, work: Callable[[list[int]], N
         if _done(work, batch):
             continue
         accelerator.release()
-        longest = max(lengths[i] for i in batch)
+        longest = lengths[batch[0]]
         if len(batch) == 1:
             raise OutOfMemory(
                 f"out of memory on {accelerator.describe()} in scoring a batch of 1 row, {longest} tokens"
             )
         rest = [i for later in (batch, *due) for i in later]
-        half = -(-len(batch) // 2)
-        room = Room(min(room.nbytes, half * room.cost(longest)), room.cost, half)
+        room = replace(room, nbytes=-(-len(batch) // 2) * room.cost(longest))
         due = deque([rest[j] for j in part] for part in batches([lengths[i] for i in rest], room))
 
 
@@ -140,7 +142,10 @@ def measured_cache(network: Any) -> CacheSize:
 def _layers_after(network: Any, width: int) -> list[tuple[int, int | None]]:
     """Bytes of each layer's cache after a pass over a row of ``width`` tokens, and its sliding window."""
     ids = torch.zeros((1, width), dtype=torch.long, device=network.device)
-    out = network(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+    try:
+        out = network(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+    except TypeError:  # a model with code of its own that knows no cache
+        return []
     cache = getattr(out, "past_key_values", None)
     cache = cache if cache is not None else getattr(out, "cache_params", None)
     layers = getattr(cache, "layers", None) or ([] if cache is None else [cache])

@@ -25,6 +25,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     return any(
         isinstance(cause, MemoryError | OutOfMemory)
+        or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
         or type(cause).__name__ == "OutOfMemoryError"
         or (isinstance(cause, RuntimeError) and any(text in str(cause) for text in _OUT_OF_MEMORY))
         for cause in causes(error)

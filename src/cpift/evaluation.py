@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -134,8 +135,8 @@ def _teacher_forced(
 
     def work(batch: list[int]) -> None:
         ids, mask, labels = _padded([encoded[i] for i in batch], tokenizer.pad_token_id or 0, network.device)
-        logits = network(input_ids=ids, attention_mask=mask).logits[:, :-1]
-        target = labels[:, 1:]
+        logits, first = _logits(network, ids, mask, labels)
+        target = labels[:, first + 1 :]
         counted = target != IGNORED
         if task.metric == "exact_match":
             right = ((logits.argmax(-1) == target) | ~counted).all(-1) & counted.any(-1)
@@ -153,6 +154,19 @@ def _teacher_forced(
     items, tokens, rows = [items[i] for i in kept], [tokens[i] for i in kept], len(items)
     mean = sum(i * t for i, t in zip(items, tokens, strict=True)) / sum(tokens) if kept else float("nan")
     return Score(task.metric, mean, items, tokens, rows - len(kept))
+
+
+def _logits(network: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Logits of the tokens that predict, from the first that predicts a label in any row; and its position.
+
+    What stands before are the prompts: the head, a fifth of a small model, need not be applied to them.
+    """
+    labelled = (labels[:, 1:] != IGNORED).any(0).nonzero()
+    first = int(labelled[0]) if len(labelled) else ids.shape[1] - 1
+    if "logits_to_keep" in inspect.signature(network.forward).parameters:
+        keep = ids.shape[1] - first
+        return network(input_ids=ids, attention_mask=mask, logits_to_keep=keep).logits[:, :-1], first
+    return network(input_ids=ids, attention_mask=mask).logits[:, first:-1], first
 
 
 def _mean_loss(logits: torch.Tensor, target: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 CARDS = (24, 40, 80)  # GB as 10^9 bytes: what a card has above that, CUDA itself and fragments take
 _TILE = 4096, 32768  # tokens and words of the logits that TRL's fused head makes at a time
-_LOGITS = 200_000_000  # evaluation.BATCH_LOGITS, which cannot be imported without torch
+_LOGITS = 200_000_000  # batching.LOGITS, which cannot be imported without torch
 _BLOCK = 2**20  # elements of a checkpoint in work at a time
 
 Sharding = Literal["data parallel", "FSDP2"]

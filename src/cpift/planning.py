@@ -198,6 +198,9 @@ def show(result: dict[str, Any], say: Callable[[str], None]) -> None:
     say(f"evaluate     {result['evaluated_models']} models, {result['evaluated_tokens']:,} tokens{took}")
     how = "peak of a trial" if "measured" in result else "weights, gradients and AdamW in fp32; activations come on top"
     say(f"memory       {size(result['memory'])} ({how})")
+    measured = result.get("measured", {})
+    if "peak_device_memory" in measured:
+        say(f"device       {size(measured['peak_device_memory'])} (peak of a trial on {measured['device']})")
     say(f"disk         {size(result['disk'])} ({result['checkpoints']} checkpoints in fp32)")
     if "seconds" in result:
         trial = result["measured"]

@@ -44,6 +44,9 @@ DEFAULTS: dict[str, Any] = {
 # Set by cpift itself: the stage decides about these.
 _OWN = {"output_dir", "max_steps", "num_train_epochs", "seed", "data_seed", "disable_tqdm", "dataset_kwargs"}
 
+# Its name in the transformers that is installed: the older one before 5.20.
+_CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(SFTConfig, n))
+
 _REMEDY = "lower training.learning_rate, or look at the data"
 
 Tick = Callable[[Mapping[str, Any]], None]
@@ -51,7 +54,11 @@ Tick = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training did. ``losses``: (step, mean loss since the last entry, learning rate)."""
+    """What a training did.
+
+    losses: (step, mean loss since the last entry, learning rate). precision: ``bf16 autocast`` or ``fp16 autocast``
+    over fp32 weights, or ``fp32``.
+    """
 
     steps: int
     tokens: int
@@ -62,6 +69,7 @@ class Trained:
     losses: list[tuple[int, float, float]]
     frozen: int
     frozen_changed: int
+    precision: str = "fp32"
 
 
 def check_training(training: Mapping[str, Any], where: str = "training") -> None:
@@ -241,6 +249,7 @@ def _fine_tune(
         losses=watch.losses,
         frozen=frozen_count,
         frozen_changed=changed,
+        precision="bf16 autocast" if config.bf16 else "fp16 autocast" if config.fp16 else "fp32",
     )
 
 
@@ -256,7 +265,7 @@ def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int, sh
     given = typed(training)
     settings: dict[str, Any] = {
         **DEFAULTS,
-        "bf16": bf16_helps() and not training.get("fp16", False),
+        "bf16": bf16_helps(given.get("use_cpu")) and not training.get("fp16", False),
         "use_cpu": not torch.accelerator.is_available(),
         "logging_steps": max(1, steps // 100),
         "include_num_input_tokens_seen": "non_padding",
@@ -269,8 +278,8 @@ def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int, sh
         "disable_tqdm": True,
         "dataset_kwargs": {"skip_prepare_dataset": True},  # rows come as token ids with labels
     }
-    if "gradient_checkpointing" in training:  # the older name, which many recipes have
-        settings["activation_checkpointing"] = settings.pop("gradient_checkpointing")
+    checkpointing = settings.pop("activation_checkpointing")  # by either name, which many recipes have
+    settings[_CHECKPOINTING] = settings.pop("gradient_checkpointing", checkpointing)
     config = SFTConfig(**settings)
     if team.size() == 1 and config.n_gpu > 1:
         config._n_gpu = 1  # or the Trainer would spread over all GPUs by threads, with as many times the rows
@@ -331,8 +340,9 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
             )
 
     def release(self) -> None:
-        """Remove the hooks; done by itself at the end of a training."""
+        """Remove the hooks, and drop the values kept; done by itself at the end of a training."""
         self._stack.close()
+        self._frozen = None
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]

@@ -26,17 +26,22 @@ def measure(
 ) -> dict[str, Any]:
     """Seconds and peak memory (bytes) of each kind of work, from a few steps, one checkpoint and a batch of each task.
 
+    On a device also its name and the peak of its memory, as a stage's facts have them.
+
     Args:
         encoded: training rows by task.
         tests: :class:`cpift.evaluation.EvalTask` by task.
         scratch: an empty folder with room for three models in fp32.
     """
+    from cpift import accelerator
+
     found: dict[str, Any] = {"start_seconds": _import_seconds()}
+    accelerator.reset_peak()
     found |= _training(recipe, base, encoded, scratch)
     found |= _merging(recipe, base, scratch)
     found |= _scoring(recipe, scratch / "trial", tests)
     found["peak_memory"] = max(value for key, value in found.items() if key.endswith("_peak"))
-    return found
+    return found | accelerator.used()
 
 
 def _import_seconds() -> float:
