@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -14,7 +16,9 @@ from safetensors.torch import save_file
 
 # hidden, layers, intermediate, key/value width
 SHAPES = {
+    "tiny": (64, 2, 128, 64),
     "0.1B": (768, 8, 2048, 256),
+    "0.4B": (1280, 18, 3712, 256),
     "0.5B": (1408, 16, 3584, 256),
     "1.1B": (2048, 22, 5632, 256),
     "2.2B": (2816, 24, 7680, 256),
@@ -45,6 +49,17 @@ def tensors(size: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _values(shape: tuple[int, ...], number: int, model: int) -> torch.Tensor:
+    """Tensor ``number`` of the base (model 0) or of a task; its own seed, so that threads change nothing."""
+    generator = torch.Generator().manual_seed(number)
+    value = torch.randn(shape, generator=generator) * 0.02
+    if model:
+        generator.manual_seed(1000 * model + number)
+        # in proportion to the weight, so that bf16 shows most of the updates
+        value *= 1 + 0.02 * torch.randn(shape, generator=generator)
+    return value
+
+
 def make(folder: Path, size: str, dtype: torch.dtype, tasks: int, shards: int = 4) -> list[Path]:
     """Write ``base`` and ``task1`` … below ``folder`` where they are not there yet; return their folders."""
     hidden, layers, wide, kv = SHAPES[size]
@@ -64,17 +79,12 @@ def make(folder: Path, size: str, dtype: torch.dtype, tasks: int, shards: int = 
         out.mkdir(parents=True, exist_ok=True)
         weight_map = {}
         for shard in range(shards):
-            part = {}
             file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-            for i, name in list(enumerate(names))[shard * len(names) // shards : (shard + 1) * len(names) // shards]:
-                generator = torch.Generator().manual_seed(i)
-                value = torch.randn(shapes[name], generator=generator) * 0.02
-                if model:
-                    generator.manual_seed(1000 * model + i)
-                    # in proportion to the weight, so that bf16 shows most of the updates
-                    value *= 1 + 0.02 * torch.randn(shapes[name], generator=generator)
-                part[name] = value.to(dtype)
-                weight_map[name] = file
+            numbers = range(shard * len(names) // shards, (shard + 1) * len(names) // shards)
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                values = pool.map(lambda i, model=model: _values(shapes[names[i]], i, model).to(dtype), numbers)
+                part = dict(zip((names[i] for i in numbers), values, strict=True))
+            weight_map |= dict.fromkeys(part, file)
             save_file(part, out / file, metadata={"format": "pt"})
         (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
         (out / "config.json").write_text(json.dumps(config))

@@ -77,6 +77,13 @@ def sleep(mark: Path) -> None:
     time.sleep(300)
 
 
+def no_memory(mark: Path) -> None:
+    """Runs out of a device's memory, and leaves a trace of each try."""
+    with mark.open("a") as file:
+        file.write("x")
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
 def job(place: Path, function: Any, *arguments: Any, name: str = "") -> Job:
     """A job with its log below ``place``."""
     name = name or function.__name__

@@ -43,7 +43,7 @@ def missing_shard(folder: Path) -> None:
 
 
 def outside(folder: Path) -> None:
-    write(folder, W)
+    folder.mkdir()
     index(folder, {"a.weight": "../other/model.safetensors"})
 
 
@@ -80,8 +80,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "outside": (outside, "leads out of the folder"),
     "twice across shards": (twice_across_shards, "a.weight|index"),
     "promised": (promised, "c.weight"),
-    "index is no table": (lambda f: (write(f, W), index(f, [1])), "weight_map"),
-    "index is no JSON": (lambda f: (write(f, W), (f / "model.safetensors.index.json").write_text("{")), "JSON"),
+    "index is no table": (lambda f: (f.mkdir(), index(f, [1])), "weight_map"),
+    "index is no JSON": (lambda f: (f.mkdir(), (f / "model.safetensors.index.json").write_text("{")), "JSON"),
     "config is no JSON": (lambda f: (write(f, W), (f / "config.json").write_text("{")), "JSON"),
     "empty file": (lambda f: raw(f, b"", length=0), "damaged|truncated"),
     "seven bytes": (lambda f: (f.mkdir(), (f / "model.safetensors").write_bytes(b"1234567")), "truncated"),

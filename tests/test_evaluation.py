@@ -9,9 +9,10 @@ import pytest
 import tiny
 import torch
 
-from cpift import evaluation
+from cpift import batching
+from cpift.data.answers import extract, normalise
 from cpift.encoding import IGNORED, encode
-from cpift.evaluation import EvalTask, evaluate, extract, generate, normalise
+from cpift.evaluation import EvalTask, evaluate, generate
 from cpift.models import load_model, load_tokenizer
 from cpift.scores import summary
 from cpift.training import fine_tune
@@ -91,7 +92,8 @@ def test_batches_change_no_outcome(model: Path, monkeypatch: pytest.MonkeyPatch)
         "loss": EvalTask(rows, "loss"),
     }
     together = evaluate(model, tasks)
-    monkeypatch.setattr(evaluation, "BATCH_LOGITS", 1)
+    monkeypatch.setattr(batching, "LOGITS", 1)
+    monkeypatch.setattr(batching, "CACHE", 1)
     alone = evaluate(model, tasks)
     assert alone["match"].items == together["match"].items
     assert (alone["made"].items, alone["made"].tokens) == (together["made"].items, together["made"].tokens)
@@ -134,7 +136,7 @@ def test_answers_that_are_part_of_the_text_are_generated_and_extracted(model: Pa
 def test_extraction_and_normalising() -> None:
     """The last match's group; nothing where nothing matches; case, space, full stop, thousands do not count."""
     assert extract("1 #### 2 #### 3", re.compile(r"#### (\d)")) == "3"
-    assert extract("none", re.compile(r"#### (\d)")) == ""
+    assert extract("none", re.compile(r"#### (\d)")) is None
     assert normalise("  The\nAnswer. ") == "the answer"
     assert normalise("1,234,567.") == "1234567"
     assert normalise("1, 2") == "1, 2"

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from cpift.evaluation import EvalTask, evaluate, generate, normalise
+from cpift.data.answers import normalise
+from cpift.evaluation import EvalTask, evaluate, generate
 from cpift.models import load_model, load_tokenizer
 from cpift.pipeline import run
 from cpift.recipe import Recipe

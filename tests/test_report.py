@@ -216,6 +216,22 @@ def test_the_plan_stands_beside_the_cost(tmp_path: Path) -> None:
     assert "Of memory it foretold 2 GB" in page.text
 
 
+def test_peak_device_memory_stands_beside_the_cost(tmp_path: Path) -> None:
+    """A panel and a column where a stage has it, the largest of a kind; neither where none has."""
+    folder = made_run(tmp_path / "run", ["a", "b"])
+    assert "peak device memory" not in report(folder).text
+    for task, peak in (("a", 7e9), ("b", 9e9)):
+        file = folder / "stages/01-probe" / task / "stage.json"
+        made = json.loads(file.read_text())
+        made["facts"] |= {"peak_device_memory": peak, "device_memory_after": 0, "device": "Card (80.0 GiB)"}
+        file.write_text(json.dumps(made))
+    page = report(folder)
+    panel = page.figures["cost"]["panels"][-1]
+    assert panel["title"] == "peak device memory"
+    assert [(row["y"], row["v"]) for row in panel["rows"]] == [("probe", 9.0)]
+    assert "peak device memory" in page.text
+
+
 def test_the_command_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And refuses what is no run in one line."""
     folder = made_run(tmp_path / "run", ["a", "b"])

@@ -16,9 +16,12 @@ _libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 def kept_memory() -> Iterator[None]:
     """glibc maps a large tensor anew each time and clears its pages, a quarter of a step's time on a processor
     (docs/benchmarks-notes.md); within this context it takes memory from a heap that does not shrink. Values stay
-    the same. At the end what is free goes back to the system. Without effect elsewhere.
+    the same. At the end what is free goes back to the system. Without effect elsewhere, and where an accelerator does
+    the work: its tensors are not in this memory.
     """
-    if _libc is None:
+    import torch
+
+    if _libc is None or torch.accelerator.is_available():
         yield
         return
     _libc.mallopt(_MMAP_MAX, 0)
@@ -28,4 +31,10 @@ def kept_memory() -> Iterator[None]:
     finally:
         for setting, value in _DEFAULTS.items():
             _libc.mallopt(setting, value)
+        trim()
+
+
+def trim() -> None:
+    """Give free memory back to the system, where glibc keeps it."""
+    if _libc is not None:
         _libc.malloc_trim(0)

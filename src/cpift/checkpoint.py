@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
+from cpift.checkpoint_files import INDEX, SINGLE, gguf_message, read_folder, read_json, zero_command
+from cpift.checkpoint_names import match_names, plain_name, plain_names
 from cpift.errors import CpiftError
 from cpift.pages import map_ahead
+from cpift.quantized import refuse_packed, refuse_quantized_config
 from cpift.safetensors_file import StoredTensor, read_header
 
 # A checksum covers BLOCK elements, whatever the size of the chunks that a caller reads in.
 BLOCK = 2**20
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-_JSON_LIMIT = 64 * 2**20
 
 # (output embedding, input embedding) by the end of their names. A tied pair counts once, under the input's name.
 _TIED = [
@@ -36,16 +35,19 @@ _TIED = [
     ("embed_out.weight", "embed_in.weight"),
     ("output.weight", "tok_embeddings.weight"),
 ]
-# What older checkpoints store although no optimizer ever moves it.
+# What checkpoints store although no optimizer ever moves it.
 _BUFFERS = (
     "*.attn.masked_bias",
     "*.attention.masked_bias",
-    "*.rotary_emb.inv_freq",
+    "*inv_freq",
     "*position_ids",
     "*token_type_ids",
     "*running_mean",
     "*running_var",
     "*num_batches_tracked",
+    "*e_score_correction_bias",  # of DeepSeek-V3's router and its like
+    "*.expert_bias",
+    "*final_logits_bias",
 )
 
 
@@ -62,13 +64,14 @@ class Checkpoint:
     """A checkpoint on disk: parameters by name in plain string order, and what else the files hold.
 
     ``tensors`` are the parameters (floating point, a tied pair once); ``others`` are buffers and the second
-    name of a tied pair, kept so that they can be copied.
+    name of a tied pair, kept so that they can be copied; ``aliases`` gives for the latter the first name.
     """
 
     path: Path
     tensors: dict[str, StoredTensor]
     others: dict[str, StoredTensor]
     config: dict[str, Any]
+    aliases: dict[str, str] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -169,109 +172,115 @@ def blocks(checkpoint: Checkpoint, size: int = BLOCK) -> Iterator[Block]:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a folder with ``model.safetensors`` or shards and an index, or one ``.safetensors`` file.
 
-    Reads the headers only. Raises :class:`CpiftError` for a missing file, a pickle checkpoint, a PEFT adapter,
-    a missing shard, an index that leads out of the folder, or a damaged header.
+    Reads the headers only. Names come without what wrappers put into them.
+
+    Args:
+        path: the folder or file.
+
+    Raises:
+        CpiftError: no plain checkpoint (pickle, GGUF, an adapter, a training state, quantised weights), with what
+            makes one of it; a missing shard, a damaged header, a parameter stored twice or without elements.
     """
     path = Path(path)
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise CpiftError(f"{path}: only safetensors checkpoints are read (pickle can run code); convert it first")
-        folder, stored = path.parent, read_header(path)
-    elif path.is_dir():
-        folder, stored = path, _read_folder(path)
-    else:
+    folder = path.parent if path.is_file() else path
+    if not path.exists():
+        raise CpiftError(f"{path}: no such checkpoint; give a folder with {SINGLE} or {INDEX}")
+    if path.suffix == ".gguf":
+        raise CpiftError(gguf_message(path))
+    if path.is_file() and path.suffix != ".safetensors":
+        raise CpiftError(f"{path}: only safetensors checkpoints are read (pickle can run code); convert it first")
+    if not path.is_file() and not path.is_dir():
         raise CpiftError(f"{path}: no such checkpoint; give a folder with {SINGLE} or {INDEX}")
     config_file = folder / "config.json"
-    config = _read_json(config_file) if config_file.is_file() else {}
+    config = read_json(config_file) if config_file.is_file() else {}
     if not isinstance(config, dict) or not isinstance(config.get("model_type", ""), str):
         raise CpiftError(f"{config_file}: is no configuration (a table, whose model_type is text)")
+    refuse_quantized_config(config, config_file)
+
+    def dispensable(name: str) -> bool:
+        """Loads without it: a buffer, or the second name of a tied pair."""
+        return _is_buffer(plain_name(name)) or (_is_output(plain_name(name)) and _says_tied(config))
+
+    stored = read_header(path) if path.is_file() else read_folder(folder, config, dispensable)
+    stored = plain_names(stored, path)
+    refuse_packed(stored, path)
+    _refuse_adapter_weights(stored, path)
     aliases = _tied_aliases(stored, config, path)
     parameters: dict[str, StoredTensor] = {}
     others: dict[str, StoredTensor] = {}
+    buffers = _buffers_of_class(folder, stored, config)
     for name in sorted(stored):
-        kept = name not in aliases and _is_parameter(name, stored[name])
+        kept = name not in aliases and is_parameter(name, stored[name]) and not buffers.get(name, False)
         (parameters if kept else others)[name] = stored[name]
     if not parameters:
         raise CpiftError(f"{path}: holds no floating-point parameter")
-    return Checkpoint(path, parameters, others, config)
-
-
-def _read_folder(folder: Path) -> dict[str, StoredTensor]:
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        merge = (
-            'python -c "from peft import AutoPeftModelForCausalLM as A; '
-            f"A.from_pretrained('{folder}', dtype='float32').merge_and_unload().save_pretrained('merged')\""
+    empty = [name for name, tensor in parameters.items() if not tensor.size]
+    if empty:
+        raise CpiftError(
+            f"{path}: {empty[0]} and {len(empty) - 1} more tensors hold no element: DeepSpeed's ZeRO-3 leaves these "
+            f"stubs in the place of weights; write the weights as a checkpoint first: {zero_command(folder)}"
         )
-        raise CpiftError(f"{folder}: is a PEFT adapter; merge it first: {merge}")
-    if (folder / INDEX).is_file():
-        return _read_shards(folder)
-    if (folder / SINGLE).is_file():
-        return read_header(folder / SINGLE)
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
-    if pickles:
-        raise CpiftError(f"{folder}: {pickles[0]} is a pickle, which can run code; save it again as safetensors")
-    raise CpiftError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
+    return Checkpoint(path, parameters, others, config, aliases)
 
 
-def _read_shards(folder: Path) -> dict[str, StoredTensor]:
-    index = _read_json(folder / INDEX)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CpiftError(f"{folder / INDEX}: has no usable weight_map")
-    stored: dict[str, StoredTensor] = {}
-    for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard or shard in ("", ".", ".."):
-            raise CpiftError(f"{folder / INDEX}: names {shard!r}, which leads out of the folder")
-        if not os.path.isfile(folder / shard):  # this one takes names of any length
-            raise CpiftError(f"{folder / shard}: this shard is missing; fetch the checkpoint again")
-        for name, tensor in read_header(folder / shard).items():
-            if name in stored:
-                raise CpiftError(f"{folder / shard}: tensor {name} also stands in {stored[name].file.name}")
-            if weight_map.get(name) != shard:
-                raise CpiftError(f"{folder / shard}: holds {name}, which the index places elsewhere or not at all")
-            stored[name] = tensor
-    missing = sorted(set(weight_map) - set(stored))
-    if missing:
-        raise CpiftError(f"{folder / weight_map[missing[0]]}: lacks {missing[0]}, which the index promises")
-    return stored
+def _refuse_adapter_weights(stored: Iterable[str], path: Path) -> None:
+    lora = [name for name in stored if ".lora_" in name or ".base_layer." in name]
+    if lora:
+        raise CpiftError(
+            f"{path}: {lora[0]} belongs to an adapter that is not merged; load it with peft, call merge_and_unload() "
+            "and save the result"
+        )
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        if path.stat().st_size > _JSON_LIMIT:
-            raise CpiftError(f"{path}: is too large ({path.stat().st_size / 1e9:.1f} GB) to be what its name says")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CpiftError(f"{path}: cannot be read as JSON ({error})") from error
-
-
-def _is_parameter(name: str, tensor: StoredTensor) -> bool:
-    if not tensor.floating:
+def is_parameter(name: str, tensor: StoredTensor | None = None) -> bool:
+    """Does an optimizer move this tensor? It is a buffer otherwise; without ``tensor`` the name alone is looked at."""
+    if tensor is not None and not tensor.floating:
         return False
-    if name.endswith((".attn.bias", ".attention.bias")) and len(tensor.shape) == 4:
+    if name.endswith((".attn.bias", ".attention.bias")) and (tensor is None or len(tensor.shape) == 4):
         return False  # GPT-2's and GPT-Neo's causal mask
-    return not any(fnmatch.fnmatchcase(name, pattern) for pattern in _BUFFERS)
+    return not _is_buffer(name)
 
 
-def _tied_aliases(stored: dict[str, StoredTensor], config: Any, path: Path) -> set[str]:
-    """Output embeddings that are stored beside the input embedding that they are tied to."""
-    found = set()
+def _buffers_of_class(folder: Path, stored: dict[str, StoredTensor], config: dict[str, Any]) -> dict[str, bool]:
+    """What the model's class says: name to whether it is a buffer. Only where the names leave a doubt: building the class
+    takes seconds. No doubt is about a weight or a bias, nor about what is known as a buffer."""
+    doubtful = [n for n, t in stored.items() if is_parameter(n, t) and n.rsplit(".", 1)[-1] not in ("weight", "bias")]
+    if not doubtful or not config.get("model_type"):
+        return {}
+    try:
+        from cpift.memory_names import class_buffers
+    except ImportError:  # torch and transformers are not needed to read checkpoints
+        return {}
+    return class_buffers(folder, {name: t.shape for name, t in stored.items()}, config)
+
+
+def _is_buffer(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _BUFFERS)
+
+
+def _is_output(name: str) -> bool:
+    return any(name == output or name.endswith("." + output) for output, _ in _TIED)
+
+
+def _tied_aliases(stored: dict[str, StoredTensor], config: Any, path: Path) -> dict[str, str]:
+    """Output embeddings that are stored beside the input embedding that they are tied to, and this one's name."""
+    found: dict[str, str] = {}
     for name in stored:
         for output, source in _TIED:
             if not (name == output or name.endswith("." + output)):
                 continue
             partners = [n for n in stored if n == source or n.endswith("." + source)]
-            if len(partners) == 1 and stored[partners[0]].shape == stored[name].shape and _says_tied(config, path):
+            if len(partners) == 1 and stored[partners[0]].shape == stored[name].shape and _says_tied(config):
                 if not _same_bytes(stored[name], stored[partners[0]]):
                     raise CpiftError(
                         f"{path}: config.json ties {name} to {partners[0]}, yet the two differ; "
                         "set tie_word_embeddings to false, or save the checkpoint again"
                     )
-                found.add(name)
+                found[name] = partners[0]
     return found
 
 
-def _says_tied(config: Any, path: Path) -> bool:
+def _says_tied(config: Any) -> bool:
     if not isinstance(config, dict):
         return False
     for part in (config, config.get("text_config")):
@@ -304,7 +313,7 @@ def align(base: Checkpoint, other: Checkpoint) -> Checkpoint:
 
     Raises :class:`CpiftError` that lists what differs: a tensor missing or too many, or another shape.
     """
-    renamed = _match_names(list(base.tensors), list(other.tensors))
+    renamed = match_names(list(base.tensors), list(other.tensors))
     missing = [n for n in base.tensors if n not in renamed]
     surplus = sorted(set(other.tensors) - set(renamed.values()))
     if missing or surplus:
@@ -316,29 +325,28 @@ def align(base: Checkpoint, other: Checkpoint) -> Checkpoint:
         )
     for name, theirs in renamed.items():
         if base.tensors[name].shape != other.tensors[theirs].shape:
-            ours, shape = base.tensors[name].shape, other.tensors[theirs].shape
+            expected, shape = base.tensors[name].shape, other.tensors[theirs].shape
             kind = " (vocabularies differ)" if "embed" in name or "wte" in name or "lm_head" in name else ""
-            raise CpiftError(f"{other.path}: {theirs} has shape {list(shape)}, the base has {list(ours)}{kind}")
+            raise CpiftError(f"{other.path}: {theirs} has shape {list(shape)}, the base has {list(expected)}{kind}")
     tensors = {name: other.tensors[renamed[name]] for name in base.tensors}
-    return Checkpoint(other.path, tensors, other.others, other.config)
+    ours = {theirs: name for name, theirs in renamed.items()}
+    added, removed = _prefixes(renamed)
+
+    def renamed_too(name: str) -> str:
+        return added + name.removeprefix(removed) if name.startswith(removed) else name
+
+    others = {renamed_too(name): tensor for name, tensor in other.others.items()}
+    aliases = {renamed_too(name): ours[source] for name, source in other.aliases.items()}
+    return Checkpoint(other.path, tensors, others, other.config, aliases)
 
 
-def _match_names(wanted: Sequence[str], given: Sequence[str]) -> dict[str, str]:
-    have = set(given)
-    if set(wanted) == have:
-        return {n: n for n in wanted}
-    best = {n: n for n in wanted if n in have}
-    for prefix in sorted({n[: n.index(".") + 1] for n in (*wanted, *given) if "." in n}):
-        match = {}
-        for n in wanted:
-            short = n.removeprefix(prefix)
-            for candidate in (n, prefix + n, short):
-                if candidate in have:
-                    match[n] = candidate
-                    break
-        if len(match) > len(best):
-            best = match
-    return best
+def _prefixes(renamed: dict[str, str]) -> tuple[str, str]:
+    """What to add to, and what to take from the start of the other's names to have the base's."""
+    for ours, theirs in renamed.items():
+        if ours != theirs:
+            longer = ours.endswith(theirs)
+            return (ours.removesuffix(theirs), "") if longer else ("", theirs.removesuffix(ours))
+    return "", ""
 
 
 def excluded(names: Iterable[str], patterns: Iterable[str]) -> set[str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cpift.checkpoint import INDEX, SINGLE
+from cpift.checkpoint_files import INDEX, SINGLE
 from cpift.disk import sync
 from cpift.errors import CpiftError
 from cpift.safetensors_file import header_bytes, itemsize

@@ -1,6 +1,7 @@
-"""The one exception that users are meant to see, and the one fault of the machine that is told like it."""
+"""The one exception that users are meant to see, and the two faults of the machine that are reported like it."""
 
 import errno
+from collections.abc import Iterator
 
 
 class CpiftError(Exception):
@@ -10,13 +11,39 @@ class CpiftError(Exception):
     """
 
 
+class OutOfMemory(CpiftError):
+    """A batch or a model for which there is no memory. Trying again as it stands would end the same way."""
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is a lack of memory, of a device or of the machine, behind this error?
+
+    Known by name and by words: torch has several classes for it, and this module loads without torch.
+    """
+    return any(
+        isinstance(cause, MemoryError | OutOfMemory)
+        or type(cause).__name__ == "OutOfMemoryError"
+        or (isinstance(cause, RuntimeError) and any(text in str(cause) for text in _OUT_OF_MEMORY))
+        for cause in causes(error)
+    )
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Is a full disk behind this error? Libraries in other languages have exceptions of their own for it."""
-    cause: BaseException | None = error  # (torch says no more than where its writer failed)
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         if any(text in str(cause) for text in ("No space left on device", "inline_container.cc")):
-            return True
-        cause = cause.__cause__ or cause.__context__
+            return True  # torch names only the place where its writer failed
     return False
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and the errors behind it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

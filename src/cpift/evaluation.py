@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cpift import accelerator
+from cpift.accelerator import frees_memory
 from cpift.allocator import kept_memory
+from cpift.batching import batches, forced_room, generation_room, in_batches
+from cpift.data.answers import extract, is_right, references
 from cpift.data.healing import GoOnWith, starts, text_of
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
-from cpift.encoding import IGNORED, Encoded, encode, encode_forced
+from cpift.encoding import IGNORED, Encoded, encode, encode_forced, prompt_ids
+from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.models import load_model, load_tokenizer
 from cpift.tasks import Row, answer_is_text
 
-BATCH_LOGITS = 200_000_000  # padded tokens × vocabulary in a batch: 0.8 GB of logits in fp32
-GENERATED_ROWS = 8  # answers that are generated to time it
+TIMED_ROWS = 32  # answers that are generated on a processor to time it; elsewhere a batch
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,22 @@ class Score:
     """A task's score. ``items``: one outcome a row, 1.0 right or 0.0 wrong, or for loss the mean loss of its tokens.
 
     score: mean of the items; for loss the mean over all tokens (nats). Higher is better but for loss.
+    left_out: rows of a loss score that have no token to score within max_length; they are not among the items.
+    precision: ``fp32``, or ``bf16 autocast`` over fp32 weights.
     """
 
     metric: str
     score: float
     items: list[float]
     tokens: list[int]
+    left_out: int = 0
+    precision: str = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+@frees_memory
 def evaluate(
     model: str | Path,
     tasks: Mapping[str, EvalTask],
@@ -59,22 +68,36 @@ def evaluate(
     trust_remote_code: bool = False,
     chat: ChatSettings | None = None,
 ) -> dict[str, Score]:
-    """Score a checkpoint in fp32.
+    """Score a checkpoint: in fp32 on a processor, under bf16 autocast over fp32 weights on an accelerator that has it.
 
     exact_match: the greedy continuation equals the reference. Where the assistant's text is the answer, one
     teacher-forced forward is enough: every token to the end of the turn must be the argmax. Where the prompt alone
     has other tokens than the prompt with its answer, or reasoning may come first, the answer is generated and must be
-    the same text; so it is where the task's pattern extracts it. generate: generated, and judged after
-    normalising, or by reasoning_gym's scorer. loss: mean negative log-likelihood of the assistant's tokens.
+    the same text; where the task has a pattern, what it extracts is compared with the row's answers. generate:
+    generated, and judged after normalising, or by reasoning_gym's scorer. loss: mean negative log-likelihood of the
+    assistant's tokens; rows that have none within ``max_length`` are left out and counted.
+
+    Raises:
+        CpiftError: no row of a task has a token to score.
+        OutOfMemory: names the task, the row's length and the device, where there is no memory for one row.
     """
     path = Path(model)
     network, tokenizer = load_model(path, trust_remote_code), load_tokenizer(path, trust_remote_code, chat)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    network.to(device).eval()
+    accelerator.place(network)
     scores = {}
-    with torch.inference_mode(), kept_memory():
+    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network):
         for name, task in tasks.items():
-            scores[name] = _score(network, tokenizer, task, max_length, progress)
+            try:
+                score = _score(network, tokenizer, task, max_length, progress)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                text = error if isinstance(error, OutOfMemory) else f"out of memory on {accelerator.lacking(error)}"
+                shorter = "training.max_length" if task.metric == "loss" else f"tasks.{name}.max_new_tokens"
+                raise OutOfMemory(f"{name}: {text}; leave out the longest rows, or lower {shorter}") from error
+            if not score.items:
+                raise CpiftError(f"tasks.{name}: no evaluation row has a token to score; raise training.max_length")
+            scores[name] = replace(score, precision=accelerator.scoring_precision())
     return scores
 
 
@@ -82,7 +105,8 @@ def _forced_rows(network: Any, tokenizer: Any, task: EvalTask, max_length: int |
     """The rows where one teacher-forced forward gives the score of the task; None where it must be generated."""
     if task.metric == "loss":
         return [encode(row, tokenizer, max_length) for row in task.rows]
-    if task.metric != "exact_match" or not all(answer_is_text(row) for row in task.rows):
+    # A pattern takes the answer out of what is generated; one of several answers may be generated in place of another.
+    if task.metric != "exact_match" or task.pattern or not all(answer_is_text(row) for row in task.rows):
         return None
     ends = stop_ids(tokenizer, network)
     forced = [encode_forced(row, tokenizer, ends) for row in task.rows]
@@ -107,7 +131,8 @@ def _teacher_forced(
     network: Any, tokenizer: Any, task: EvalTask, encoded: list[Encoded], progress: Callable[[int], None]
 ) -> Score:
     items, tokens = [0.0] * len(encoded), [0] * len(encoded)
-    for batch in _batches([len(e.input_ids) for e in encoded], _room(network)):
+
+    def work(batch: list[int]) -> None:
         ids, mask, labels = _padded([encoded[i] for i in batch], tokenizer.pad_token_id or 0, network.device)
         logits = network(input_ids=ids, attention_mask=mask).logits[:, :-1]
         target = labels[:, 1:]
@@ -116,36 +141,24 @@ def _teacher_forced(
             right = ((logits.argmax(-1) == target) | ~counted).all(-1) & counted.any(-1)
             values = right.double()
         else:
-            losses = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2).float(), target, ignore_index=IGNORED, reduction="none"
-            )
-            values = losses.double().sum(-1) / counted.sum(-1).clamp(min=1)
+            values = torch.stack([_mean_loss(*row) for row in zip(logits, target, counted, strict=True)])
         for row, value, count in zip(batch, values.tolist(), counted.sum(-1).tolist(), strict=True):
             items[row], tokens[row] = value, count
         progress(len(batch))
+
+    in_batches([len(e.input_ids) for e in encoded], forced_room(network), work)
     if task.metric == "exact_match":
         return Score(task.metric, sum(items) / len(items), items, tokens)
-    total = sum(tokens)
-    mean = sum(i * t for i, t in zip(items, tokens, strict=True)) / total if total else float("nan")
-    return Score(task.metric, mean, items, tokens)
+    kept = [i for i, count in enumerate(tokens) if count]
+    items, tokens, rows = [items[i] for i in kept], [tokens[i] for i in kept], len(items)
+    mean = sum(i * t for i, t in zip(items, tokens, strict=True)) / sum(tokens) if kept else float("nan")
+    return Score(task.metric, mean, items, tokens, rows - len(kept))
 
 
-def _room(network: Any) -> int:
-    """Padded tokens that a batch may have."""
-    return max(1, BATCH_LOGITS // int(network.get_output_embeddings().weight.shape[0]))
-
-
-def _batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Row numbers, rows of like length together, at most ``limit`` padded tokens in a batch."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    batch: list[int] = []
-    for i in order:
-        if batch and lengths[i] * (len(batch) + 1) > limit:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+def _mean_loss(logits: torch.Tensor, target: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Of one row's counted tokens; only these logits are made fp32. 0 where none is counted."""
+    losses = torch.nn.functional.cross_entropy(logits[counted].float(), target[counted], reduction="none")
+    return losses.double().sum() / counted.sum().clamp(min=1)
 
 
 def _padded(rows: list[Encoded], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -160,8 +173,7 @@ def _generated(network: Any, tokenizer: Any, task: EvalTask, progress: Callable[
     judge = _judge(task)
     longest = task.max_new_tokens
     if task.metric == "exact_match" and task.pattern is None:  # the whole answer counts, however long
-        answers = [len(tokenizer(str(row["answer"]))["input_ids"]) for row in task.rows]
-        longest = max(longest, 2 * max(answers))
+        longest = max(longest, *(2 * len(tokenizer(a)["input_ids"]) for row in task.rows for a in references(row)))
     texts = generate(network, tokenizer, task.rows, longest, progress)
     items = [judge(text, row) for (text, _), row in zip(texts, task.rows, strict=True)]
     return Score(task.metric, sum(items) / len(items), items, [count for _, count in texts])
@@ -182,7 +194,8 @@ def generate(
     prompts, ends = [start.ids for start in begun], stop_ids(tokenizer, network)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     answers: list[tuple[str, int]] = [("", 0)] * len(rows)
-    for batch in _batches([len(p) + max_new_tokens for p in prompts], _room(network)):
+
+    def work(batch: list[int]) -> None:
         width = max(len(prompts[i]) for i in batch)
         ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in batch]).to(network.device)
         mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]).to(network.device)
@@ -203,6 +216,8 @@ def generate(
             stop = next((at for at, token in enumerate(new) if token in ends), len(new))
             answers[i] = _answer(new[:stop], begun[i].rest, rows[i], tokenizer), stop
         progress(len(batch))
+
+    in_batches([len(p) for p in prompts], generation_room(network, max_new_tokens), work)
     return answers
 
 
@@ -230,37 +245,23 @@ def _answer(ids: list[int], rest: str, row: Row, tokenizer: Any) -> str:
 
 
 def _judge(task: EvalTask) -> Callable[[str, Row], float]:
+    pattern = re.compile(task.pattern) if task.pattern else None
     if task.generator is not None and task.metric == "generate":
         import reasoning_gym
 
         scorer = reasoning_gym.get_score_answer_fn(task.generator)
-        return lambda text, row: float(scorer(text.strip(), row["entry"]))
-    pattern = re.compile(task.pattern) if task.pattern else None
+
+        def judge_generated(text: str, row: Row) -> float:
+            answer = extract(text, pattern)
+            return 0.0 if answer is None else float(scorer(answer.strip(), row["entry"]))
+
+        return judge_generated
     if task.metric == "exact_match" and pattern is None:  # as the teacher-forced forward judges: the text itself
-        return lambda text, row: float(text.strip() == str(row["answer"]).strip())
-
-    def judge(text: str, row: Row) -> float:
-        return float(normalise(extract(text, pattern)) == normalise(str(row["answer"])))
-
-    return judge
+        return lambda text, row: float(text.strip() in {reference.strip() for reference in references(row)})
+    return lambda text, row: float(is_right(text, row, pattern))
 
 
-def extract(text: str, pattern: re.Pattern[str] | None) -> str:
-    """The first group of the last match, or the whole match; the text itself without a pattern; "" without a match."""
-    if pattern is None:
-        return text
-    found = list(pattern.finditer(text))
-    if not found:
-        return ""
-    return found[-1].group(1) if pattern.groups else found[-1].group(0)
-
-
-def normalise(text: str) -> str:
-    """Case, white space, a full stop at the end and separators within numbers do not count."""
-    text = " ".join(text.split()).casefold().rstrip(".").strip()
-    return re.sub(r"(?<=\d),(?=\d{3})", "", text)
-
-
+@frees_memory
 def measure_scoring(
     model: Path,
     tasks: Mapping[str, EvalTask],
@@ -271,14 +272,13 @@ def measure_scoring(
     """Seconds that a model takes to load, and seconds a row of each task, timed on a batch of its rows."""
     began = time.perf_counter()
     network, tokenizer = load_model(model, trust_remote_code), load_tokenizer(model, trust_remote_code, chat)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    network.to(device).eval()
+    accelerator.place(network)
     loaded = time.perf_counter() - began
     found: dict[str, float] = {}
-    with torch.inference_mode(), kept_memory():
+    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network):
         for name, task in tasks.items():
             forced = _forced_rows(network, tokenizer, task, max_length) is not None
-            rows = _a_batch(task, tokenizer, _room(network)) if forced else task.rows[:GENERATED_ROWS]
+            rows = _a_batch(task, tokenizer, network, forced)
             some = replace(task, rows=rows)
             if not found:  # the first pass warms up
                 _score(network, tokenizer, replace(task, rows=rows[:2]), max_length)
@@ -288,11 +288,16 @@ def measure_scoring(
     return loaded, found
 
 
-def _a_batch(task: EvalTask, tokenizer: Any, room: int) -> Sequence[Row]:
-    """As many of the rows as fill a batch and a half, or all of them."""
-    tokens = 0
+def _a_batch(task: EvalTask, tokenizer: Any, network: Any, forced: bool) -> Sequence[Row]:
+    """As many of the rows as fill a batch, and a half more where one pass does; or all of them."""
+    if not forced:
+        room = generation_room(network, task.max_new_tokens)
+        first = next(batches([len(prompt_ids(row, tokenizer)) for row in task.rows], room))
+        return task.rows[: len(first) if network.device.type != "cpu" else min(len(first), TIMED_ROWS)]
+    room = forced_room(network)
+    taken = 0
     for count, row in enumerate(task.rows, start=1):
-        tokens += len(encode(row, tokenizer).input_ids)
-        if tokens > room * 3 // 2:
+        taken += room.cost(len(encode(row, tokenizer).input_ids))
+        if taken > room.nbytes * 3 // 2:
             return task.rows[:count]
     return task.rows

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from cpift.checkpoint_names import plain_names
 from cpift.errors import CpiftError
 from cpift.freezing_deepspeed import frozen_under_zero, is_zeros, zero_optimizer
+from cpift.freezing_hooks import after_changes
+from cpift.memory_names import prefixes_of, region_in_memory, resolve
 from cpift.region import Region
-
-# What wrappers (DistributedDataParallel, torch.compile, FSDP) put before or into the names of parameters.
-_WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 @dataclass
@@ -64,16 +64,21 @@ class Frozen:
 def freeze(model: nn.Module, region: Region, optimizer: torch.optim.Optimizer) -> Iterator[Frozen]:
     """Keep the elements of ``region`` at the values they have on entry, bit by bit, under any optimizer.
 
-    Works with gradient clipping, accumulation, autocast, weight decay and an optimizer that already has momentum.
+    Works with gradient clipping, accumulation, autocast, weight decay and an optimizer that already has momentum, wraps
+    another (lookahead), or swaps weights in ``train()`` and ``eval()`` (schedule-free). Weights that something else swaps
+    in, such as an average made by a callback, are not written back: :meth:`Frozen.changed` counts them.
     Parameters may be DTensors sharded by FSDP2, or be trained by DeepSpeed's ZeRO 1, 2 or 3 (give ``engine.optimizer``:
-    its fp32 weights are what is kept); names may lack or have the base-model prefix. Memory: 8 bytes for each position
-    held by this process, and its value.
+    its fp32 weights are what is kept). Names and positions are those of the checkpoint's files; where a model of
+    transformers has others in memory (Mixtral's experts are one parameter there) they are converted as the model is saved.
+    Names may lack or have the base-model prefix. Memory: 8 bytes for each position held by this process, and its value.
 
     Raises:
-        CpiftError: lists the tensors of the region that have no parameter of the same name and shape; a flat
-            parameter of FSDP1; parameters of ZeRO with another optimizer than its own.
+        CpiftError: lists the tensors of the region that have no parameter of the same name and shape, or need no
+            gradient; a flat parameter of FSDP1; parameters of ZeRO with another optimizer than its own.
     """
+    region = region_in_memory(model, region)
     parameters, zero = match_parameters(model, region), zero_optimizer(optimizer)
+    _check_trained(parameters)
     if zero is not None:
         with frozen_under_zero(zero, parameters, region.positions) as held:
             yield Frozen(held)
@@ -82,7 +87,6 @@ def freeze(model: nn.Module, region: Region, optimizer: torch.optim.Optimizer) -
         raise CpiftError("freeze: DeepSpeed trains these parameters; use freeze(model, region, engine.optimizer)")
     parts = [_frozen(parameter, region.positions[name]) for name, parameter in parameters.items()]
     parts = [part for part in parts if len(part.positions)]
-    stepped = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds the real one
 
     def restore(*_: Any) -> None:
         with torch.no_grad():
@@ -92,32 +96,42 @@ def freeze(model: nn.Module, region: Region, optimizer: torch.optim.Optimizer) -
     handles: list[Any] = []
     for part in parts:
         handles.append(part.parameter.register_post_accumulate_grad_hook(part.clear_gradient))  # type: ignore[no-untyped-call]
-    handles.append(stepped.register_step_post_hook(restore))
     for part in parts:
         part.clear_gradient()  # of a backward pass made before entry
     try:
-        yield Frozen(parts)
+        with after_changes(optimizer, restore):
+            yield Frozen(parts)
     finally:
         for handle in handles:
             handle.remove()
 
 
+def _check_trained(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Where only an adapter is trained, what is frozen below it would change its effect all the same."""
+    still = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    if still:
+        more = f", and {len(still) - 5} more" if len(still) > 5 else ""
+        raise CpiftError(
+            f"freeze: {', '.join(still[:5])}{more} needs no gradient, so there is nothing to freeze; leave it out of the "
+            "region (region.exclude), or call requires_grad_(True) on it before"
+        )
+
+
 def match_parameters(model: nn.Module, region: Region) -> dict[str, nn.Parameter]:
-    """The model's parameter for each name of the region. A tied pair is one parameter, under the input's name."""
-    parameters = {_plain(name): parameter for name, parameter in model.named_parameters()}
+    """The model's parameter for each name of the region. A tied pair is one parameter, under the input's name.
+
+    The names are those in memory, see :func:`cpift.memory_names.region_in_memory`.
+    """
+    parameters = plain_names(dict(model.named_parameters()), "freeze")
     if any(name.endswith("_flat_param") or name == "flat_param" for name in parameters):
         raise CpiftError("freeze: FSDP1's flat parameters have no positions of their own; use FSDP2 (fully_shard)")
-    prefix = getattr(model, "base_model_prefix", "") or ""
-    prefixes = {prefix + "."} | {
-        name[: name.index(".") + 1] for name in (*parameters, *region.positions) if "." in name
-    }
+    prefixes = prefixes_of(model, parameters, region.positions)
     found: dict[str, nn.Parameter] = {}
     taken: set[int] = set()
     missing = []
     for name, positions in region.positions.items():
-        own = {start + name for start in prefixes} | {name.removeprefix(start) for start in prefixes}
-        meant = [name] if name in parameters else sorted(own & parameters.keys())
-        match = parameters[meant[0]] if len(meant) == 1 else None  # no guess between two
+        meant = resolve(name, parameters, prefixes)  # no guess between two
+        match = parameters[meant] if meant is not None else None
         shape = region.shapes.get(name)
         if (
             match is None
@@ -137,12 +151,6 @@ def match_parameters(model: nn.Module, region: Region) -> dict[str, nn.Parameter
 
 def _shape(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 leaves it empty between uses
-
-
-def _plain(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "") if wrapper != "module." else name.removeprefix(wrapper)
-    return name
 
 
 def _frozen(parameter: nn.Parameter, positions: Any) -> _Frozen:

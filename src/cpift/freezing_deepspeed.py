@@ -8,7 +8,7 @@ gradient is zeroed where it lies, in parts as well, just before the norm is take
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from cpift.errors import CpiftError
+from cpift.freezing_hooks import after_changes
 
 _KNOWN = ("DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3")  # stages 1 and 2; stage 3
 
@@ -126,14 +127,14 @@ def frozen_under_zero(
                 part.restore()
 
     inner = [zero.optimizer, getattr(zero, "backup_optimizer", None)]  # the second one: stage 3 offloaded in part
-    handles = [one.register_step_post_hook(restore) for one in inner if one is not None]
-    zero.step = clear_and_step
-    try:
-        yield parts
-    finally:
-        zero.step = step
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for one in inner:
+            stack.enter_context(after_changes(one, restore))
+        zero.step = clear_and_step
+        try:
+            yield parts
+        finally:
+            zero.step = step
 
 
 def _part(parameter: Any, positions: Any) -> _Part | None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cpift import manifest
-from cpift.errors import CpiftError, is_disk_full
+from cpift.errors import CpiftError, OutOfMemory, is_disk_full, is_out_of_memory
 from cpift.stages import Run, Stage
 
 VERSIONS = ("cpift", "torch", "transformers", "trl", "accelerate", "datasets", "safetensors", "numpy")
@@ -20,14 +20,17 @@ def make(run: Run, due: Sequence[Stage], before: Callable[[], None] = lambda: No
     """Make stages by one call of the first one's action; what they need is there. ``before``: called just before.
 
     Raises:
-        CpiftError: what the action raises; a full disk.
+        CpiftError: what the action raises; a full disk; no memory, with the stage's name.
     """
     import torch
+
+    from cpift import accelerator
 
     first = due[0]
     needs = {s.name: needs_of(run, s) for s in due}
     folders = {s.name: manifest.begin(run.folder(s.name), manifest.key_of(s.settings, needs[s.name])) for s in due}
     reset_peak()
+    accelerator.reset_peak()
     began = time.perf_counter()
     try:
         before()
@@ -37,13 +40,20 @@ def make(run: Run, due: Sequence[Stage], before: Callable[[], None] = lambda: No
             raise CpiftError(
                 f"{first.name}: the disk is full; make room and run again, finished stages stand"
             ) from error
+        if isinstance(error, OutOfMemory):
+            raise CpiftError(f"{first.name}: {error}") from error
+        if not isinstance(error, CpiftError) and is_out_of_memory(error):
+            why = " ".join(str(error).split())[:200]
+            raise CpiftError(f"{first.name}: out of memory on {accelerator.lacking(error)} ({why})") from error
         raise
     seconds, peak = time.perf_counter() - began, peak_memory()
+    device = accelerator.used()
     for stage in due:
         full = {
             **facts.get(stage.name, {}),
             "seconds": seconds / len(due),
             "peak_memory": peak,
+            **device,
             "disk": manifest.disk_of(folders[stage.name]),
             "seed": run.recipe.seed,
             "threads": torch.get_num_threads(),
@@ -65,7 +75,11 @@ def versions() -> dict[str, str]:
     """Versions of python and of the libraries that decide about results."""
     import importlib.metadata
 
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in VERSIONS}}
+    import cpift
+
+    # Of the package itself by its own word: it may run from its source, without being installed.
+    found = {name: importlib.metadata.version(name) for name in VERSIONS if name != "cpift"}
+    return {"python": platform.python_version(), "cpift": cpift.__version__, **found}
 
 
 def reset_peak() -> None:

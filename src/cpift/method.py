@@ -273,7 +273,8 @@ def evaluate_stages(run: Run, model: str, place: tuple[str, Path]) -> list[Stage
         )
         for stage, folder in folders.items():
             (folder / "score.json").write_text(json.dumps(scores[folder_of[stage]].to_dict()))
-        return {stage: {"score": scores[folder_of[stage]].score} for stage in folders}
+        made = {stage: scores[folder_of[stage]] for stage in folders}
+        return {stage: {"score": score.score, "precision": score.precision} for stage, score in made.items()}
 
     stages = []
     for name, task in folder_of.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cpift.checkpoint import open_checkpoint
+from cpift.completeness import check_complete, load_by_plain_names, refuse_incomplete, wrapped_weights
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import write_stop_ids
 from cpift.errors import CpiftError
@@ -39,6 +40,12 @@ def locate(model: str) -> Path:
 
 def convert_gguf(file: Path, out: Path) -> None:
     """Write a GGUF file as a plain fp32 checkpoint with its tokenizer and chat template."""
+    from cpift.accelerator import frees_memory
+
+    frees_memory(_convert_gguf)(file, out)
+
+
+def _convert_gguf(file: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -57,32 +64,57 @@ def convert_gguf(file: Path, out: Path) -> None:
 
 
 def check_model(folder: Path, trust_remote_code: bool = False) -> None:
-    """Say in one line what is wrong with a checkpoint, as far as its files tell. Raises :class:`CpiftError`."""
+    """Say in one line what is wrong with a checkpoint, as far as its files' headers tell.
+
+    Args:
+        folder: of the checkpoint.
+        trust_remote_code: may code that lies in the folder be run?
+
+    Raises:
+        CpiftError: transformers does not know the configuration, or would fill weights in at random.
+    """
     from transformers import AutoConfig
 
-    found = open_checkpoint(folder)
-    layers = found.config.get("num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > len(found.tensors):  # would be built before it is compared
-        raise CpiftError(f"{folder}: its num_hidden_layers is {layers}, yet it holds {len(found.tensors)} tensors")
-    try:
-        AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a broken configuration raises whatever trips over it first
-        raise CpiftError(f"{folder}: transformers cannot load it ({_why(error)})") from error
+    checkpoint = open_checkpoint(folder)
+    layers = checkpoint.config.get("num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > len(checkpoint.tensors):  # would be built before it is compared
+        raise CpiftError(f"{folder}: its num_hidden_layers is {layers}, yet it holds {len(checkpoint.tensors)} tensors")
+    with _quiet():
+        try:
+            AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except Exception as error:  # a broken configuration raises whatever trips over it first
+            raise CpiftError(f"{folder}: transformers cannot load it ({_why(error)})") from error
+    check_complete(checkpoint, trust_remote_code)
 
 
 def load_model(folder: Path, trust_remote_code: bool = False) -> Any:
-    """A causal language model with fp32 weights. Raises :class:`CpiftError` for damaged or pickle checkpoints."""
+    """A causal language model with fp32 weights, all of which come from the checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        trust_remote_code: may code that lies in the folder be run?
+
+    Raises:
+        CpiftError: no plain checkpoint, a damaged one, or one that lacks weights of the model.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     check_model(folder, trust_remote_code)
     with _quiet():
         try:
-            return AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
-            )
+            wrapped = wrapped_weights(folder)
+            if wrapped is not None:  # names that transformers does not know
+                model, loaded = load_by_plain_names(folder, wrapped, trust_remote_code)
+            else:
+                model, loaded = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code,
+                    output_loading_info=True,
+                )  # fmt: skip
         except Exception as error:  # a broken configuration raises whatever trips over it first
             raise CpiftError(f"{folder}: transformers cannot load it ({_why(error)})") from error
+    refuse_incomplete(loaded, open_checkpoint(folder))
+    return model
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False, chat: ChatSettings | None = None) -> Any:

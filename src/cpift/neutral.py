@@ -25,21 +25,28 @@ def text() -> str:
 def neutral_loss(model: str | Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Mean loss in nats over the tokens of the neutral text, as plain text without a chat template, and their number.
 
-    ``items``: the mean loss of each paragraph; each is read on its own.
+    ``items``: the mean loss of each paragraph; each is read on its own. ``precision``: as in
+    :class:`cpift.evaluation.Score`.
     """
+    from cpift import accelerator
+
+    found: dict[str, Any] = accelerator.frees_memory(_neutral_loss)(Path(model), trust_remote_code)
+    return found | {"precision": accelerator.scoring_precision()}
+
+
+def _neutral_loss(path: Path, trust_remote_code: bool) -> dict[str, Any]:
     import torch
 
+    from cpift import accelerator
     from cpift.models import load_model, load_tokenizer
 
-    path = Path(model)
     network, tokenizer = load_model(path, trust_remote_code), load_tokenizer(path, trust_remote_code)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    network.to(device).eval()
+    accelerator.place(network)
     window = min(WINDOW, int(getattr(network.config, "max_position_embeddings", None) or WINDOW))
     items, tokens = [], []
-    with torch.inference_mode():
+    with torch.inference_mode(), accelerator.scoring_autocast(network):
         for paragraph in text().split("\n\n"):
-            ids = torch.tensor([tokenizer(paragraph.strip())["input_ids"]], device=device)
+            ids = torch.tensor([tokenizer(paragraph.strip())["input_ids"]], device=network.device)
             total = count = 0.0
             for start in range(0, ids.shape[1] - 1, window):
                 part = ids[:, start : start + window + 1]
@@ -67,7 +74,7 @@ def neutral_stage(run: Run, model: str, place: tuple[str, Path]) -> Stage:
     def score(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
         found = neutral_loss(place[1], trust_remote_code=run.recipe.trust_remote_code)
         (folders[name] / "neutral.json").write_text(json.dumps(found))
-        return {name: {"loss": found["loss"]}}
+        return {name: {"loss": found["loss"], "precision": found["precision"]}}
 
     return Stage(name, "evaluate", f"loss of {model} on the neutral text", settings, needs, score)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
             model, task = stage.together.removeprefix("evaluate/"), stage.name.rsplit("/", 1)[1]
             found = json.loads((run.folder(stage.name) / "score.json").read_text())
             scores.setdefault(model, {})[task] = found
+    mixed = mixed_precision(scores)
+    if mixed:
+        run.warn(mixed)
     result = {
         "tasks": run.tasks,
         "groups": run.groups(),
@@ -37,6 +40,23 @@ def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     manifest.verify_stage(run.folder(last))
     _publish(run, run.folder(last), result)
     return result
+
+
+def mixed_precision(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """A warning where some scores were made in another precision than others; "" where all are alike."""
+    models: dict[str, list[str]] = {}
+    for model, row in scores.items():
+        for task, score in row.items():
+            models.setdefault(str(score.get("precision", "fp32")), []).append(f"{model}/{task}")  # older ones: fp32
+    if len(models) < 2:
+        return ""
+    few = min(models, key=lambda precision: len(models[precision]))
+    names = ", ".join(models[few][:3]) + (f" and {len(models[few]) - 3} more" if len(models[few]) > 3 else "")
+    others = " and ".join(sorted(set(models) - {few}))
+    return (
+        f"scores were made in {few} for {names}, in {others} for the rest: small differences between them can come from that; "
+        "remove stages/07-evaluate and run again to score all on one machine"
+    )
 
 
 def _publish(run: Run, source: Path, result: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from cpift import manifest
 from cpift.checkpoint import align, check_finite, excluded, open_checkpoint
 from cpift.encoding import encode_all
 from cpift.errors import CpiftError
+from cpift.memory_names import check_names
 from cpift.models import check_model, load_tokenizer, locate
 from cpift.recipe import Recipe
 from cpift.stages import Run, first_stages
@@ -33,6 +34,7 @@ def check_models(recipe: Recipe) -> None:
             raise CpiftError(f"backbone: {source} is no checkpoint; did you mean {near[0]!r}?")
         align(base, open_checkpoint(source))
     check_model(model, recipe.trust_remote_code)
+    check_names(base, recipe.trust_remote_code)
     load_tokenizer(model, recipe.trust_remote_code, recipe.chat)
     check_finite(base)
 

@@ -126,8 +126,8 @@ class Runner:
             self._verified.add(stage.name)
             self._warn_again(stage, fresh=True)
             facts = self._run.facts(stage.name)
-            told = {name: facts[name] for name in ("seconds", "peak_memory")}
-            log(self._run.out, {"event": "stage", "stage": stage.name, **told})
+            measured = {n: facts[n] for n in ("seconds", "peak_memory", "peak_device_memory") if n in facts}
+            log(self._run.out, {"event": "stage", "stage": stage.name, **measured})
         if self._mirror:
             self._mirror.store([stage.name for stage in due])
 

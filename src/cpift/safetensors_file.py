@@ -118,7 +118,10 @@ def _tensor(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTe
     if not whole:
         raise CpiftError(f"{path}: damaged header (tensor {name!r})")
     if dtype not in _FLOATING and dtype not in _OTHER:
-        raise CpiftError(f"{path}: tensor {name} is of type {dtype}, which is not supported; use F32, BF16 or F16")
+        raise CpiftError(
+            f"{path}: tensor {name} is of type {dtype}, which is not supported; use F32, BF16 or F16"
+            + (" (take the unquantised checkpoint)" if dtype.startswith(("F8", "F6", "F4")) else "")
+        )
     if end - begin != math.prod(shape) * itemsize(dtype):
         raise CpiftError(f"{path}: tensor {name} of shape {list(shape)} does not take {end - begin} bytes")
     if data + end > size:

@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpift.data.answers import is_right, references
 from cpift.data.row_keys import check_row_keys
 from cpift.errors import CpiftError
 from cpift.recipe_parts import Task
@@ -54,24 +56,80 @@ def load_rows(name: str, task: Task, seed: int) -> tuple[list[Row], list[Row], l
 
 
 def metric_of(name: str, task: Task, rows: Sequence[Row]) -> str:
-    """The task's metric, with the default resolved. Raises :class:`CpiftError` where the rows do not allow it."""
-    answered = all(row.get("answer") is not None for row in rows)
+    """The task's metric, with the default resolved.
+
+    Args:
+        name: the task's name, for messages.
+        task: its part of the recipe.
+        rows: its evaluation rows.
+
+    Raises:
+        CpiftError: the rows do not allow the metric, or have answers only in part; a pattern without answers.
+    """
+    answered = sum(_has_answer(name, row) for row in rows)
     metric = task.metric or ("exact_match" if answered else "loss")
-    if metric != "loss" and not answered:
-        raise CpiftError(f"tasks.{name}: metric {metric} needs an answer in each evaluation row; or use metric: loss")
+    if task.metric is None and task.pattern is not None and not answered:
+        raise CpiftError(
+            f"tasks.{name}: has a pattern, but its evaluation rows have no answer to compare with; add an answer to "
+            "each row (columns: {answer: …} names its column), or use metric: loss"
+        )
+    if metric != "loss" and answered < len(rows):
+        raise CpiftError(
+            f"tasks.{name}: metric {metric} needs an answer in each evaluation row, and {len(rows) - answered} of "
+            f"{len(rows)} have none; or use metric: loss"
+        )
     if metric != "loss" and any(_turns(row)[-1]["role"] != "assistant" for row in rows):
         raise CpiftError(f"tasks.{name}: metric {metric} needs the assistant's turn last in each evaluation row")
-    if metric == "exact_match" and task.pattern is None and any(not answer_is_text(row) for row in rows):
-        raise CpiftError(
-            f"tasks.{name}: the answers are not the whole assistant text; add a pattern that extracts them, "
-            "such as pattern: '#### (.+)'"
-        )
+    if metric == "exact_match" and task.pattern is None:
+        if any(_text(row) not in [answer.strip() for answer in references(row)] for row in rows):
+            raise CpiftError(
+                f"tasks.{name}: the answers are not the whole assistant text; add a pattern that extracts them, "
+                "such as pattern: '#### (.+)'"
+            )
+        if task.metric is None and all("####" in _text(row) for row in rows):
+            raise CpiftError(
+                f"tasks.{name}: every answer has '####' before its result, as in gsm8k; add pattern: '#### (.+)' to "
+                "compare the results, or metric: loss; metric: exact_match compares the whole text"
+            )
     return metric
 
 
+def answer_warnings(name: str, task: Task, rows: Sequence[Row]) -> list[str]:
+    """Warnings of rows whose own assistant text would be judged wrong: their score can only be 0.
+
+    Args:
+        name: the task's name.
+        task: its part of the recipe.
+        rows: its evaluation rows, which :func:`metric_of` has accepted.
+    """
+    if task.pattern is None or metric_of(name, task, rows) == "loss":
+        return []
+    pattern = re.compile(task.pattern)
+    wrong = sum(not is_right(_text(row), row, pattern) for row in rows)
+    if not wrong:
+        return []
+    return [
+        f"task {name}: the assistant's own text in {wrong} of {len(rows)} evaluation rows does not give the answer by "
+        f"the pattern {task.pattern!r}; a model that has learnt the rows is scored wrong on these"
+    ]
+
+
 def answer_is_text(row: Row) -> bool:
-    """Is the answer the whole of the last assistant turn? Then no generation is needed to score it."""
-    return bool((_turns(row)[-1].get("content") or "").strip() == str(row.get("answer")).strip())
+    """Is the answer, and no other one, the whole of the last assistant turn? Then no generation is needed to score it."""
+    answer = row.get("answer")
+    given = answer if isinstance(answer, list) else [answer]
+    return bool(given) and all(_text(row) == str(value).strip() for value in given)
+
+
+def _has_answer(name: str, row: Row) -> bool:
+    try:
+        return bool(references(row))
+    except ValueError as error:
+        raise CpiftError(f"tasks.{name}: {error}") from error
+
+
+def _text(row: Row) -> str:
+    return str(_turns(row)[-1].get("content") or "").strip()
 
 
 def _turns(row: Row) -> list[dict[str, str]]:

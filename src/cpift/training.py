@@ -21,10 +21,11 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
 from cpift import team
+from cpift.accelerator import bf16_helps, frees_memory, lacking
 from cpift.allocator import kept_memory
 from cpift.data.templates import ChatSettings
 from cpift.encoding import Encoded
-from cpift.errors import CpiftError
+from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.freezing import freeze
 from cpift.models import gathered, is_sharded, load_model, load_tokenizer, save
 from cpift.region import Region
@@ -119,6 +120,7 @@ def max_length(training: Mapping[str, Any]) -> int | None:
     return None if value is None else int(value)
 
 
+@frees_memory
 def fine_tune(
     start: Path,
     rows: Sequence[Encoded],
@@ -148,6 +150,7 @@ def fine_tune(
     Raises:
         CpiftError: no rows; a loss that is NaN or infinite, with the step and what to change; a frozen element
             that changed.
+        OutOfMemory: names the batch, the longest row and the device, and what to change.
     """
     if not rows:
         raise CpiftError(f"{out.name}: no row to train on is left; raise training.max_length")
@@ -160,8 +163,37 @@ def fine_tune(
             raise CpiftError(f"{start}: has no parameter {trainable}; there is nothing to train")
     loaded = time.perf_counter() - began
     place = tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work)
-    with place as scratch, kept_memory():
-        return _fine_tune(model, tokenizer, rows, out, training, steps, seed, frozen, Path(scratch), tick, loaded)
+    try:
+        with place as scratch, kept_memory():
+            return _fine_tune(model, tokenizer, rows, out, training, steps, seed, frozen, Path(scratch), tick, loaded)
+    except Exception as error:
+        if isinstance(error, CpiftError) or not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"out of memory on {lacking(error)} {_batch_and_remedy(training, rows, model)}") from error
+
+
+def _batch_and_remedy(training: Mapping[str, Any], rows: Sequence[Encoded], model: Any) -> str:
+    """Of a training that there is no memory for: what a pass holds, what the model itself takes, what to change."""
+    settings = {**DEFAULTS, "gradient_accumulation_steps": 1, **typed(training)}
+    batch, passes = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
+    each = _shared(settings)["per_device_train_batch_size"]
+    longest = max(len(row.input_ids) for row in rows)
+    state = sum(parameter.numel() * (16 if parameter.requires_grad else 4) for parameter in model.parameters())
+    remedies = []
+    if batch > 1:
+        halved = -(-batch // 2)
+        same = ", the same rows a step" if batch % 2 == 0 else ""
+        remedies.append(
+            f"training.per_device_train_batch_size {halved} with gradient_accumulation_steps {passes * 2}{same}"
+        )
+    remedies.append(f"a training.max_length below {longest}")
+    if not settings.get("gradient_checkpointing", settings.get("activation_checkpointing")):
+        remedies.append("training.activation_checkpointing true")
+    remedies.append("a training.optim that keeps less, such as adafactor")
+    return (
+        f"with batches of {each} rows, the longest of {longest} tokens "
+        f"(weights, gradients and AdamW's moments alone take {state / 2**30:.1f} GiB); set {', or '.join(remedies)}"
+    )
 
 
 def _fine_tune(
@@ -224,7 +256,7 @@ def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int, sh
     given = typed(training)
     settings: dict[str, Any] = {
         **DEFAULTS,
-        "bf16": _bf16_helps() and not training.get("fp16", False),
+        "bf16": bf16_helps() and not training.get("fp16", False),
         "use_cpu": not torch.accelerator.is_available(),
         "logging_steps": max(1, steps // 100),
         "include_num_input_tokens_seen": "non_padding",
@@ -243,14 +275,6 @@ def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int, sh
     if team.size() == 1 and config.n_gpu > 1:
         config._n_gpu = 1  # or the Trainer would spread over all GPUs by threads, with as many times the rows
     return config
-
-
-def _bf16_helps() -> bool:
-    """Autocast over fp32 master weights: where the device multiplies bf16 faster. Of processors, those with AMX do; with
-    AVX512-BF16 alone matrix products were measured at two thirds of the speed of fp32 or less (docs/benchmarks-notes.md)."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported()  # type: ignore[union-attr]
-    return torch.cpu._is_amx_tile_supported()
 
 
 def join() -> None:
@@ -282,7 +306,11 @@ def _last_checkpoint(work: Path) -> str | None:
 
 
 class FreezeCallback(TrainerCallback):  # type: ignore[misc]
-    """Keeps a region bit-identical during a ``Trainer``'s training: ``Trainer(..., callbacks=[FreezeCallback(region)])``."""
+    """Keeps a region bit-identical during a ``Trainer``'s training: ``Trainer(..., callbacks=[FreezeCallback(region)])``.
+
+    Raises :class:`CpiftError` at the end of the training where a frozen element changed all the same. Give it as the last
+    of the callbacks, so that it sees what the others did.
+    """
 
     def __init__(self, region: Region) -> None:
         self.region, self.count, self.changed = region, 0, 0
@@ -296,6 +324,11 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.changed = self._frozen.changed()
         self.release()
+        if self.changed:
+            raise CpiftError(
+                f"{self.changed} of {self.count} frozen elements changed: the optimizer or a callback puts other weights "
+                "in place, such as an average; train without it"
+            )
 
     def release(self) -> None:
         """Remove the hooks; done by itself at the end of a training."""

@@ -1,1 +1,1 @@
-"""Rows of the tasks and how a model reads them: shapes, chat templates, marks."""
+"""Data in: file kinds, shapes of rows, answers, chat templates and marks."""

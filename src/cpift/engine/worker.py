@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 
 from cpift.engine.jobs import Job, Reply
-from cpift.errors import CpiftError
+from cpift.errors import CpiftError, is_out_of_memory
 
 
 def work(job: Job, attempt: int, threads: int) -> Reply:
@@ -46,6 +46,8 @@ def _call(job: Job) -> Reply:
         return Reply(refused=str(error))
     except Exception as error:
         traceback.print_exc()
+        if is_out_of_memory(error):  # it would end the same way again, after the same time
+            return Reply(refused=f"{job.name}: out of memory ({' '.join(str(error).split())[:300]})")
         return Reply(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 

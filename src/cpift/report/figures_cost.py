@@ -82,9 +82,11 @@ def cost(run: RunFacts) -> Figure | None:
         return None
     order = [k for k in dict.fromkeys([*_KINDS.values(), "other"]) if k in kinds]
     planned = _planned(run.plan or {})
+    on_device = any(s.facts.get("peak_device_memory") is not None for s in run.stages.values())
+    units = {"time": "minutes", "tokens trained": "tokens", "peak memory": "GB", "disk": "GB"}
+    units |= {"peak device memory": "GB"} if on_device else {}
     panels: list[dict[str, Any]] = [
-        {"title": title, "rows": [], "planned": [], "own": {"xLabel": unit}}
-        for title, unit in (("time", "minutes"), ("tokens trained", "tokens"), ("peak memory", "GB"), ("disk", "GB"))
+        {"title": title, "rows": [], "planned": [], "own": {"xLabel": unit}} for title, unit in units.items()
     ]
     rows = []
     for kind in order:
@@ -95,10 +97,18 @@ def cost(run: RunFacts) -> Figure | None:
         disks = [s.disk for s in kinds[kind]]
         disk = None if any(d is None for d in disks) else sum(d or 0 for d in disks)
         plan = planned.get(kind, {})
-        cells = [duration(seconds), f"{tokens:,}" if tokens else None, size(peak), None if disk is None else size(disk)]
-        values = (seconds / 60, tokens, peak / 1e9, None if disk is None else disk / 1e9)
-        foretold = (plan["seconds"] / 60 if plan.get("seconds") else None, plan.get("tokens"), None, None)
-        for panel, cell, value, mark in zip(panels, cells, values, foretold, strict=True):
+        cells: list[str | None] = [
+            duration(seconds),
+            f"{tokens:,}" if tokens else None,
+            size(peak),
+            None if disk is None else size(disk),
+        ]
+        values: tuple[float | None, ...] = (seconds / 60, tokens, peak / 1e9, None if disk is None else disk / 1e9)
+        predicted = [plan["seconds"] / 60 if plan.get("seconds") else None, plan.get("tokens"), *[None] * 3]
+        if on_device:
+            device = max((f.get("peak_device_memory") or 0 for f in facts), default=0)
+            cells, values = [*cells, size(device)], (*values, device / 1e9)
+        for panel, cell, value, mark in zip(panels, cells, values, predicted, strict=False):
             if value:
                 panel["rows"].append({"y": kind, "s": "", "v": value, "t": cell})
             if mark:
@@ -107,7 +117,7 @@ def cost(run: RunFacts) -> Figure | None:
         rows.append(
             row + ([duration(plan["seconds"]) if plan.get("seconds") else None, plan.get("tokens")] if planned else [])
         )
-    headers = ["stage", "folders", "time", "tokens trained", "peak memory", "disk"]
+    headers = ["stage", "folders", *units]
     note = "This folder holds no plan; cpift plan RECIPE --measure --out DIR writes one to set beside it."
     if planned:
         headers += ["time planned", "tokens planned"]

@@ -1,0 +1,357 @@
+"""What a stage leaves behind: nothing in memory; a lack of memory as one line; a device's peak on record."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import engine_jobs
+import pytest
+import tiny
+import torch
+from engine_jobs import job
+from tiny_run import call
+
+from cpift import accelerator, evaluation, manifest, models, training
+from cpift.encoding import encode
+from cpift.engine import JobError, make_engine
+from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
+from cpift.evaluation import EvalTask, evaluate
+from cpift.making import make
+from cpift.neutral import neutral_loss
+from cpift.outcome import mixed_precision
+from cpift.recipe import Recipe
+from cpift.region import Region
+from cpift.selection import identify
+from cpift.stages import Run, Stage
+from cpift.training import fine_tune
+
+SETTINGS = {"per_device_train_batch_size": 4, "bf16": False, "max_length": 64}
+CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.19 GiB"
+CPU = (
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.base(tmp_path_factory.mktemp("accelerator") / "base")
+
+
+@pytest.fixture(scope="module")
+def region(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Region:
+    return identify(base, {"t": tiny.base(tmp_path_factory.mktemp("tuned") / "tuned", seed=1)}, "5")["t"]
+
+
+def rows() -> list[Any]:
+    words = tiny.tokenizer()
+    return [encode(row, words) for row in tiny.rows("first", 16, 0)]
+
+
+class Watched:
+    """Weak references to what is made during a call, with Python's own collector switched off."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[Any] = []
+        load = models.load_model
+
+        def loading(*given: Any) -> Any:
+            model = load(*given)
+            self.seen += [weakref.ref(model), *map(weakref.ref, model.parameters())]
+            return model
+
+        for module in (training, evaluation, models):
+            monkeypatch.setattr(module, "load_model", loading)
+        create = training._Trainer.create_optimizer
+
+        def creating(trainer: Any, *given: Any) -> Any:
+            made = create(trainer, *given)
+            self.seen += [weakref.ref(trainer), weakref.ref(trainer.optimizer)]
+            return made
+
+        monkeypatch.setattr(training._Trainer, "create_optimizer", creating)
+
+    @property
+    def alive(self) -> list[str]:
+        return [type(ref()).__name__ for ref in self.seen if ref() is not None]
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield Watched(monkeypatch)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_nothing_of_a_training_stays(
+    base: Path, region: Region, tmp_path: Path, watched: Watched, frozen: bool
+) -> None:
+    """Model, every parameter, trainer and optimizer are gone as fine_tune returns."""
+    done = fine_tune(base, rows(), tmp_path / "out", SETTINGS, steps=2, seed=0, frozen=region if frozen else None)
+    assert (done.frozen > 0) == frozen
+    assert len(watched.seen) > 10
+    assert watched.alive == []
+
+
+@pytest.mark.parametrize("what", ["diverges", "no memory", "another error"])
+def test_nothing_of_a_training_that_failed_stays(
+    base: Path, region: Region, tmp_path: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Not even while its error is still looked at."""
+    settings = SETTINGS
+    if what == "diverges":
+        settings = {**SETTINGS, "learning_rate": 1e20, "max_grad_norm": 0.0}
+    else:
+        error: Exception = torch.OutOfMemoryError(CUDA) if what == "no memory" else ValueError("a fault")
+
+        def step(self: Any, model: Any, inputs: Any, *given: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(training._Trainer, "training_step", step)
+    with pytest.raises(ValueError if what == "another error" else CpiftError) as told:
+        fine_tune(base, rows(), tmp_path / "out", settings, steps=9, seed=0, frozen=region)
+    assert len(watched.seen) > 10
+    assert watched.alive == []
+    assert str(told.value)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_of_a_scoring_stays(base: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Forced and generated, and the neutral text; and where there is no memory even for one row."""
+    tasks = {"t": EvalTask(tiny.rows("first", 6, 0), "loss"), "g": EvalTask(tiny.rows("first", 6, 0), "generate")}
+    if fails:
+        monkeypatch.setattr(evaluation, "_padded", raising(torch.OutOfMemoryError(CUDA)))
+        with pytest.raises(OutOfMemory) as told:
+            evaluate(base, tasks)
+        assert watched.alive == []
+        assert "t: out of memory" in str(told.value)
+        return
+    evaluate(base, tasks)
+    assert watched.seen
+    assert watched.alive == []
+    neutral_loss(base)
+    assert watched.alive == []
+
+
+def raising(error: Exception) -> Any:
+    """A function that only raises, each time a new error: one that is kept keeps what it came by."""
+
+    def function(*given: Any, **named: Any) -> Any:
+        raise type(error)(*error.args)
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("error", "yes"),
+    [
+        (torch.OutOfMemoryError(CUDA), True),
+        (torch.OutOfMemoryError("anything"), True),
+        (RuntimeError(CPU), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (MemoryError(), True),
+        (OutOfMemory("t"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("the tokenizer is out of memory"), False),
+        (OSError(28, "No space left on device"), False),
+    ],
+)
+def test_a_lack_of_memory_is_known_from_other_errors(error: Exception, yes: bool) -> None:
+    """Also where it is only the cause of what was raised."""
+    assert is_out_of_memory(error) == yes
+    outer = KeyError("x")
+    outer.__cause__ = error
+    assert is_out_of_memory(outer) == yes
+
+
+def test_the_machines_own_memory_is_known_from_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that blames the card for a lack of main memory would send its reader the wrong way."""
+    monkeypatch.setattr(accelerator, "describe", lambda: "Card (80.0 GiB)")
+    assert accelerator.lacking(torch.OutOfMemoryError(CUDA)) == "Card (80.0 GiB)"
+    assert accelerator.lacking(RuntimeError(CPU)) == "the processor"
+    assert accelerator.lacking(MemoryError()) == "the processor"
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({}, "training.per_device_train_batch_size 2 with gradient_accumulation_steps 2, the same rows a step"),
+        ({"gradient_accumulation_steps": 3}, "size 2 with gradient_accumulation_steps 6, the same rows a step"),
+        ({"per_device_train_batch_size": 1}, "set a training.max_length below"),
+        ({"activation_checkpointing": True}, "or a training.optim that keeps less"),
+    ],
+)
+def test_a_training_without_memory_is_one_line_with_what_to_change(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], remedy: str
+) -> None:
+    """Batch, longest row, card; no remedy that is taken already."""
+    monkeypatch.setattr(accelerator, "describe", lambda: "Card (80.0 GiB)")
+    monkeypatch.setattr(training._Trainer, "training_step", raising(torch.OutOfMemoryError(CUDA)))
+    data = rows()
+    with pytest.raises(OutOfMemory) as told:
+        fine_tune(base, data, tmp_path / "out", {**SETTINGS, **settings}, steps=2, seed=0)
+    text, longest = str(told.value), max(len(row.input_ids) for row in data)
+    each = settings.get("per_device_train_batch_size", 4)
+    assert text.startswith(f"out of memory on Card (80.0 GiB) with batches of {each} rows, the longest of {longest} ")
+    assert remedy in text
+    assert ("activation_checkpointing" in text) == ("activation_checkpointing" not in settings)
+    assert "\n" not in text
+
+
+def test_a_run_without_memory_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, the stage named once, no traceback; training first, then scoring."""
+    file = tmp_path / "r.yaml"
+    file.write_text(json.dumps(tiny.recipe(tmp_path, ("reverse", "upper"), probe={"steps": 1})))
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Trainer, "training_step", raising(RuntimeError(CPU)))
+        code, _, errors = call(capsys, "run", file, "--out", tmp_path / "out")
+    said = " ".join(errors.split())
+    assert code == 2
+    assert "01-probe/reverse (reverse): out of memory on the processor with batches of 4 rows" in said
+    assert "Traceback" not in said
+    monkeypatch.setattr(evaluation, "_padded", raising(torch.OutOfMemoryError(CUDA)))
+    code, _, errors = call(capsys, "run", file, "--out", tmp_path / "out")
+    said = " ".join(errors.split())
+    assert code == 2
+    assert "07-evaluate/base/reverse: reverse: out of memory on the processor in scoring a batch of 1 row" in said
+    assert "Traceback" not in said
+
+
+def test_a_job_without_memory_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One attempt; the line is the job's."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(accelerator.__file__).parents[1]}")
+    engine = make_engine("local", 2)
+    assert engine is not None
+    said: list[str] = []
+    with engine, pytest.raises(JobError, match=r"no_memory: out of memory \(CUDA out of memory"):
+        list(engine.run([job(tmp_path, engine_jobs.no_memory, tmp_path / "mark")], said.append))
+    assert (tmp_path / "mark").read_text() == "x"
+    assert not any("tried again" in text for text in said)
+
+
+def stage(action: Any) -> Stage:
+    return Stage("09-test/a", "probe", "test", {}, (), action)
+
+
+def made(tmp_path: Path, action: Any) -> dict[str, Any]:
+    """Facts of a stage that does this."""
+    run = Run(Recipe.model_validate(tiny.recipe(tmp_path)), tmp_path / "out")
+    make(run, [stage(action)])
+    found = manifest.read(run.folder("09-test/a"))
+    assert found is not None
+    return found.facts
+
+
+def nothing(folders: Mapping[str, Path]) -> dict[str, Any]:
+    return {}
+
+
+def test_any_stage_without_memory_is_named(tmp_path: Path) -> None:
+    """Also one that neither trains nor scores."""
+    with pytest.raises(CpiftError, match=r"^09-test/a: out of memory on the processor \(.*DefaultCPUAllocator"):
+        made(tmp_path, raising(RuntimeError(CPU)))
+
+
+def test_peak_device_memory_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the device that holds most; what was there before the stage does not count; absent without a device."""
+    assert not {"device", "peak_device_memory", "device_memory_after"} & made(tmp_path / "cpu", nothing).keys()
+    now, peak = [100, 300], [5_000, 300]
+    device = torch.accelerator
+    monkeypatch.setattr(device, "is_available", lambda: True)
+    monkeypatch.setattr(device, "device_count", lambda: 2)
+    monkeypatch.setattr(device, "memory_allocated", lambda index: now[index])
+    monkeypatch.setattr(device, "max_memory_allocated", lambda index: peak[index])
+    monkeypatch.setattr(device, "reset_peak_memory_stats", lambda index: peak.__setitem__(index, now[index]))
+    monkeypatch.setattr(accelerator, "describe", lambda: "Card (80.0 GiB)")
+
+    def work(folders: Mapping[str, Path]) -> dict[str, Any]:
+        peak[1] = 4_000
+        now[0] = 120
+        return {}
+
+    facts = made(tmp_path / "device", work)
+    assert facts["device"] == "Card (80.0 GiB)"
+    assert facts["peak_device_memory"] == 4_000
+    assert facts["device_memory_after"] == 300
+
+
+def test_scoring_on_a_device_is_under_bf16_autocast_and_on_record(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32 weights, bf16 products; near the scores in fp32, and marked as what they are."""
+    tasks = {"t": EvalTask(tiny.rows("first", 6, 0), "loss"), "g": EvalTask(tiny.rows("first", 3, 0), "generate")}
+    plain, text = evaluate(base, tasks), neutral_loss(base)
+    assert {score.precision for score in plain.values()} == {text["precision"]} == {"fp32"}
+    monkeypatch.setattr(accelerator, "scoring_precision", lambda: "bf16 autocast")
+    monkeypatch.setattr(accelerator, "scoring_autocast", lambda network: torch.autocast("cpu", torch.bfloat16))
+    kinds: set[torch.dtype] = set()
+    loss = evaluation._mean_loss
+    monkeypatch.setattr(evaluation, "_mean_loss", lambda logits, *rest: kinds.add(logits.dtype) or loss(logits, *rest))
+    half, half_text = evaluate(base, tasks), neutral_loss(base)
+    assert kinds == {torch.bfloat16}
+    assert {score.precision for score in half.values()} == {half_text["precision"]} == {"bf16 autocast"}
+    assert half["t"].items != plain["t"].items
+    assert half["t"].items == pytest.approx(plain["t"].items, rel=0.01)
+    assert half_text["loss"] == pytest.approx(text["loss"], rel=0.01)
+    assert half["t"].to_dict()["precision"] == "bf16 autocast"
+
+
+def test_cast_weights_are_kept_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half as much memory again, if it is less than half of what is free."""
+    network = torch.nn.Linear(100, 100, bias=False)
+    monkeypatch.setattr(accelerator, "scoring_precision", lambda: "bf16 autocast")
+    for free, keeps in ((40_001, True), (40_000, False)):
+        monkeypatch.setattr(accelerator, "available", lambda free=free: free)
+        with accelerator.scoring_autocast(network):
+            assert torch.is_autocast_enabled("cpu")
+            assert torch.is_autocast_cache_enabled() == keeps
+
+
+def test_the_precision_of_scoring_hangs_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor scores in fp32, with AMX or without; a card without bf16 of its own as well."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert accelerator.bf16_helps()
+    assert accelerator.scoring_precision() == "fp32"
+    monkeypatch.setattr(accelerator, "device", lambda: torch.device("cuda"))
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert accelerator.scoring_precision() == ("bf16 autocast" if native else "fp32")
+
+
+def test_a_card_is_described_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what batches may take of it: free and cached memory, less a tenth of the card."""
+    card = type("Card", (), {"name": "NVIDIA H100 80GB HBM3", "total_memory": 80 * 2**30})
+    monkeypatch.setattr(accelerator, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 20 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 15 * 2**30)
+    assert accelerator.describe() == "NVIDIA H100 80GB HBM3 (80.0 GiB)"
+    assert accelerator.available() == 27 * 2**30
+
+
+def test_a_model_too_large_for_the_device_is_one_line(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any batch."""
+    monkeypatch.setattr(torch.nn.Module, "to", raising(torch.OutOfMemoryError(CUDA)))
+    for score in (lambda: evaluate(base, {}), lambda: neutral_loss(base)):
+        with pytest.raises(OutOfMemory, match=r"the model's weights alone take 0\.0 GiB"):
+            score()
+
+
+def test_scores_of_two_precisions_are_not_set_side_by_side_in_silence() -> None:
+    """A score without the mark is an older one, in fp32."""
+    old, new = {"score": 1.0}, {"score": 1.0, "precision": "bf16 autocast"}
+    assert mixed_precision({"base": {"a": old, "b": {**old, "precision": "fp32"}}}) == ""
+    assert mixed_precision({"base": {"a": new}, "fused": {"a": new}}) == ""
+    text = mixed_precision({"base": {"a": old, "b": old}, "fused": {"a": new, "b": old}})
+    assert text.startswith("scores were made in bf16 autocast for fused/a, in fp32 for the rest")
