@@ -32,6 +32,9 @@ class Parrot(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def get_output_embeddings(self) -> Any:
         return self.head
 
+    def get_input_embeddings(self) -> Any:
+        return self.head
+
     def prepare_inputs_for_generation(self, input_ids: Any, attention_mask: Any = None, **rest: Any) -> dict[str, Any]:
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 

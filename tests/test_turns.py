@@ -182,6 +182,17 @@ def test_reasoning_that_the_template_cuts_out_is_refused(name: str, row: dict[st
         encode(row, chat_templates.tokenizer(name))
 
 
+def test_an_answer_that_begins_like_the_generation_prompt_is_learnt_whole() -> None:
+    """``<b>`` and ``<think>`` have their first character in common."""
+    for name in ("deepseek_r1_distill", R1):
+        words = chat_templates.tokenizer(name)
+        bold = {"role": "assistant", "content": "<b>six"}
+        assert "<b>six" in marked({"prompt": [USER], "completion": [bold]}, words)
+        assert "<b>six" in marked({"messages": [USER, bold]}, words)
+    with pytest.raises(CpiftError, match="leaves the reasoning out"):  # not mistaken for the answer that it equals
+        encode({"messages": [USER, {"role": "assistant", "content": "<think>six</think>six"}]}, words)
+
+
 def test_reasoning_that_trls_template_keeps_for_r1_is_learnt() -> None:
     """In messages; without reasoning the user hears that such answers are not asked for in this way."""
     words = chat_templates.tokenizer("deepseek_r1_distill")

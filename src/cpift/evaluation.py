@@ -187,8 +187,7 @@ def _generated(network: Any, tokenizer: Any, task: EvalTask, progress: Callable[
     judge = _judge(task)
     longest = task.max_new_tokens
     if task.metric == "exact_match" and task.pattern is None:  # the whole answer counts, however long
-        answers = [len(tokenizer(str(row["answer"]))["input_ids"]) for row in task.rows]
-        longest = max(longest, 2 * max(answers))
+        longest = max(longest, *(2 * len(tokenizer(a)["input_ids"]) for row in task.rows for a in references(row)))
     texts = generate(network, tokenizer, task.rows, longest, progress)
     items = [judge(text, row) for (text, _), row in zip(texts, task.rows, strict=True)]
     return Score(task.metric, sum(items) / len(items), items, [count for _, count in texts])

@@ -85,11 +85,9 @@ def mark_completion(conversation: Conversation, tokenizer: Any) -> Marked:
     asked = conversation.part(conversation.messages[:-1])
     text = render(conversation, tokenizer)
     prompt = render(asked, tokenizer, add_generation_prompt=True)
-    start = len(prompt)
-    if not text.startswith(prompt):
-        start = common_length(text, prompt)
-        if start < common_length(render(asked, tokenizer), prompt):
-            raise CpiftError("the chat template renders the prompt in another way once it is answered; " + _ADVICE)
+    start = _border(conversation, text, prompt, render(asked, tokenizer), len(conversation.messages) - 1)
+    if start is None:
+        raise CpiftError("the chat template renders the prompt in another way once it is answered; " + _ADVICE)
     span = (start, len(text))
     notes = check_content(conversation, text, {len(conversation.messages) - 1: [span]})
     return Marked(text, [span], prompt, notes + _notes_of_last(conversation, tokenizer, text[start:]))
@@ -120,26 +118,35 @@ _ADVICE = "give a chat_template that leaves earlier turns as they were"
 def _by_beginnings(conversation: Conversation, i: int, text: str, tokenizer: Any, tokens: Tokens) -> tuple[int, int]:
     """Characters of assistant turn ``i``: the conversation up to it is rendered, and the one that ends with it."""
     messages = conversation.messages
-    content = str(messages[i].get("content") or "").strip()
+    start: int | None
     if i == 0:
         start = _opening(conversation, text, tokenizer)
     else:
         asked = conversation.part(messages[:i])
         before = render(asked, tokenizer, add_generation_prompt=True)
-        start = len(before)
-        if not text.startswith(before):  # a generation prompt that a rendered turn does not have
-            start = common_length(text, before)
-            at = text.find(content, start - 1) if content else -1
-            start = at if 0 <= at < start else start
-            if start < common_length(render(asked, tokenizer), before):
-                raise CpiftError(_REWRITES)
+        start = _border(conversation, text, before, render(asked, tokenizer), i)
+        if start is None:
+            raise CpiftError(_REWRITES)
     if i == len(messages) - 1:
         return start, len(text)
     after = render(conversation.part(messages[: i + 1]), tokenizer)
     end = len(after) if text.startswith(after) else _common_end(text, after, tokens)
-    if end <= start or _squeezed(content) not in _squeezed(text[start:end]):
+    if end <= start or _squeezed(_plain(messages[i].get("content"))) not in _squeezed(text[start:end]):
         raise CpiftError(_REWRITES)
     return start, end
+
+
+def _border(conversation: Conversation, text: str, prompt: str, history: str, i: int) -> int | None:
+    """Where message ``i`` begins behind its prompt; None where what stands before it is rendered in another way.
+
+    A generation prompt may have more than a rendered turn has, such as an opened ``<think>``.
+    """
+    if text.startswith(prompt):
+        return len(prompt)
+    start, past = common_length(text, prompt), common_length(history, prompt)
+    content = _plain(conversation.messages[i].get("content")).strip()
+    at = text.find(content, past) if content else -1
+    return None if start < past else min(start, at) if at >= 0 else start  # "<b>" and "<think>" begin alike
 
 
 def _common_end(text: str, after: str, tokens: Tokens) -> int:
@@ -193,7 +200,8 @@ def check_content(conversation: Conversation, text: str, spans: Mapping[int, lis
                 )
         if not learnt:
             continue
-        if not all(_holds(part, thought) for thought in thoughts):
+        before = part.rpartition(_squeezed(answer))[0] if answer.strip() else part
+        if not all(_holds(before, thought) for thought in thoughts):
             if i == last:
                 raise CpiftError(
                     "the chat template leaves the reasoning out of the assistant's turn, so that it would not be learnt; "

@@ -50,6 +50,8 @@ def turn_of(tokenizer: Any, kwargs: Mapping[str, Any] | None = None) -> Turn:
     special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
     key = template, json.dumps(kwargs, sort_keys=True, default=str), special
     if key not in _turns:
+        if len(_turns) > 256:  # variables that differ from row to row
+            _turns.clear()
         _turns[key] = _probe(tokenizer, template, kwargs)
     return _turns[key]
 
