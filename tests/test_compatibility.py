@@ -185,3 +185,28 @@ def test_another_chat_template_is_a_warning(base: Path, tmp_path: Path) -> None:
     tuned = shutil.copytree(base, tmp_path / "tuned")
     (tuned / "chat_template.jinja").write_text("another")
     assert "chat template" in check_compatible(open_checkpoint(base), {"a": open_checkpoint(tuned)})[0]
+
+
+def sentencepiece(source: Path, target: Path, content: bytes, tokens: dict[str, int]) -> Path:
+    """The tokenizer as SentencePiece's own file and a list of added tokens."""
+    shutil.copytree(source, target)
+    (target / "tokenizer.json").unlink()
+    (target / "tokenizer.model").write_bytes(content)
+    (target / "added_tokens.json").write_text(json.dumps(tokens))
+    return target
+
+
+def test_tokenizers_in_older_files(base: Path, tmp_path: Path) -> None:
+    """SentencePiece's file is compared as a whole, added tokens by name; two kinds of files are not compared."""
+    start = open_checkpoint(sentencepiece(base, tmp_path / "s", b"pieces", {}))
+    one, other = (
+        open_checkpoint(sentencepiece(base, tmp_path / name, b"pieces", {f"<{name}>": 258}))
+        for name in ("one", "other")
+    )
+    assert "'<one>' (row 258)" in check_compatible(start, {"a": one})[0]
+    with pytest.raises(CpiftError, match="'<one>' and '<other>'"):
+        check_compatible(start, {"a": one, "b": other})
+    unlike = open_checkpoint(sentencepiece(base, tmp_path / "unlike", b"others", {}))
+    with pytest.raises(CpiftError, match="sentencepiece differ"):
+        check_compatible(start, {"a": unlike})
+    assert "files of another kind" in check_compatible(open_checkpoint(base), {"a": start})[0]

@@ -187,6 +187,17 @@ def test_one_that_was_not_trained_further_keeps_the_base_s(models: dict[str, Pat
     assert any("tokenizer of a is another" in text for text in report["warnings"])
 
 
+def test_links_out_of_a_folder_whose_files_are_not_taken(models: dict[str, Path], tmp_path: Path) -> None:
+    """A tuned model may share its tokenizer by a link, as long as no file is copied from there."""
+    file = models["a"] / "tokenizer.json"
+    file.unlink()
+    file.symlink_to(models["base"] / "tokenizer.json")
+    assert not fuse(models["base"], {"a": models["a"]}, tmp_path / "out")["warnings"]
+    trained(models["a"])
+    with pytest.raises(CpiftError, match="is a link that leads out"):
+        fuse(models["base"], {"a": models["a"]}, tmp_path / "other")
+
+
 # --- a larger vocabulary -----------------------------------------------------------------------------------------------
 
 

@@ -107,6 +107,12 @@ def test_a_failure_has_its_remedy(hub: Hub, kind: Any, words: str) -> None:
         locate("org/base@v9")
 
 
+def test_a_repository_without_safetensors_is_named(hub: Hub) -> None:
+    (hub.repositories["org/base", None] / "model.safetensors").rename(hub.home.parent / "origin/pytorch_model.bin")
+    with pytest.raises(CpiftError, match="org/base has no safetensors weights"):
+        locate("org/base")
+
+
 PATHS = ["./org/base", "/org/base", "~/base", "a/b/c", "base.gguf", "base", "org/base.safetensors"]
 
 

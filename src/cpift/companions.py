@@ -50,7 +50,7 @@ class Companions:
             CpiftError: a file is damaged, or a link that leads out of its folder.
         """
         home = backbone or base
-        check_companions(base, home, *tuned.values())
+        check_companions(base, home)
         trained = {**({"the backbone": backbone} if backbone else {}), **tuned}
         chosen, notes, warnings = {}, {}, []
         for group, signature in (

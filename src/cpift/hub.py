@@ -77,4 +77,9 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool) -> Path:
         raise CpiftError(
             f"model: {name}{at} is no local folder and cannot be fetched ({' '.join(str(error).split())})"
         ) from error
+    if not any(place.glob("*.safetensors")) and not (place / "adapter_config.json").is_file():
+        raise CpiftError(
+            f"model: {name}{at} has no safetensors weights under the names that transformers loads; pickle and GGUF are "
+            "not fetched. Take another revision or repository, or fetch and convert it"
+        )
     return place

@@ -195,6 +195,9 @@ def _fuse(run: Run, backbone: tuple[str, Path]) -> Stage:
             **part.model_dump(exclude={"transplant"}),
             progress=_Bytes(run, 2 * sum(_weight_bytes(folder) for folder in reads)),
         )  # fmt: skip
+        for text in report.get("warnings", []):
+            if text.startswith("the backbone") and not backbone[0]:  # one that was given, not trained here
+                run.warn(text)
         return {"05-fuse": {key: value for key, value in report.items() if key != "tensors"}}
 
     return Stage(

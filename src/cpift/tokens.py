@@ -23,6 +23,8 @@ _BOOKKEEPING = (
     "sp_model_kwargs", "clean_up_tokenization_spaces", "model_input_names", "use_default_system_prompt", "max_length",
     "pad_to_multiple_of", "stride", "truncation_strategy", "pad_token_type_id", "is_fast",
 )  # fmt: skip
+# Rules by which text is cut into tokens; where both tokenizers state them, they must be the same.
+_RULES = ("merges", "model.type", "scores", "sentencepiece")
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,19 @@ class Tokens:
     def read(cls, path: Path) -> Tokens | None:
         """Of the folder of a checkpoint (or of its weights file); None where no file there lists the tokens."""
         folder = path if path.is_dir() else path.parent
-        for name in ("tokenizer.json", "vocab.json"):
-            file = folder / name
-            if file.is_file():
-                digest = hashlib.sha256(file.read_bytes()).hexdigest()
-                extra = folder / "added_tokens.json"
-                added = tuple(sorted(_table(extra).items())) if name == "vocab.json" and extra.is_file() else ()
-                config = folder / "tokenizer_config.json"
-                core = _parsed(file, digest, added)
-                return cls(core.ids, core.by_id, {**core.rest, **_settings(config)})
-        return None
+        pieces = sorted(folder.glob("*.model"))
+        file = next((folder / n for n in ("tokenizer.json", "vocab.json") if (folder / n).is_file()), None)
+        if file is None and not pieces:
+            return None
+        settings, extra = _settings(folder / "tokenizer_config.json"), folder / "added_tokens.json"
+        added = _table(extra) if extra.is_file() and (file is None or file.name == "vocab.json") else {}
+        if file is None:  # SentencePiece's own file: its tokens are compared as a whole, added ones by name
+            digests = [hashlib.sha256(piece.read_bytes()).hexdigest() for piece in pieces]
+            rest = {"sentencepiece": digests, **settings}
+            return cls(added, {row: token for token, row in added.items()}, rest)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        core = _parsed(file, digest, tuple(sorted(added.items())))
+        return cls(core.ids, core.by_id, {**core.rest, **settings})
 
 
 _known: dict[tuple[str, tuple[tuple[str, int], ...]], Tokens] = {}
@@ -119,6 +124,8 @@ def compare_tokens(ours: Tokens, theirs: Tokens, where: Path) -> list[str]:
     Raises:
         CpiftError: a token has another id, a row another token, or text is cut by other rules.
     """
+    if ("sentencepiece" in ours.rest) != ("sentencepiece" in theirs.rest):
+        return ["its tokenizer is stored in files of another kind, and was not compared"]
     if ours.by_id is not theirs.by_id:
         moved = [t for t, row in theirs.ids.items() if ours.ids.get(t, row) != row]
         if moved:
@@ -139,8 +146,9 @@ def compare_tokens(ours: Tokens, theirs: Tokens, where: Path) -> list[str]:
                 f"{where}: its tokenizer has other tokens in rows of the base's: {', '.join(pairs)}"
                 f"{f' and {len(taken) - 3} more' if len(taken) > 3 else ''}; take checkpoints that were trained with one tokenizer"
             )
-    for field in ("merges", "model.type", "scores"):
-        if ours.rest.get(field) != theirs.rest.get(field):
+    for field in _RULES:
+        left, right = ours.rest.get(field), theirs.rest.get(field)
+        if left is not None and right is not None and left != right:
             raise CpiftError(f"{where}: its tokenizer cuts text by other rules than the base's ({field} differ); "
                              "take checkpoints that were trained with one tokenizer")  # fmt: skip
     new = new_tokens(ours, theirs)
@@ -163,7 +171,7 @@ def new_tokens(ours: Tokens, theirs: Tokens) -> dict[str, int]:
 def rest_of_tokenizer(ours: Tokens, theirs: Tokens) -> list[str]:
     """The fields beside the tokens in which two tokenizers differ; a field that one does not have is its default."""
     fields = []
-    for field in sorted({*ours.rest, *theirs.rest} - {"merges", "model.type", "scores", "added_tokens"}):
+    for field in sorted({*ours.rest, *theirs.rest} - {*_RULES, "added_tokens"}):
         left, right = ours.rest.get(field), theirs.rest.get(field)
         default = field.startswith(("tokenizer_config.", "model.")) and not field.endswith("_token")
         if left != right and not (default and (left is None or right is None)):

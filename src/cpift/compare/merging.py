@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from cpift.checkpoint import align, open_checkpoint
+from cpift.checkpoint_files import INDEX, SINGLE
 from cpift.checkpoint_writer import copy_companions, set_dtype
 from cpift.compare.work import Place, Work
 from cpift.errors import CpiftError
@@ -76,8 +77,11 @@ def _untabled(model: Path, folder: Path) -> Path:
     Of those in its table it merges the tensors listed there, and drops others in silence: the biases of a Llama.
     """
     folder.mkdir()
+    read = {tensor.file.name for tensor in open_checkpoint(model).tensors.values()}
     for file in model.iterdir():
-        if file.is_file() and file.name != "config.json":
+        stale = file.suffix == ".safetensors" and file.name not in read
+        stale |= file.name == INDEX and read == {SINGLE}  # mergekit would read the shards of an older save
+        if file.is_file() and file.name != "config.json" and not stale:
             (folder / file.name).symlink_to(file.absolute())
     config = json.loads((model / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["UntabledForCausalLM"]}))
