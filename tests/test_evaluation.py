@@ -10,8 +10,8 @@ import tiny
 import torch
 
 from cpift import evaluation
-from cpift.encoding import IGNORED, encode
 from cpift.data.answers import extract, normalise
+from cpift.encoding import IGNORED, encode
 from cpift.evaluation import EvalTask, evaluate, generate
 from cpift.models import load_model, load_tokenizer
 from cpift.scores import summary

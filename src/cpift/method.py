@@ -268,7 +268,10 @@ def evaluate_stages(run: Run, model: str, place: tuple[str, Path]) -> list[Stage
         )
         for stage, folder in folders.items():
             (folder / "score.json").write_text(json.dumps(scores[folder_of[stage]].to_dict()))
-        return {stage: {"score": scores[folder_of[stage]].score} for stage in folders}
+        return {
+            stage: {"score": scores[folder_of[stage]].score, "left_out": scores[folder_of[stage]].left_out}
+            for stage in folders
+        }
 
     stages = []
     for name, task in folder_of.items():

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from cpift.data.files import is_file_name
 from cpift.errors import CpiftError
 from cpift.recipe_parts import Backbone, Fuse, Group, Part, Probe, Refine, RegionPart, Task
 from cpift.recipe_yaml import read_yaml, set_key
@@ -108,6 +109,8 @@ class Recipe(Part):
         """Paths that exist below ``folder``, made absolute."""
 
         def place(value: Any) -> Any:
+            if isinstance(value, list):
+                return [source.model_copy(update={"path": place(source.path)}) for source in value]
             found = folder / value if isinstance(value, str) else None
             return (
                 str(found.absolute())
@@ -148,7 +151,7 @@ def check_part(part: type[BaseModel], data: Mapping[str, Any]) -> None:
 
 
 def _is_file_name(value: str) -> bool:
-    return value.endswith((".jsonl", ".json", ".parquet", ".gguf")) or value.startswith(("./", "../"))
+    return is_file_name(value.partition("#")[0]) or value.endswith(".gguf") or value.startswith(("./", "../"))
 
 
 def _explain(problem: Any) -> str:
