@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from cpift.data.files import is_file_name
 from cpift.errors import CpiftError
-from cpift.recipe_parts import Backbone, Fuse, Group, Part, Probe, Refine, RegionPart, Task
+from cpift.recipe_parts import Backbone, Fuse, Group, Part, Probe, Refine, RegionPart, Source, Task
 from cpift.recipe_yaml import read_yaml, set_key
 
 _LIMIT = 2**20  # bytes of a recipe
@@ -178,6 +178,8 @@ def _known(location: tuple[Any, ...]) -> list[str]:
     model: Any = Recipe
     for part in location:
         if model is Recipe and part == "tasks":
+            if "list[sets]" in location:
+                return list(Source.model_fields)
             return [f.alias or n for n, f in Task.model_fields.items()]
         model = model.model_fields[part].annotation
     return [field.alias or name for name, field in model.model_fields.items()]

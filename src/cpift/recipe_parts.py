@@ -6,7 +6,17 @@ import difflib
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from cpift.data.shapes import COLUMNS, SHAPES
 
@@ -60,14 +70,25 @@ class Source(Part):
     """How often each training row counts: 2 is twice, 0.5 a half of the rows, drawn by seed."""
 
 
+def _kind_of_rows(value: Any) -> str:
+    return _SETS if isinstance(value, list) else _NUMBER if isinstance(value, int) else _PATH
+
+
+_NUMBER, _PATH, _SETS = "literal[number]", "literal[path]", "list[sets]"  # tags, which no message shows
+Rows = Annotated[
+    Annotated[int, Tag(_NUMBER)] | Annotated[str, Tag(_PATH)] | Annotated[list[Source], Tag(_SETS)],
+    Discriminator(_kind_of_rows),
+]
+
+
 class Task(Part):
     """One task: where its rows come from and how it is scored."""
 
     generate: str | None = None
     """Name of a reasoning_gym task; ``train`` and ``eval`` are then numbers of rows."""
-    train: int | str | list[Source]
+    train: Rows
     """A file, a folder, a Hugging Face data set id, a list of these, or with ``generate`` the number of rows."""
-    eval: int | str | list[Source]
+    eval: Rows
     """As ``train``; or a number of rows: generated, or else split off the training rows by seed."""
     split: str = "train"
     """Split of a data set from the hub, or an expression such as train[:2000]."""

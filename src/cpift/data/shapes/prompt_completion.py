@@ -10,7 +10,8 @@ from cpift.data.shapes.turns import turns
 
 
 def _convert(row: Mapping[str, Any]) -> Row:
-    return {**row, "prompt": turns(row["prompt"]), "completion": turns(row["completion"])}
+    kept = {key: value for key, value in row.items() if key != "messages"}
+    return {**kept, "prompt": turns(row["prompt"]), "completion": turns(row["completion"])}
 
 
 PROMPT_COMPLETION = Shape(

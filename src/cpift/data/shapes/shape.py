@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
+OWN_COLUMNS = ("messages", "prompt", "completion")  # what a converted row is made of
 
 
 @dataclass(frozen=True)
@@ -73,5 +74,5 @@ def chat(row: Mapping[str, Any], used: tuple[str, ...], system: str, prompt: str
 
 
 def others(row: Mapping[str, Any], used: tuple[str, ...]) -> Row:
-    """The columns of a row that its conversation does not use."""
-    return {key: value for key, value in row.items() if key not in used}
+    """The columns of a row that its conversation does not use, nor hold one of their own."""
+    return {key: value for key, value in row.items() if key not in used and key not in OWN_COLUMNS}
