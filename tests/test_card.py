@@ -171,3 +171,18 @@ def test_the_plan_is_kept_for_the_report(tmp_path: Path, whole: Path, capsys: py
     assert call(capsys, "plan", tmp_path / "r.yaml", "--out", tmp_path / "out")[0] == 0
     assert json.loads((tmp_path / "out/plan.json").read_text())["tokens"] > 0
     assert call(capsys, "run", tmp_path / "r.yaml", "--out", tmp_path / "out", "--until", "probe")[0] == 0
+
+
+def test_a_list_of_sets_is_on_the_card_without_paths(whole: Path, tmp_path: Path) -> None:
+    """Each set by its id or its file's name, in the table, the metadata and the recipe; in the report, too."""
+    from cpift.report.provenance import shown
+
+    recipe = Recipe.load(whole / "recipe.yaml")
+    data = recipe.model_dump(by_alias=True)
+    file = data["tasks"]["reverse"]["train"]
+    data["tasks"]["reverse"]["train"] = [{"path": file, "weight": 2.0}, {"path": "org/set"}]
+    written = card(Run(Recipe.parse(data), whole), json.loads((whole / "scores.json").read_text()))
+    assert "| reverse | reverse.train.jsonl, org/set | 16 |" in written
+    assert yaml.safe_load(written.split("---\n")[1])["datasets"] == ["org/set"]
+    assert str(Path(file).parent) not in written
+    assert str(Path(file).parent) not in shown("tasks.reverse.train", data["tasks"]["reverse"]["train"])

@@ -57,6 +57,7 @@ def test_help_needs_neither_torch_nor_transformers() -> None:
 
 OPTIONS = {
     "run": {"recipe", "out", "sets", "until", "mirror", "dry_run", "engine", "jobs", "address", "gpus_per_job"},
+    "data": {"recipe", "sets", "examples", "as_json"},
     "plan": {"recipe", "sets", "measure", "gpus", "as_json", "out"},
     "identify": {"base", "tuned", "out", "percent", "exclude", "max_memory", "vocabulary", "threads"},
     "group": {"regions", "threshold", "out", "seed"},
@@ -226,7 +227,7 @@ def test_interrupted_it_says_how_to_go_on(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cpift.preflight.load_rows", stop)
+    monkeypatch.setattr("cpift.preflight.load_task", stop)
     code, out, err = call(capsys, "run", tmp_path / "r.yaml", "--out", tmp_path / "out")
     assert code == 130
     assert "run the same command again to go on" in out

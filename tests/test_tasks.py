@@ -27,7 +27,7 @@ def load(path: Path, **more: Any) -> tuple[list, list, list[str]]:
     [
         ([GOOD, "{nope"], "line 2: not JSON"),
         (["[1]"], "line 1: a row is an object"),
-        ([{"text": "x"}], "line 1: has neither messages nor prompt and completion, but text"),
+        ([{"title": "x"}], "line 1: has neither messages nor prompt and completion, but title"),
         ([{"messages": []}], "line 1: has no assistant turn"),
         ([{"messages": [{"role": "user", "content": "x"}]}], "line 1: has no assistant turn"),
         ([{"messages": [{"role": "assistant", "content": "  "}]}], "line 1: has no assistant turn"),

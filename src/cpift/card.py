@@ -36,7 +36,8 @@ def _metadata(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
         found["base_model"] = model.partition("@")[0]
     found |= _of_base(run.base)
     found["tags"] = ["cpift", "trl", "sft", "multi-task"]
-    sets = sorted({t.train for t in run.recipe.tasks.values() if isinstance(t.train, str) and is_hub_id(t.train)})
+    paths = {s.path for t in run.recipe.tasks.values() if t.generate is None for s in t.sources("train")}
+    sets = sorted(path for path in paths if is_hub_id(path))
     if sets:
         found["datasets"] = sets
     results = []
@@ -94,7 +95,8 @@ def _scores(run: Run, models: Mapping[str, Any], last: str) -> str:
         cells = [_number(models[m][name]["score"], mine["metric"]) for m in ("base", f"probe/{name}", last)]
         band = intervals.of_score(mine)
         told = " … ".join(_number(v, mine["metric"]) for v in band) if band else "–"
-        source = f"made by reasoning_gym: {task.generate}" if task.generate else str(_name(task.train))
+        named = [] if task.generate else [str(_name(source.path)) for source in task.sources("train")]
+        source = f"made by reasoning_gym: {task.generate}" if task.generate else ", ".join(named)
         licence = plain(task.licence or "not stated")
         lines.append(
             f"| {plain(name)} | {plain(source)} | {facts['train_rows']} | {licence} | {facts['metric']} | {' | '.join(cells)} | {told} |"
@@ -154,6 +156,8 @@ def _recipe(run: Run) -> str:
 
 
 def _name(value: Any) -> Any:
+    if isinstance(value, list):
+        return [{**source, "path": _name(source["path"])} for source in value]
     return PurePath(value).name if isinstance(value, str) and not is_hub_id(value) else value
 
 

@@ -13,6 +13,7 @@ import typer
 
 from cpift import stopping
 from cpift.cli_compare import Lists, compare
+from cpift.cli_data import data
 from cpift.cli_options import Address, EngineName, GpusPerJob, RecipePath, Sets, overrides, terminal
 from cpift.errors import CpiftError, is_disk_full
 
@@ -311,6 +312,7 @@ def evaluate(
 
 
 app.command(cls=Lists)(compare)
+app.command()(data)
 
 
 @app.command()

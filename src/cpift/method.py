@@ -278,7 +278,10 @@ def evaluate_stages(run: Run, model: str, place: tuple[str, Path]) -> list[Stage
         for stage, folder in folders.items():
             (folder / "score.json").write_text(json.dumps(scores[folder_of[stage]].to_dict()))
         made = {stage: scores[folder_of[stage]] for stage in folders}
-        return {stage: {"score": score.score, "precision": score.precision} for stage, score in made.items()}
+        return {
+            stage: {"score": score.score, "precision": score.precision, "left_out": score.left_out}
+            for stage, score in made.items()
+        }
 
     stages = []
     for name, task in folder_of.items():

@@ -15,7 +15,7 @@ from cpift.hub import locate
 from cpift.models import convert_gguf, load_tokenizer
 from cpift.recipe import Recipe
 from cpift.selection import core_count
-from cpift.tasks import load_rows, metric_of
+from cpift.tasks import load_task
 
 TRAIN_BYTES = 16  # a parameter in fp32: weight, gradient, and AdamW's two moments
 SAVED_BYTES = 12  # of a trainer's own checkpoint: weight and moments
@@ -54,7 +54,8 @@ def plan(recipe: Recipe, *, measure: bool = False, gpus: int | None = None) -> d
 def _plan(
     recipe: Recipe, base: Path, converted: bool, measure: bool, gpus: int | None, prepared: float, scratch: Path
 ) -> dict[str, Any]:
-    from cpift.encoding import encode_all, notes_of
+    from cpift.data.survey import measure as measure_rows
+    from cpift.data.survey import mixture
     from cpift.evaluation import EvalTask
     from cpift.training import max_length
 
@@ -63,23 +64,20 @@ def _plan(
     counted = sum(t.size for n, t in checkpoint.tensors.items() if n not in skipped)
     core = core_count(str(recipe.region.percent), counted)
     limit = max_length(recipe.training)
-    rows, encoded, tests, scored, warnings = {}, {}, {}, 0, []
+    rows, encoded, tests, data, scored, warnings = {}, {}, {}, {}, 0, list[str]()
     loading = encoding = 0.0
     for name, task in recipe.tasks.items():
         began = time.perf_counter()
-        train, evaluation, told = load_rows(name, task, recipe.seed)
-        metric = metric_of(name, task, evaluation)
-        warnings += told
+        loaded = load_task(name, task, recipe.seed)
         loading, began = loading + time.perf_counter() - began, time.perf_counter()
-        kept, _ = encode_all(train, tokenizer, limit)
-        warnings += [f"task {name}: {note}" for note in notes_of(kept)]
+        measured = measure_rows(name, task, loaded, tokenizer, limit)
         encoding += time.perf_counter() - began
-        if not kept:
-            raise CpiftError(f"tasks.{name}: no row has a trained part left; raise training.max_length")
-        rows[name], encoded[name] = len(train), kept
-        tested, _ = encode_all(evaluation, tokenizer, limit)
-        scored += sum(len(e.input_ids) for e in tested)
-        tests[name] = EvalTask(evaluation, metric, task.pattern, task.max_new_tokens, task.generate)
+        data[name], encoded[name], rows[name] = measured.data, measured.train, len(loaded.train)
+        warnings += measured.data.warnings
+        scored += measured.data.evaluation.tokens
+        tests[name] = EvalTask(
+            loaded.evaluation, measured.data.metric, task.pattern, task.max_new_tokens, task.generate
+        )
     lengths = {t: sum(len(e.input_ids) for e in kept) / len(kept) for t, kept in encoded.items()}
     parts = _trainings(recipe, rows, lengths)
     tasks, source = len(rows), recipe.backbone.source
@@ -96,6 +94,7 @@ def _plan(
         "memory": checkpoint.total * TRAIN_BYTES,
         "disk": checkpoints * checkpoint.total * 4 + _saved(recipe, parts) * checkpoint.total * SAVED_BYTES,
         "checkpoints": checkpoints,
+        "data": {name: task.to_dict() for name, task in mixture(data).items()},
         "warnings": warnings,
     }
     if gpus is not None:
@@ -181,6 +180,14 @@ def _add_seconds(result: dict[str, Any], tests: dict[str, int]) -> None:
     result["seconds"] = sum(p["seconds"] for p in parts) + result["evaluate_seconds"] + result["other_seconds"]
 
 
+def _data(task: dict[str, Any]) -> str:
+    train, shapes = task["train"], ", ".join(task["shapes"]) or "generated"
+    return (
+        f"{train['rows']:,} rows ({task['row_share']:.0%} of all), {train['tokens']:,} tokens ({task['token_share']:.0%}), "
+        f"the longest {train['longest']:,}, {train['cut_share']:.1%} cut; {shapes}"
+    )
+
+
 def show(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Print a plan for people."""
     from cpift.terminal import duration, size
@@ -190,6 +197,8 @@ def show(result: dict[str, Any], say: Callable[[str], None]) -> None:
     say(
         f"parameters   {result['parameters']:,} trained, {result['counted']:,} counted, {result['core']:,} core per task"
     )
+    for name, task in result["data"].items():
+        say(f"data         {name}: {_data(task)}")
     for part in result["stages"]:
         took = f"  {duration(part['seconds'])}" if "seconds" in part else ""
         done = f"{part['steps']:,} steps, {part['tokens']:,} tokens" if "steps" in part else "no training"

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
-from typing import Any
 
 from cpift import manifest
 from cpift.checkpoint import align, check_finite, excluded, open_checkpoint
 from cpift.compatibility import check_compatible
-from cpift.encoding import encode_all
+from cpift.data.lengths import cut_warning
+from cpift.data.survey import measure
 from cpift.errors import CpiftError
 from cpift.hub import checkpoint_place, locate
 from cpift.models import check_model, load_tokenizer
 from cpift.recipe import Recipe
 from cpift.rehearsal import check_names
 from cpift.stages import Run, first_stages
-from cpift.tasks import load_rows, metric_of
+from cpift.tasks import load_task, metric_of
 from cpift.training import max_length
 
 _SOURCES = ("multi_stage", "multi_task", "pretrained")
@@ -55,20 +55,16 @@ def read_rows(current: Run) -> None:
             continue
         asked = current.recipe.tasks[task]
         if asked.generate is None:  # generated rows are sound, and take long
-            current.loaded[task] = load_rows(task, asked, current.recipe.seed)
-            metric_of(task, asked, current.loaded[task][1])
+            current.loaded[task] = load_task(task, asked, current.recipe.seed)
+            metric_of(task, asked, current.loaded[task].evaluation)
     recipe = current.recipe
     if current.loaded and locate(recipe.model, recipe.revision, recipe.trust_remote_code).is_dir():
         tokenizer = load_tokenizer(current.base, recipe.trust_remote_code, recipe.chat)
-        for task, (train, evaluation, _) in current.loaded.items():
-            check_encoding(current, tokenizer, task, [*train, *evaluation])
-
-
-def check_encoding(current: Run, tokenizer: Any, task: str, rows: list[dict[str, object]]) -> None:
-    """Encode rows as training and scoring will. Raises :class:`CpiftError` where the chat template refuses one."""
-    try:
-        kept, _ = encode_all(rows, tokenizer, max_length(current.recipe.training))
-    except CpiftError as error:
-        raise CpiftError(f"tasks.{task}: {error}") from error
-    if not kept:
-        raise CpiftError(f"tasks.{task}: no row has a trained part left; raise training.max_length")
+        limit = max_length(recipe.training_of("probe"))
+        for task, rows in current.loaded.items():
+            data = measure(task, recipe.tasks[task], rows, tokenizer, limit).data
+            if (text := cut_warning(task, data.train, limit)) is not None:
+                current.reporter.warning(text)
+                current.cut_reported.add(task)
+            if data.metric == "loss" and (text := cut_warning(task, data.evaluation, limit, evaluation=True)):
+                current.reporter.warning(text)

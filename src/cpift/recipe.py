@@ -11,9 +11,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from cpift.data.files import is_file_name
 from cpift.data.templates import ChatSettings
 from cpift.errors import CpiftError
-from cpift.recipe_parts import Backbone, Fuse, Group, Part, Probe, Refine, RegionPart, Task
+from cpift.recipe_parts import Backbone, Fuse, Group, Part, Probe, Refine, RegionPart, Source, Task
 from cpift.recipe_yaml import read_yaml, set_key
 
 _LIMIT = 2**20  # bytes of a recipe
@@ -136,6 +137,8 @@ class Recipe(Part):
         """Paths that exist below ``folder``, made absolute."""
 
         def place(value: Any) -> Any:
+            if isinstance(value, list):
+                return [source.model_copy(update={"path": place(source.path)}) for source in value]
             found = folder / value if isinstance(value, str) else None
             return (
                 str(found.absolute())
@@ -177,7 +180,8 @@ def check_part(part: type[BaseModel], data: Mapping[str, Any]) -> None:
 
 
 def _is_file_name(value: str) -> bool:
-    return value.endswith((".jsonl", ".json", ".parquet", ".gguf", ".jinja")) or value.startswith(("./", "../"))
+    ends = (".gguf", ".jinja")
+    return is_file_name(value.partition("#")[0]) or value.endswith(ends) or value.startswith(("./", "../"))
 
 
 def _explain(problem: Any) -> str:
@@ -204,6 +208,8 @@ def _known(location: tuple[Any, ...]) -> list[str]:
     model: Any = Recipe
     for part in location:
         if model is Recipe and part == "tasks":
+            if "list[sets]" in location:
+                return list(Source.model_fields)
             return [f.alias or n for n, f in Task.model_fields.items()]
         model = model.model_fields[part].annotation
     return [field.alias or name for name, field in model.model_fields.items()]

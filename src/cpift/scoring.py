@@ -9,7 +9,7 @@ from cpift.checkpoint import check_finite, open_checkpoint
 from cpift.evaluation import EvalTask, evaluate
 from cpift.recipe import Recipe
 from cpift.reporter import Reporter
-from cpift.tasks import load_rows, metric_of
+from cpift.tasks import answer_warnings, load_rows, metric_of
 from cpift.training import check_training, max_length
 
 
@@ -25,7 +25,7 @@ def evaluate_recipe(model: str | Path, recipe: Recipe, reporter: Reporter | None
     tasks = {}
     for name, task in recipe.tasks.items():
         _, rows, warnings = load_rows(name, task, recipe.seed)
-        for text in warnings:
+        for text in [*warnings, *answer_warnings(name, task, rows)]:
             reporter.warning(text)
         tasks[name] = EvalTask(rows, metric_of(name, task, rows), task.pattern, task.max_new_tokens, task.generate)
     total, done = sum(len(task.rows) for task in tasks.values()), 0
@@ -40,4 +40,10 @@ def evaluate_recipe(model: str | Path, recipe: Recipe, reporter: Reporter | None
     scores = evaluate(
         model, tasks, max_length=limit, progress=tick, trust_remote_code=recipe.trust_remote_code, chat=recipe.chat
     )
+    for name, score in scores.items():
+        if score.left_out:
+            reporter.warning(
+                f"task {name}: {score.left_out} evaluation rows have nothing to score within training.max_length {limit} "
+                "and are left out"
+            )
     return {name: score.to_dict() for name, score in scores.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 
 from cpift import manifest
 from cpift.checkpoint import fingerprint, open_checkpoint
+from cpift.data.sources import file_settings
 from cpift.errors import CpiftError
 from cpift.hub import locate
 from cpift.models import convert_gguf
 from cpift.recipe import Recipe
 from cpift.region import Region
 from cpift.reporter import Reporter
-from cpift.tasks import load_rows, metric_of, read_jsonl, sample, write_jsonl
+from cpift.tasks import TaskRows, answer_warnings, load_task, metric_of, read_jsonl, sample, write_jsonl
 
 # Given the folders to fill (by stage name), returns facts for each.
 Action = Callable[[Mapping[str, Path]], Mapping[str, Mapping[str, Any]]]
@@ -48,7 +48,8 @@ class Run:
     reporter: Reporter = field(default_factory=Reporter)
     warnings: list[str] = field(default_factory=list)
     shared: tuple[Path, ...] = ()  # other run folders; a stage that one of them has made is taken over
-    loaded: dict[str, Any] = field(default_factory=dict)  # what load_rows gave, kept until its stage stores it
+    cut_reported: set[str] = field(default_factory=set)  # tasks whose rows are known to be cut, and were warned of
+    loaded: dict[str, TaskRows] = field(default_factory=dict)  # what load_task gave, kept until its stage stores it
 
     def folder(self, stage: str) -> Path:
         return self.out / "stages" / stage
@@ -136,11 +137,9 @@ def checkpoint_identity(path: Path) -> str:
 
 def _task_stage(run: Run, name: str) -> Stage:
     task, seed = run.recipe.tasks[name], run.recipe.seed
-    settings: dict[str, Any] = {"task": task.model_dump(exclude={"licence"}), "seed": seed}
-    for part in ("train", "eval"):
-        source = Path(str(getattr(task, part)))
-        if task.generate is None and os.path.isfile(source):
-            settings["task"][part] = {"file": manifest.file_hash(source)}
+    settings: dict[str, Any] = {"task": task.settings(), "seed": seed}
+    if task.generate is None:
+        settings["task"] |= file_settings(task)
     if task.generate is not None:
         import importlib.metadata
 
@@ -148,15 +147,17 @@ def _task_stage(run: Run, name: str) -> Stage:
     stage = f"00-tasks/{name}"
 
     def load(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-        train, evaluation, warnings = run.loaded.pop(name, None) or load_rows(name, task, seed)
+        rows = run.loaded.pop(name, None) or load_task(name, task, seed)
         facts = {
-            "train_rows": len(train),
-            "eval_rows": len(evaluation),
-            "metric": metric_of(name, task, evaluation),
-            "warnings": warnings,
+            "train_rows": len(rows.train),
+            "eval_rows": len(rows.evaluation),
+            "metric": metric_of(name, task, rows.evaluation),
+            "shapes": rows.shapes,
+            "sources": [asdict(source) for source in rows.sources],
+            "warnings": [*rows.warnings, *answer_warnings(name, task, rows.evaluation)],
         }
-        write_jsonl(folders[stage] / "train.jsonl", train)
-        write_jsonl(folders[stage] / "eval.jsonl", evaluation)
+        write_jsonl(folders[stage] / "train.jsonl", rows.train)
+        write_jsonl(folders[stage] / "eval.jsonl", rows.evaluation)
         return {stage: facts}
 
     return Stage(stage, "probe", f"rows of {name}", settings, (), load)
@@ -247,6 +248,7 @@ def trained_stage(
     settings |= run.recipe.chat.identity()
 
     def train(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
+        from cpift.data.lengths import cut_warning, encode_measured
         from cpift.encoding import encode_all, notes_of
         from cpift.freezing import regions_by_name
         from cpift.models import load_tokenizer
@@ -254,7 +256,7 @@ def trained_stage(
 
         tokenizer = load_tokenizer(start[1], run.recipe.trust_remote_code, run.recipe.chat)
         encoded: list[Any] = []
-        empty = 0
+        empty = cut = 0
         for task in tasks:
             rows = run.rows(task, "train")
             if examples is not None:
@@ -262,14 +264,19 @@ def trained_stage(
                     run.warn(f"{name}: {task} has {len(rows)} training rows, fewer than examples_per_task {examples}")
                 rows = sample(rows, examples, seed, task, draw)
             try:
-                kept, dropped = encode_all(rows, tokenizer, max_length(training))
+                kept, lengths = encode_measured(rows, tokenizer, max_length(training))
             except CpiftError as error:
                 raise CpiftError(f"{name}: tasks.{task}: {error}") from error
             for note in notes_of(kept) if kind == "probe" else ():
                 run.warn(f"task {task}: {note}")
             if not kept:
                 raise CpiftError(f"{name}: no row of {task} has a trained part left; raise training.max_length")
-            encoded, empty = encoded + kept, empty + dropped
+            encoded, empty, cut = encoded + kept, empty + lengths.left_out, cut + lengths.cut
+            text = cut_warning(task, lengths, max_length(training)) if kind == "probe" else None
+            if text is not None and task in run.cut_reported:
+                run.warnings.append(f"{name}: {text}")  # kept for the report, and not shown twice
+            elif text is not None:
+                run.warn(f"{name}: {text}")
         old = [
             row for task, count in (replay or {}).items() for row in sample(run.rows(task, "train"), count, seed, task)
         ]
@@ -302,6 +309,6 @@ def trained_stage(
             )
         except CpiftError as error:
             raise CpiftError(f"{name} ({', '.join(tasks)}): {error}") from error
-        return {name: {**asdict(trained), "rows": len(encoded), "rows_left_out": empty}}
+        return {name: {**asdict(trained), "rows": len(encoded), "rows_left_out": empty, "rows_cut": cut}}
 
     return Stage(name, kind, what, settings, tuple(needs), train, writes_model=True, trains=True)

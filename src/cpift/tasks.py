@@ -7,40 +7,91 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cpift.data.answers import is_right, references
+from cpift.data.files import JSON_LINES, read_file
 from cpift.data.row_keys import check_row_keys
+from cpift.data.sources import read_source, weighted
 from cpift.errors import CpiftError
-from cpift.recipe_parts import Task
+from cpift.recipe_parts import Source, Task
 
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Used:
+    """One source of a task's training rows, and how many of them are used."""
+
+    path: str
+    rows: int
+    """Rows for training that it holds."""
+    used: int
+    """Training rows that its weight makes of them, before ``train_rows`` draws from all."""
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows of a task."""
+
+    train: list[Row]
+    evaluation: list[Row]
+    warnings: list[str]
+    shapes: dict[str, int]
+    """How many rows were given in each shape; generated ones have none."""
+    sources: list[Used]
+
+
 def load_rows(name: str, task: Task, seed: int) -> tuple[list[Row], list[Row], list[str]]:
-    """Training rows, evaluation rows, and warnings.
+    """Training rows, evaluation rows, and warnings: :func:`load_task`, without the facts about them."""
+    found = load_task(name, task, seed)
+    return found.train, found.evaluation, found.warnings
+
+
+def load_task(name: str, task: Task, seed: int) -> TaskRows:
+    """The rows of a task, and what is known of where they come from.
+
+    Args:
+        name: the task's name.
+        task: its part of the recipe.
+        seed: of what is drawn.
 
     Raises:
         CpiftError: a missing or malformed file (file and line), an empty set, a row with no assistant turn.
     """
+    warnings: list[str] = []
+    shapes: Counter[str] = Counter()
+    used: list[Used] = []
     if task.generate is not None:
         train, evaluation = _generated(name, task, seed)
-    elif isinstance(task.eval, int):
-        rows = _rows(name, str(task.train), task.split)
-        if len(rows) <= task.eval:
-            raise CpiftError(f"tasks.{name}: eval is {task.eval}, but {task.train} has only {len(rows)} rows")
-        chosen = set(_rng(seed, name, "split").sample(range(len(rows)), task.eval))
-        train = [row for i, row in enumerate(rows) if i not in chosen]
-        evaluation = [row for i, row in enumerate(rows) if i in chosen]
     else:
-        train = _rows(name, str(task.train), task.split)
-        evaluation = _rows(name, str(task.eval), task.eval_split)
-    warnings = []
+        parts = _loaded(name, task, "train", shapes, warnings)
+        rows = [row for _, part in parts for row in part]
+        held_out: set[int] = set()
+        if isinstance(task.eval, int):
+            if len(rows) <= task.eval:
+                told = ", ".join(source.path for source, _ in parts)
+                raise CpiftError(f"tasks.{name}: eval is {task.eval}, but {told} has only {len(rows)} rows")
+            held_out = set(_rng(seed, name, "split").sample(range(len(rows)), task.eval))
+            evaluation = [row for i, row in enumerate(rows) if i in held_out]
+        else:
+            evaluation = [row for _, part in _loaded(name, task, "eval", shapes, warnings) for row in part]
+        train, first = [], 0
+        for i, (source, part) in enumerate(parts):
+            left = [row for at, row in enumerate(part, start=first) if at not in held_out]
+            first += len(part)
+            # Held-out rows are taken away before any row is repeated.
+            counted = left if source.weight == 1 else weighted(left, source.weight, _rng(seed, name, f"weight {i}"))
+            train += counted
+            used.append(Used(source.path, len(left), len(counted)))
+        if not train:
+            raise CpiftError(f"tasks.{name}: the weights leave no training row")
     if task.train_rows is not None:
         if task.train_rows > len(train):
             warnings.append(f"task {name}: train_rows is {task.train_rows}, there are only {len(train)}; all are used")
@@ -52,7 +103,27 @@ def load_rows(name: str, task: Task, seed: int) -> tuple[list[Row], list[Row], l
             f"task {name}: {shared} of {len(evaluation)} evaluation rows also stand in the training rows; "
             "its score is too good by what was learnt by heart"
         )
-    return train, evaluation, warnings
+    return TaskRows(train, evaluation, warnings, dict(shapes), used)
+
+
+def _loaded(
+    name: str, task: Task, part: Literal["train", "eval"], shapes: Counter[str], warnings: list[str]
+) -> list[tuple[Source, list[Row]]]:
+    """The checked rows of each source of a part; what is to be known of them is added to the last two arguments."""
+    parts = []
+    for source in task.sources(part):
+        try:
+            loaded = read_source(source)
+            rows = [check_row(row, where) for where, row in loaded.rows]
+        except CpiftError as error:
+            raise CpiftError(f"tasks.{name}: {error}") from error
+        shapes.update(loaded.shapes)
+        if loaded.empty:
+            warnings.append(
+                f"task {name}: {loaded.empty} rows of {source.path} have an empty response and were left out"
+            )
+        parts.append((source, rows))
+    return parts
 
 
 def metric_of(name: str, task: Task, rows: Sequence[Row]) -> str:
@@ -153,48 +224,15 @@ def sample(rows: Sequence[Row], count: int, seed: int, name: str, draw: int = 1)
 
 
 def read_jsonl(path: Path) -> list[Row]:
-    """Rows of a file that :func:`write_jsonl` wrote or a user gave. Raises :class:`CpiftError` with file and line."""
-    rows = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise CpiftError(f"{path}, line {number}: not JSON ({error})") from error
-                rows.append(check_row(row, f"{path}, line {number}"))
-    except UnicodeDecodeError as error:
-        raise CpiftError(f"{path}: not UTF-8 text ({error.reason})") from error
-    except OSError as error:
-        raise CpiftError(f"{path}: cannot be read ({error.strerror})") from error
-    return rows
-
-
-def _read_json(path: Path) -> list[Row]:
-    """Rows of a file that holds one list of them, or one row a line. Raises :class:`CpiftError` with file and line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if not text.lstrip().startswith("["):
-            return read_jsonl(path)
-        rows = json.loads(text)
-    except UnicodeDecodeError as error:
-        raise CpiftError(f"{path}: not UTF-8 text ({error.reason})") from error
-    except json.JSONDecodeError as error:
-        raise CpiftError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-    except (ValueError, RecursionError) as error:
-        raise CpiftError(f"{path}: not JSON ({error})") from error
-    except OSError as error:
-        raise CpiftError(f"{path}: cannot be read ({error.strerror})") from error
-    return [check_row(_without_empty(row), f"{path}, row {i}") for i, row in enumerate(rows)]
+    """Rows of a file that :func:`write_jsonl` wrote. Raises :class:`CpiftError` with file and line."""
+    return [check_row(row, where) for where, row in read_file(path, JSON_LINES)]
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """One row a line."""
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
 def check_row(row: Any, where: str) -> Row:
@@ -227,56 +265,19 @@ def check_row(row: Any, where: str) -> Row:
 
 def _check_messages(messages: Any, where: str, last_is_assistant: bool) -> None:
     if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and _has_content(m) for m in messages
+        isinstance(m, dict) and isinstance(m.get("role"), str) and (isinstance(m.get("content"), str) or _calls(m))
+        for m in messages
     ):
         raise CpiftError(f"{where}: messages must be a list of objects with role and content, both text")
     if last_is_assistant and not any(
-        m["role"] == "assistant" and ((m.get("content") or "").strip() or m.get("tool_calls")) for m in messages
+        m["role"] == "assistant" and ((m.get("content") or "").strip() or _calls(m)) for m in messages
     ):
         raise CpiftError(f"{where}: has no assistant turn, so there is nothing to learn")
 
 
-def _has_content(message: dict[str, Any]) -> bool:
-    """Text, or nothing where the assistant calls tools."""
-    return isinstance(message.get("content"), str) or bool(message.get("tool_calls") and message.get("content") is None)
-
-
-def _rows(name: str, source: str, split: str) -> list[Row]:
-    path = Path(source)
-    if path.suffix in (".jsonl", ".json", ".parquet"):
-        if not os.path.lexists(path):
-            raise CpiftError(f"tasks.{name}: {path} is missing; paths count from the recipe's folder")
-        if not os.path.isfile(path):  # a pipe or a device would keep us waiting
-            raise CpiftError(f"tasks.{name}: {path} is no file")
-    if path.suffix == ".jsonl":
-        rows = read_jsonl(path)
-    elif path.suffix == ".json":
-        rows = _read_json(path)
-    else:
-        rows = _from_datasets(name, source, split)
-    if not rows:
-        raise CpiftError(f"tasks.{name}: {source} holds no rows")
-    return rows
-
-
-def _from_datasets(name: str, source: str, split: str) -> list[Row]:
-    import datasets
-
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it has to say comes with the exception
-    try:
-        if source.endswith(".parquet"):
-            data = datasets.load_dataset("parquet", data_files=source, split="train")
-        else:
-            data = datasets.load_dataset(source, split=split)
-    except Exception as error:  # the library raises many kinds, some of its dependencies
-        raise CpiftError(
-            f"tasks.{name}: {source} (split {split}) cannot be loaded: {' '.join(str(error).split())}"
-        ) from error
-    return [check_row(_without_empty(row), f"{source}, row {i}") for i, row in enumerate(data)]
-
-
-def _without_empty(row: Any) -> Any:
-    return {k: v for k, v in row.items() if v is not None} if isinstance(row, dict) else row
+def _calls(message: Row) -> bool:
+    """Is it a call of tools? Then it needs no words."""
+    return message.get("content") is None and bool(message.get("tool_calls"))
 
 
 def _generated(name: str, task: Task, seed: int) -> tuple[list[Row], list[Row]]:
@@ -302,7 +303,9 @@ def _generate(name: str, task: Task, count: int, seed: int, avoid: set[str]) -> 
         raise CpiftError(f"tasks.{name}.generate: {task.generate!r} is no reasoning_gym task{hint}")
     rows: list[Row] = []
     try:
-        source = reasoning_gym.create_dataset(task.generate, size=4 * count + 64, seed=seed, **task.config)
+        source = reasoning_gym.create_dataset(
+            task.generate, size=4 * count + 64, seed=seed, **(task.config if isinstance(task.config, dict) else {})
+        )
         for entry in source:
             messages = [
                 {"role": "user", "content": entry["question"]},

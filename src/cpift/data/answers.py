@@ -46,12 +46,10 @@ def extract(text: str, pattern: re.Pattern[str] | None) -> str | None:
     """
     if pattern is None:
         return text
-    last = None
-    for last in pattern.finditer(text):
-        pass
-    if last is None:
+    matches = list(pattern.finditer(text))
+    if not matches:
         return None
-    found: str | None = last.group(1) if pattern.groups else last.group(0)
+    found: str | None = matches[-1].group(1) if pattern.groups else matches[-1].group(0)
     return found
 
 

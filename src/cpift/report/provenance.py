@@ -100,7 +100,13 @@ def shown(key: str, value: Any) -> str:
     """A value as text; of a local path the name only, so that the page can be handed on."""
     if isinstance(value, str) and key.rsplit(".", 1)[-1] in _PATHS:
         return without_path(value)
+    if isinstance(value, list):  # of sets, each with a path
+        value = [{**one, "path": without_path(one["path"])} if _has_path(one) else one for one in value]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _has_path(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("path"), str)
 
 
 def without_path(value: str) -> str:

@@ -1,0 +1,153 @@
+"""Where rows come from: files, folders, hub sets; their columns renamed, their shape recognised and converted."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cpift.data import dataset_info
+from cpift.data.files import KINDS, Located, kind_of, read_file
+from cpift.data.hub import read_set
+from cpift.data.shapes import Row, recognise
+from cpift.errors import CpiftError
+from cpift.manifest import file_hash
+from cpift.recipe_parts import Source, Task
+
+
+@dataclass
+class Loaded:
+    """The rows of one source."""
+
+    path: str
+    rows: list[tuple[str, Row]] = field(default_factory=list)
+    """Each row with where it stands, for messages."""
+    shapes: Counter[str] = field(default_factory=Counter)
+    """How many rows have each shape."""
+    empty: int = 0
+    """Rows with an empty response, which were left out."""
+
+
+def read_source(source: Source) -> Loaded:
+    """All rows of a source, as messages or as prompt and completion.
+
+    Args:
+        source: where they are.
+
+    Raises:
+        CpiftError: what is missing, damaged, or of no known shape, with file and line.
+    """
+    loaded, shape = Loaded(source.path), source.shape
+    prepare: dataset_info.Prepare = _same
+    if dataset_info.is_entry(source.path):
+        entry = dataset_info.entry(source.path)
+        prepare, shape = entry.prepare, shape or entry.shape
+        given = {"path": entry.path, "config": entry.config, "split": entry.split or source.split}
+        source = source.model_copy(update=given)
+    unseen = set(source.columns.values())
+    for where, row in _located(source):
+        if not isinstance(row, dict):
+            raise CpiftError(f"{where}: a row is an object with messages, or with prompt and completion")
+        unseen -= row.keys()
+        try:
+            named = _renamed(prepare(row), source.columns)
+            found = recognise(named, shape)
+            made = found.convert(named)
+        except ValueError as error:
+            raise CpiftError(f"{where}: {_missing(unseen, row) or error}") from error
+        if made is None:
+            loaded.empty += 1
+        else:
+            loaded.rows.append((where, made))
+            loaded.shapes[found.name] += 1
+            last = row
+    if loaded.rows and unseen:
+        raise CpiftError(f"{source.path}: {_missing(unseen, last)}")
+    if not loaded.rows:
+        raise CpiftError(f"{source.path} holds no rows" + (" with a response" if loaded.empty else ""))
+    return loaded
+
+
+def _same(row: Any) -> Any:
+    return row
+
+
+def _located(source: Source) -> Iterator[Located]:
+    kind = kind_of(source.path)
+    if kind is not None and not os.path.isdir(source.path):
+        asked = {"config": source.config, "revision": source.revision}
+        if source.split not in (None, "train", "test"):  # these two are defaults
+            asked["split"] = source.split
+        for key, value in asked.items():
+            if value is not None:
+                raise CpiftError(f"{source.path}: is a file, which has no {key} ({value}); train_rows takes fewer rows")
+        return read_file(Path(source.path), kind)
+    if os.path.isfile(source.path):
+        known = ", ".join(suffix for kind in KINDS for suffix in kind.suffixes)
+        raise CpiftError(f"{source.path}: is a file of no known kind; known are {known}, and these with .gz or .zst")
+    return read_set(source.path, source.split or "train", source.config, source.revision)
+
+
+def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
+    """The row with our names of its columns. A column may be named twice, such as the completion that is the answer."""
+    if not columns:
+        return row
+    rest = {key: value for key, value in row.items() if key not in columns.values() and key not in columns}
+    return {**{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}, **rest}
+
+
+def _missing(unseen: set[str], row: Mapping[str, Any]) -> str:
+    """What to report of columns that the recipe names, and that no row so far has had; empty where there are none."""
+    if not unseen:
+        return ""
+    missing = min(unseen)
+    near = difflib.get_close_matches(missing, map(str, row), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"has no column {missing!r}, which columns: names, but {', '.join(map(str, row))}{hint}"
+
+
+def weighted(rows: list[Row], weight: float, rng: random.Random) -> list[Row]:
+    """Rows so often as the weight: 2 is each of them twice, 0.5 a half of them, drawn; in their order.
+
+    Args:
+        rows: rows of one source.
+        weight: above 0.
+        rng: which rows a fraction takes.
+    """
+    whole = int(weight)
+    some = rng.sample(range(len(rows)), round((weight - whole) * len(rows)))
+    return rows * whole + [rows[i] for i in sorted(some)]
+
+
+def file_settings(task: Task) -> dict[str, Any]:
+    """What stands for local files in the settings of a task's stage: their content, wherever they lie.
+
+    Args:
+        task: a task whose rows are not generated.
+
+    Returns:
+        For ``train`` and ``eval``, where they name files, what takes their place.
+
+    Raises:
+        CpiftError: a ``dataset_info.json`` has no set of that name.
+    """
+    settings: dict[str, Any] = {}
+    for part in ("train", "eval"):
+        value = getattr(task, part)
+        if isinstance(value, str):
+            settings[part] = _content(value)
+        elif isinstance(value, list):
+            settings[part] = [{**source.model_dump(), "path": _content(source.path)} for source in value]
+    return settings
+
+
+def _content(path: str) -> Any:
+    if dataset_info.is_entry(path) and "#" in path:
+        entry, info = dataset_info.entry(path), path.partition("#")
+        return {"file": file_hash(Path(info[0])), "name": info[2], "rows": _content(entry.path)}
+    return {"file": file_hash(Path(path))} if os.path.isfile(path) else path
