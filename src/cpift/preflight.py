@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import difflib
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from cpift import manifest
 from cpift.checkpoint import align, check_finite, excluded, open_checkpoint
 from cpift.encoding import encode_all
 from cpift.errors import CpiftError
 from cpift.models import check_model, load_tokenizer, locate
+from cpift.preflight_tokens import Rows, check_fits, check_generation, check_tokenizer, limits_of_folder
 from cpift.recipe import Recipe
 from cpift.stages import Run, first_stages
-from cpift.tasks import load_rows, metric_of
-from cpift.training import max_length
+from cpift.tasks import Row, load_rows, metric_of
+from cpift.training import check_rows, max_length
 
+_TRAINED: tuple[Literal["probe", "backbone", "refine"], ...] = ("probe", "backbone", "refine")
 _SOURCES = ("multi_stage", "multi_task", "pretrained")
 
 
@@ -34,6 +38,7 @@ def check_models(recipe: Recipe) -> None:
         align(base, open_checkpoint(source))
     check_model(model, recipe.trust_remote_code)
     load_tokenizer(model, recipe.trust_remote_code)
+    check_router(recipe, model)
     check_finite(base)
 
 
@@ -55,6 +60,41 @@ def read_rows(current: Run) -> None:
         tokenizer = load_tokenizer(current.base, current.recipe.trust_remote_code)
         for task, (train, evaluation, _) in current.loaded.items():
             check_encoding(current, tokenizer, task, [*train, *evaluation])
+        check_limits(current, tokenizer, {task: (rows[0], rows[1]) for task, rows in current.loaded.items()})
+
+
+def check_limits(current: Run, tokenizer: Any, loaded: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]) -> None:
+    """Hold training and evaluation rows of each task against what the model has room for; warnings go to the reporter.
+
+    Raises :class:`CpiftError` as :mod:`cpift.preflight_tokens` does, and where all rows of a task would be dropped.
+    """
+    recipe = current.recipe
+    limits = limits_of_folder(current.base, recipe.trust_remote_code)
+    warnings = check_tokenizer(tokenizer, limits, recipe.training)
+    rows = []
+    for task, (train, evaluation) in loaded.items():
+        asked = recipe.tasks[task]
+        metric = metric_of(task, asked, list(evaluation))
+        rows.append(Rows(task, train, evaluation, metric, asked.max_new_tokens, max_length(recipe.training)))
+        check_rows(len(train), recipe.training_of("probe"), f"tasks.{task} has")
+        refined = min(len(train), recipe.refine.examples_per_task)
+        check_rows(refined, recipe.training_of("refine"), f"refine.examples_per_task leaves tasks.{task}")
+    check_generation(current.base, [held.task for held in rows if held.generates])
+    for held in rows:
+        warnings += check_fits(held, tokenizer, limits)
+    for text in warnings:
+        current.reporter.warning(text)
+
+
+def check_router(recipe: Recipe, model: Path) -> None:
+    """Raise :class:`CpiftError` for a weight of a router's loss where the model has no router."""
+    from transformers import AutoConfig
+
+    if not any(recipe.training_of(stage).get("router_aux_loss_coef") for stage in _TRAINED):
+        return
+    config = AutoConfig.from_pretrained(model, trust_remote_code=recipe.trust_remote_code).get_text_config()
+    if not hasattr(config, "output_router_logits"):
+        raise CpiftError(f"training.router_aux_loss_coef: {config.model_type} has no router; leave it out")
 
 
 def check_encoding(current: Run, tokenizer: Any, task: str, rows: list[dict[str, object]]) -> None:

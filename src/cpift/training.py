@@ -26,6 +26,7 @@ from cpift.encoding import Encoded
 from cpift.errors import CpiftError
 from cpift.freezing import freeze
 from cpift.models import gathered, is_sharded, load_model, load_tokenizer, save
+from cpift.preflight_tokens import check_encoded, limits_of
 from cpift.region import Region
 from cpift.training_settings import OLDER_NAMES, SETTINGS
 from cpift.training_values import check_device, check_optimizer, check_values
@@ -195,6 +196,7 @@ def fine_tune(
             parameter.requires_grad_(fnmatch.fnmatchcase(name, trainable))
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise CpiftError(f"{start}: has no parameter {trainable}; there is nothing to train")
+    check_encoded(rows, limits_of(model.config, [name for name, _ in model.named_parameters()]), tokenizer, "row")
     loaded = time.perf_counter() - began
     place = tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work)
     with place as scratch, kept_memory():
