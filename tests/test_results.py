@@ -21,6 +21,7 @@ from cpift.recipe import Recipe
 ROOT = Path(__file__).parents[1]
 RAW = ROOT / "docs" / "results"
 COMMANDS = dict(re.findall(r"^## (\S+)\n\n```sh\n(.*?)```", (RAW / "README.md").read_text(), re.M | re.S))
+WAS_DEFAULT = {"train_sampling_strategy": "group_by_length"}  # when these were made; the recipes write it out now
 
 
 class Asked(NamedTuple):
@@ -76,9 +77,8 @@ def test_the_command_makes_what_the_file_holds(name: str, capsys: pytest.Capture
     }
     for method in told.methods:
         told.recipe.changed(overrides_of(method))
-    assert placed(Recipe.parse(found["recipe"]).model_dump(by_alias=True)) == placed(
-        told.recipe.model_dump(by_alias=True)
-    )
+    then = Recipe.parse({**found["recipe"], "training": {**WAS_DEFAULT, **found["recipe"]["training"]}})
+    assert placed(then.model_dump(by_alias=True)) == placed(told.recipe.model_dump(by_alias=True))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

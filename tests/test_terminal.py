@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from cpift import terminal
+
 SHOW = """
 from cpift import terminal
 from cpift.scores import summary
@@ -76,3 +78,44 @@ def test_lines_are_plain_where_they_must_be(terminal: bool, more: dict[str, str]
 def test_an_empty_no_color_is_none() -> None:
     """As https://no-color.org has it."""
     assert "\x1b[2K" in _shown(True, NO_COLOR="")
+
+
+class Clock:
+    """A monotonic clock of a machine that has been on for a day, moved by hand."""
+
+    now = 86400.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(terminal, "time", clock)
+    monkeypatch.setattr(terminal, "_is_live", lambda: False)
+    return clock
+
+
+def test_time_left_counts_from_the_command_not_from_the_machine(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command that reads bytes, off a terminal: 500 in 30 s, and 3000, then 2500, are left."""
+    tick = terminal.byte_progress(4000)
+    for _ in range(3):
+        tick(500)
+        clock.now += 30
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-1] for line in lines] == ["3 min 00 s left", "2 min 30 s left"]
+
+
+def test_time_left_of_a_resumed_training_counts_its_own_steps(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Resumed at step 500 of 1000, and a step a second since: 470 s are left, whatever was done before."""
+    shown = terminal.Terminal()
+    shown.stage("01-probe/a", "fine-tune")
+    clock.now += 300  # the model loads
+    for step in range(500, 531):
+        shown.progress(step, 1000, "loss 1.000")
+        clock.now += 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if "%" in line]
+    assert lines == ["  50%  loss 1.000", "  52%  loss 1.000  7 min 59 s left"]

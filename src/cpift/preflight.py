@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from cpift import manifest
 from cpift.checkpoint import align, check_finite, excluded, open_checkpoint
@@ -13,12 +16,14 @@ from cpift.data.survey import measure
 from cpift.errors import CpiftError
 from cpift.hub import checkpoint_place, locate
 from cpift.models import check_model, load_tokenizer
+from cpift.preflight_tokens import Rows, check_fits, check_generation, check_tokenizer, limits_of_folder
 from cpift.recipe import Recipe
 from cpift.rehearsal import check_names
 from cpift.stages import Run, first_stages
-from cpift.tasks import load_task, metric_of
-from cpift.training import max_length
+from cpift.tasks import Row, load_task, metric_of
+from cpift.training import check_rows, max_length
 
+_TRAINED: tuple[Literal["probe", "backbone", "refine"], ...] = ("probe", "backbone", "refine")
 _SOURCES = ("multi_stage", "multi_task", "pretrained")
 
 
@@ -40,6 +45,7 @@ def check_models(recipe: Recipe) -> None:
     check_model(model, recipe.trust_remote_code)
     check_names(base, recipe.trust_remote_code)
     load_tokenizer(model, recipe.trust_remote_code, recipe.chat)
+    check_router(recipe, model)
     check_finite(base)
 
 
@@ -68,3 +74,40 @@ def read_rows(current: Run) -> None:
                 current.cut_reported.add(task)
             if data.metric == "loss" and (text := cut_warning(task, data.evaluation, limit, evaluation=True)):
                 current.reporter.warning(text)
+        loaded = {task: (rows.train, rows.evaluation) for task, rows in current.loaded.items()}
+        check_limits(current, tokenizer, loaded)
+
+
+def check_limits(current: Run, tokenizer: Any, loaded: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]) -> None:
+    """Hold training and evaluation rows of each task against what the model has room for; warnings go to the reporter.
+
+    Raises :class:`CpiftError` as :mod:`cpift.preflight_tokens` does, and where all rows of a task would be dropped.
+    """
+    recipe = current.recipe
+    limits = limits_of_folder(current.base, recipe.trust_remote_code)
+    warnings = check_tokenizer(tokenizer, limits, recipe.training)
+    rows = []
+    for task, (train, evaluation) in loaded.items():
+        asked = recipe.tasks[task]
+        metric = metric_of(task, asked, list(evaluation))
+        limit = max_length(recipe.training)
+        rows.append(Rows(task, train, evaluation, metric, asked.max_new_tokens, limit, asked.pattern))
+        check_rows(len(train), recipe.training_of("probe"), f"tasks.{task} has")
+        refined = min(len(train), recipe.refine.examples_per_task)
+        check_rows(refined, recipe.training_of("refine"), f"refine.examples_per_task leaves tasks.{task}")
+    check_generation(current.base, [held.task for held in rows if held.generates])
+    for held in rows:
+        warnings += check_fits(held, tokenizer, limits)
+    for text in warnings:
+        current.reporter.warning(text)
+
+
+def check_router(recipe: Recipe, model: Path) -> None:
+    """Raise :class:`CpiftError` for a weight of a router's loss where the model has no router."""
+    from transformers import AutoConfig
+
+    if not any(recipe.training_of(stage).get("router_aux_loss_coef") for stage in _TRAINED):
+        return
+    config = AutoConfig.from_pretrained(model, trust_remote_code=recipe.trust_remote_code).get_text_config()
+    if not hasattr(config, "output_router_logits"):
+        raise CpiftError(f"training.router_aux_loss_coef: {config.model_type} has no router; leave it out")

@@ -18,6 +18,7 @@ from cpift.models import convert_gguf
 from cpift.recipe import Recipe
 from cpift.region import Region
 from cpift.reporter import Reporter
+from cpift.sampling import with_sampling
 from cpift.tasks import TaskRows, answer_warnings, load_task, metric_of, read_jsonl, sample, write_jsonl
 
 # Given the folders to fill (by stage name), returns facts for each.
@@ -229,7 +230,8 @@ def trained_stage(
     trainable: shell-style pattern of the only parameters that are trained.
     """
     seed = run.recipe.seed
-    settings: dict[str, Any] = {"training": dict(training), "steps": steps, "seed": seed, "tasks": tasks}
+    training = with_sampling(training, len(tasks) + len(replay or {}))
+    settings: dict[str, Any] = {"training": training, "steps": steps, "seed": seed, "tasks": tasks}
     needs = [f"00-tasks/{task}" for task in tasks]
     if start[0]:
         needs.append(start[0])

@@ -43,12 +43,14 @@ class Terminal(Reporter):
         self._live = _is_live()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._last = self._began = 0.0
+        self._last = time.monotonic()
+        self._first: tuple[float, float] | None = None  # when the stage first reported, and what was done by then
 
     def stage(self, name: str, what: str) -> None:
         stopping.check()
         say(f"{name}  {what}")
-        self._began = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self._first = None
         if self._live:
             columns = (
                 TextColumn("  {task.percentage:>3.0f} %"),
@@ -62,12 +64,15 @@ class Terminal(Reporter):
 
     def progress(self, done: float, total: float, detail: str = "") -> None:
         stopping.check()
+        now = time.monotonic()
+        self._first = self._first or (now, done)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total, description=clean(detail))
-        elif time.monotonic() - self._last > PLAIN_EVERY:
-            self._last = time.monotonic()
-            left = (self._last - self._began) * (total - done) / max(done, 1e-9)
-            say(f"  {done / max(total, 1e-9):.0%}  {detail}  {duration(left)} left")
+        elif now - self._last > PLAIN_EVERY:
+            self._last = now
+            began, before = self._first  # what was done before, such as steps of a resumed training, took no time here
+            left = f"  {duration((now - began) * (total - done) / (done - before))} left" if done > before else ""
+            say(f"  {done / max(total, 1e-9):.0%}  {detail}{left}")
             sys.stdout.flush()
 
     def finished(self, name: str, facts: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -28,7 +28,10 @@ from cpift.encoding import Encoded
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.freezing import freeze
 from cpift.models import gathered, is_sharded, load_model, load_tokenizer, save
+from cpift.preflight_tokens import check_encoded, limits_of
 from cpift.region import Region
+from cpift.training_settings import OLDER_NAMES, SETTINGS
+from cpift.training_values import check_device, check_optimizer, check_values
 
 # Where these differ from SFTConfig's own defaults there is a reason.
 DEFAULTS: dict[str, Any] = {
@@ -41,12 +44,6 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 1,
     "logging_nan_inf_filter": False,  # a loss that is no number must be seen
 }
-# Set by cpift itself: the stage decides about these.
-_OWN = {"output_dir", "max_steps", "num_train_epochs", "seed", "data_seed", "disable_tqdm", "dataset_kwargs"}
-
-# Its name in the transformers that is installed: the older one before 5.20.
-_CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(SFTConfig, n))
-
 _REMEDY = "lower training.learning_rate, or look at the data"
 
 Tick = Callable[[Mapping[str, Any]], None]
@@ -73,17 +70,24 @@ class Trained:
 
 
 def check_training(training: Mapping[str, Any], where: str = "training") -> None:
-    """Raise :class:`CpiftError` for a key that SFTConfig does not know, one that cpift sets, or a value it refuses."""
-    known = set(SFTConfig.__dataclass_fields__)
+    """Check a stage's settings against :data:`cpift.training_settings.SETTINGS` and SFTConfig.
+
+    Args:
+        training: the recipe's settings.
+        where: their place in the recipe, for the message.
+
+    Raises:
+        CpiftError: a key that SFTConfig does not know, one that cpift sets or refuses, or a value that cannot work.
+    """
     for key in training:
-        if key in _OWN:
-            raise CpiftError(f"{where}.{key}: is set by cpift; use probe.steps, refine.epochs or seed")
-        if key not in known:
-            near = difflib.get_close_matches(key, known - _OWN, n=1)
-            raise CpiftError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    typed(training, where)
-    if training.get("push_to_hub"):
-        raise CpiftError(f"{where}.push_to_hub: a run's stages stay here; push the folder model/ once it is done")
+        _check_key(key, where)
+    settings = typed(training, where)
+    for key, value in settings.items():
+        setting = SETTINGS[key]
+        if setting.kind == "refused" and value != _default_of(key):
+            raise CpiftError(f"{where}.{key}: is not supported; {setting.note}")
+    check_values(settings, where)
+    check_device(settings, where)
     try:
         config = _config(training, Path("unused"), steps=1, seed=0, share=False)
     except Exception as error:  # dataclass and enums: whatever they raise is about the value given
@@ -92,15 +96,36 @@ def check_training(training: Mapping[str, Any], where: str = "training") -> None
         raise CpiftError(f"{where}: batch size and gradient_accumulation_steps must be at least 1")
     if not 0 <= config.learning_rate < math.inf:
         raise CpiftError(f"{where}.learning_rate: {config.learning_rate} is no rate")
-    _shared(typed(training, where), where)
-    if config.packing:
-        raise CpiftError(f"{where}.packing: is not supported; rows are batched by length instead")
+    check_optimizer(config, where)
+    _shared(settings, where)
+
+
+def _check_key(key: str, where: str) -> None:
+    fields = set(SFTConfig.__dataclass_fields__)
+    setting = SETTINGS.get(key)
+    if setting and setting.kind == "set by cpift":
+        raise CpiftError(f"{where}.{key}: is set by cpift; {setting.note}")
+    if key in OLDER_NAMES:
+        raise CpiftError(f"{where}.{key}: is an older name; the key today is {OLDER_NAMES[key]}")
+    if key not in fields:
+        settable = [name for name in fields if name in SETTINGS and SETTINGS[name].kind in ("works", "passed on")]
+        near = difflib.get_close_matches(key, settable, n=1)
+        raise CpiftError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    if not setting:
+        raise CpiftError(f"{where}.{key}: is newer than this cpift, which was not tried with it; leave it out")
+
+
+def _default_of(key: str) -> Any:
+    field = SFTConfig.__dataclass_fields__[key]
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def typed(training: Mapping[str, Any], where: str = "training") -> dict[str, Any]:
     """The settings in the types that SFTConfig declares. Raises :class:`CpiftError` that names one of another kind."""
     hints, found = get_type_hints(SFTConfig), {}
     for key, value in training.items():
+        if value is False and key.endswith("_strategy"):
+            value = "no"  # YAML 1.1 reads a bare no as false
         try:
             read = TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
             found[key] = read if isinstance(value, str) else value
@@ -113,6 +138,17 @@ def batch_rows(training: Mapping[str, Any]) -> int:
     """Rows in one optimizer step."""
     each = int(training.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"]))
     return each * int(training.get("gradient_accumulation_steps", 1))
+
+
+def check_rows(count: int, training: Mapping[str, Any], what: str = "there are") -> None:
+    """Raise :class:`CpiftError` where ``dataloader_drop_last`` would drop all of ``count`` rows, and no step were made."""
+    settings = typed(training)
+    batch = _shared(settings)["per_device_train_batch_size"] * team.size()
+    if settings.get("dataloader_drop_last") and count < batch:
+        raise CpiftError(
+            f"training.dataloader_drop_last: {what} {count} rows, fewer than the {batch} of a batch, and all of them would be "
+            f"dropped; lower per_device_train_batch_size, or leave dataloader_drop_last out"
+        )
 
 
 def _shared(settings: Mapping[str, Any], where: str = "training") -> dict[str, int]:
@@ -156,12 +192,14 @@ def fine_tune(
         tick: called with step, steps, loss and tokens per second as it goes.
 
     Raises:
-        CpiftError: no rows; a loss that is NaN or infinite, with the step and what to change; a frozen element
-            that changed.
+        CpiftError: no rows, or fewer than a batch where the last is dropped; settings that the trainer refuses for this
+            model; a loss that is NaN or infinite, with the step and what to change; fewer steps made than asked; a
+            frozen element that changed.
         OutOfMemory: names the batch, the longest row and the device, and what to change.
     """
     if not rows:
         raise CpiftError(f"{out.name}: no row to train on is left; raise training.max_length")
+    check_rows(len(rows), training)
     began = time.perf_counter()
     model, tokenizer = load_model(start, trust_remote_code), load_tokenizer(start, trust_remote_code, chat)
     if trainable is not None:
@@ -169,6 +207,7 @@ def fine_tune(
             parameter.requires_grad_(fnmatch.fnmatchcase(name, trainable))
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise CpiftError(f"{start}: has no parameter {trainable}; there is nothing to train")
+    check_encoded(rows, limits_of(model.config, [name for name, _ in model.named_parameters()]), tokenizer, "row")
     loaded = time.perf_counter() - began
     place = tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work)
     try:
@@ -220,7 +259,10 @@ def _fine_tune(
     config = _config(training, work, steps, seed)
     data = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
     watch = _Watch(steps, tick)
-    trainer = _Trainer(model, config, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
+    try:
+        trainer = _Trainer(model, config, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
+    except (ValueError, ImportError) as error:  # what hangs on the model, such as router_aux_loss_coef
+        raise CpiftError(f"training: the trainer refuses it ({' '.join(str(error).split())[:300]})") from error
     _only_our_progress(trainer)
     guard = FreezeCallback(frozen) if frozen is not None and frozen.count else None
     if guard:
@@ -231,6 +273,9 @@ def _fine_tune(
             stack.callback(guard.release)
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     seconds = time.perf_counter() - began
+    made = trainer.state.global_step
+    if made != steps:
+        raise CpiftError(f"{made} of {steps} steps were made; a setting of training ended it early")
     frozen_count, changed = _of_all(trainer, guard)
     if changed:
         raise CpiftError(f"{changed} frozen elements changed; this is a fault of cpift or of the optimizer used")
@@ -278,8 +323,12 @@ def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int, sh
         "disable_tqdm": True,
         "dataset_kwargs": {"skip_prepare_dataset": True},  # rows come as token ids with labels
     }
-    checkpointing = settings.pop("activation_checkpointing")  # by either name, which many recipes have
-    settings[_CHECKPOINTING] = settings.pop("gradient_checkpointing", checkpointing)
+    for name in ("checkpointing", "checkpointing_kwargs"):  # both names, of the older transformers too
+        older, newer = f"gradient_{name}", f"activation_{name}"
+        if older in settings:
+            settings[newer] = settings.pop(older)
+        if newer in settings and newer not in SFTConfig.__dataclass_fields__:
+            settings[older] = settings.pop(newer)
     config = SFTConfig(**settings)
     if team.size() == 1 and config.n_gpu > 1:
         config._n_gpu = 1  # or the Trainer would spread over all GPUs by threads, with as many times the rows
