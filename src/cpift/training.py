@@ -44,6 +44,10 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 1,
     "logging_nan_inf_filter": False,  # a loss that is no number must be seen
 }
+# Its name in the transformers that is installed: the older one before 5.23.
+_CHECKPOINTING_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+_CHECKPOINTING = next(name for name in _CHECKPOINTING_NAMES if hasattr(SFTConfig, name))
+
 _REMEDY = "lower training.learning_rate, or look at the data"
 
 Tick = Callable[[Mapping[str, Any]], None]
@@ -323,12 +327,10 @@ def _config(training: Mapping[str, Any], output: Path, steps: int, seed: int, sh
         "disable_tqdm": True,
         "dataset_kwargs": {"skip_prepare_dataset": True},  # rows come as token ids with labels
     }
-    for name in ("checkpointing", "checkpointing_kwargs"):  # both names, of the older transformers too
-        older, newer = f"gradient_{name}", f"activation_{name}"
-        if older in settings:
-            settings[newer] = settings.pop(older)
-        if newer in settings and newer not in SFTConfig.__dataclass_fields__:
-            settings[older] = settings.pop(newer)
+    checkpointing = settings.pop("activation_checkpointing")  # by either name, which many recipes have
+    settings[_CHECKPOINTING] = settings.pop("gradient_checkpointing", checkpointing)
+    options = [settings.pop(f"{name}_kwargs", None) for name in _CHECKPOINTING_NAMES]
+    settings |= {f"{_CHECKPOINTING}_kwargs": given for given in options if given is not None}
     config = SFTConfig(**settings)
     if team.size() == 1 and config.n_gpu > 1:
         config._n_gpu = 1  # or the Trainer would spread over all GPUs by threads, with as many times the rows
