@@ -15,7 +15,7 @@ import tiny_run
 import yaml
 from tiny_run import Listener, call, copy
 
-from cpift.card import card, plain
+from cpift.card import _method, card, plain
 from cpift.errors import CpiftError
 from cpift.neutral import neutral_loss, text
 from cpift.pipeline import run
@@ -171,3 +171,10 @@ def test_the_plan_is_kept_for_the_report(tmp_path: Path, whole: Path, capsys: py
     assert call(capsys, "plan", tmp_path / "r.yaml", "--out", tmp_path / "out")[0] == 0
     assert json.loads((tmp_path / "out/plan.json").read_text())["tokens"] > 0
     assert call(capsys, "run", tmp_path / "r.yaml", "--out", tmp_path / "out", "--until", "probe")[0] == 0
+
+
+def test_the_card_names_a_base_that_was_de_quantised(tmp_path: Path) -> None:
+    recipe = Recipe.parse({**tiny.recipe(tmp_path), "model": str(tmp_path / "small.gguf")})
+    assert "Fine-tuned from small.gguf, its weights de-quantised, on 3 tasks" in _method(
+        Run(recipe, tmp_path / "out"), {"groups": []}
+    )
