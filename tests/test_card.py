@@ -15,7 +15,7 @@ import tiny_run
 import yaml
 from tiny_run import Listener, call, copy
 
-from cpift.card import card, plain
+from cpift.card import _method, card, plain
 from cpift.errors import CpiftError
 from cpift.neutral import neutral_loss, text
 from cpift.pipeline import run
@@ -186,3 +186,10 @@ def test_a_list_of_sets_is_on_the_card_without_paths(whole: Path, tmp_path: Path
     assert yaml.safe_load(written.split("---\n")[1])["datasets"] == ["org/set"]
     assert str(Path(file).parent) not in written
     assert str(Path(file).parent) not in shown("tasks.reverse.train", data["tasks"]["reverse"]["train"])
+
+
+def test_the_card_names_a_base_that_was_de_quantised(tmp_path: Path) -> None:
+    recipe = Recipe.parse({**tiny.recipe(tmp_path), "model": str(tmp_path / "small.gguf")})
+    assert "Fine-tuned from small.gguf, its weights de-quantised, on 3 tasks" in _method(
+        Run(recipe, tmp_path / "out"), {"groups": []}
+    )

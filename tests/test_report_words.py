@@ -149,6 +149,9 @@ def test_every_warning_of_the_code_has_a_remedy() -> None:
     texts = [
         "all tasks are one group: the backbone is multi-task SFT, and refining freezes nothing",
         "a: 86% of the updates are exactly zero; half precision hides them. Save",
+        "a: 30% of the updates are in rows of the embedding of tokens never seen in the training",
+        "a: 30% of the updates are in parameters that were not trained, with no update at all",
+        "a: 30% of the updates are exactly zero, though the checkpoint is stored in fp32: either",
         "a: the core region is empty; raise the percent",
         "a: fewer updates than the region holds are not zero; the rest was filled by position",
         "06-refine/1: a has 3 training rows, fewer than examples_per_task 4",

@@ -73,13 +73,14 @@ def _method(run: Run, result: Mapping[str, Any]) -> str:
     order = "; ".join(", ".join(map(plain, g)) for g in groups)
     frozen = "the core parameters of earlier groups frozen, " if run.recipe.refine.freeze and len(groups) > 1 else ""
     base = run.recipe.model if is_hub_id(run.recipe.model) else PurePath(run.recipe.model).name
+    origin = f"{plain(base)}, its weights de-quantised," if base.endswith(".gguf") else plain(base)
     part = run.recipe.region
     which = "that each probe moved most" if part.select == "largest" else "(drawn at random, as a control)"
     core = f"the {part.percent:g} % of parameters {which} were transplanted into a fused model"
     if not run.recipe.fuse.transplant:
         core = "the probes were fused into one model (without transplanting core parameters, as a control)"
     return (
-        f"Fine-tuned from {plain(base)} on {len(run.tasks)} tasks by Core Parameter Isolation Fine-Tuning "
+        f"Fine-tuned from {origin} on {len(run.tasks)} tasks by Core Parameter Isolation Fine-Tuning "
         "([arXiv:2508.21741](https://arxiv.org/abs/2508.21741)) with `cpift`: each task was probed alone, "
         f"{core}, and that was refined group by group, {frozen}in this order: {order}."
     )

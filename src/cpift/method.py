@@ -12,6 +12,7 @@ from cpift.hub import checkpoint_place
 from cpift.neutral import neutral_stage
 from cpift.region import Region
 from cpift.stages import Run, Stage, base_needs, base_settings, probe_epochs, probe_steps, trained_stage
+from cpift.zero_updates import zero_warnings
 
 Facts = Mapping[str, Mapping[str, Any]]
 
@@ -125,12 +126,7 @@ def region_warnings(name: str, region: Region) -> list[str]:
     found = []
     if not region.count:
         found.append(f"{name}: the core region is empty; raise the percent")
-    zeros = region.statistics.get("zero_share", 0.0)
-    if zeros > 0.05:
-        found.append(
-            f"{name}: {zeros:.0%} of the updates are exactly zero; half precision hides them. "
-            "Save the fine-tuned checkpoint in fp32, trained with fp32 master weights"
-        )
+    found += zero_warnings(name, region.statistics)
     if region.count and not region.threshold:
         found.append(f"{name}: fewer updates than the region holds are not zero; the rest was filled by position")
     return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from cpift.kernels import count_keys, scan_updates
 from cpift.parallel import check_threads, ordered_map, thread_local_scratch
 from cpift.region import Region
 from cpift.vocabulary import Vocabulary, base_rows, has_rows_of_tokens, union
+from cpift.zero_updates import reasons
 
 CHUNK = 2**17  # elements of one checkpoint in work at a time
 _WINDOW, _SAMPLED = 2**13, 2**22  # elements read together, and in all, to guess the first bound
@@ -104,7 +106,8 @@ def identify(
         def region(i: int) -> Region:
             name, held = names[i], done.candidates[names[i]]
             statistics = {
-                "zero_share": done.zeros[name] / total if total else 0.0,
+                "zero_share": sum(done.zeros[name].values()) / total if total else 0.0,
+                **reasons(origin, models[name], done.zeros[name], total),
                 "median": _median(done.sample[i]),  # of every 64th |Δ|, to 2**-8 of its size
                 "candidate_bytes": held.nbytes,
                 "candidates_in": "scratch file" if spill else "memory",
@@ -132,7 +135,7 @@ class _Done:
     """What one read brought: candidates, zero updates, a sample of sizes, fingerprints."""
 
     candidates: dict[str, Candidates]
-    zeros: dict[str, int]
+    zeros: dict[str, Counter[str]]  # by parameter
     sample: np.ndarray
     base: str
     tuned: dict[str, str]
@@ -162,7 +165,7 @@ class _Job:
             for name in names
         }
         samples: dict[int, np.ndarray] = {}
-        zeros = dict.fromkeys(names, 0)
+        zeros = {name: Counter[str]() for name in names}
         base_hash, hashes = self.origin.hasher(), {name: model.hasher() for name, model in self.models.items()}
 
         def work(block: Block) -> tuple[bytes, list[_Found]]:
@@ -175,7 +178,8 @@ class _Job:
             segment = number[block.name, block.start // SEGMENT * SEGMENT]
             for name, result in zip(names, results, strict=True):
                 hashes[name].add(result.checksum)
-                zeros[name] += result.zeros
+                if result.zeros:
+                    zeros[name][block.name] += result.zeros
                 if not result.finite:
                     _blame(self.origin, self.models[name], block)
                 held[name].add(segment, result.entries, result.bound)

@@ -109,9 +109,9 @@ def check_values(training: Mapping[str, Any], where: str) -> None:
         if value in values:
             raise CpiftError(f"{where}.{key}: {value} is not supported; {values[value]}")
     for key, (low, high) in RANGES.items():
-        value = training.get(key)
-        if value is not None and not low <= value <= high:
-            raise CpiftError(f"{where}.{key}: {value} is not in {low} … {high}")
+        number = training.get(key)
+        if number is not None and not low <= number <= high:
+            raise CpiftError(f"{where}.{key}: {number} is not in {low} … {high}")
     for key, choices in CHOICES.items():
         if key in training and training[key] not in choices:
             raise CpiftError(f"{where}.{key}: {training[key]!r} is not one of {', '.join(choices)}")

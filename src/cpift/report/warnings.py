@@ -5,6 +5,9 @@ from __future__ import annotations
 # A part of the warning's text, and the remedy. The first that fits counts.
 _REMEDIES = (
     ("all tasks are one group", "Raise group.threshold (the overlap figure shows what each τ would give), or read the result as multi-task SFT with fusion: nothing was frozen."),
+    ("tokens never seen", "Nothing: no core position can lie in these rows. To count them out of the region's size, add the embedding to region.exclude."),
+    ("parameters that were not trained", "Nothing, if they were frozen on purpose; to count them out of the region's size, name them in region.exclude."),
+    ("stored in fp32", "Train with fp32 weights (autocast over them, as cpift does): what was rounded away in the training is not in the checkpoint."),
     ("exactly zero", "Train and save the checkpoints in fp32: half precision rounds small updates away, and the region is then not the true one."),
     ("region is empty", "Raise region.percent."),
     ("filled by position", "Probe for longer (probe.steps) or at a higher learning rate, or lower region.percent: the region is larger than what moved."),
