@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cpift.freezing import _Frozen, freeze
-from cpift.region import Region
+from cpift.method.freeze import _Frozen, freeze
+from cpift.method.region import Region
 
 ROUNDS, ROWS, TOKENS = 15, 8, 64
 

@@ -16,28 +16,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cpift.checkpoint
-import cpift.checkpoint_writer
-import cpift.fusion
-import cpift.selection
+import cpift.checkpoint.reader
+import cpift.checkpoint.writer
+import cpift.method.fuse
+import cpift.method.identify
 
 PARTS = {
     "identify": [
-        ("guess the first bound", cpift.selection, "_first_bounds"),
-        ("blocks", cpift.selection, "_scan"),
-        ("— map pages", cpift.checkpoint, "map_ahead"),
-        ("— scan updates (multiply, compare)", cpift.selection, "scan_updates"),
-        ("collect candidates", cpift.selection.Candidates, "add"),
-        ("cut to k, unpack positions", cpift.selection.Candidates, "take"),
+        ("guess the first bound", cpift.method.identify, "_first_bounds"),
+        ("blocks", cpift.method.identify, "_scan"),
+        ("— map pages", cpift.checkpoint.reader, "map_ahead"),
+        ("— scan updates (multiply, compare)", cpift.method.identify, "scan_updates"),
+        ("collect candidates", cpift.method.identify.Candidates, "add"),
+        ("cut to k, unpack positions", cpift.method.identify.Candidates, "take"),
     ],
     "fuse": [
-        ("blocks, first pass", cpift.fusion, "_block_gram"),
-        ("— map pages", cpift.checkpoint, "map_ahead"),
-        ("— Gram matrices (multiply)", cpift.fusion, "add_gram"),
-        ("blocks, second pass", cpift.fusion, "_fused"),
-        ("— sum and round (multiply)", cpift.fusion, "combine"),
-        ("write", cpift.checkpoint_writer.Shard, "write"),
-        ("sync to the disk", cpift.checkpoint_writer.os, "fsync"),
+        ("blocks, first pass", cpift.method.fuse, "_block_gram"),
+        ("— map pages", cpift.checkpoint.reader, "map_ahead"),
+        ("— Gram matrices (multiply)", cpift.method.fuse, "add_gram"),
+        ("blocks, second pass", cpift.method.fuse, "_fused"),
+        ("— sum and round (multiply)", cpift.method.fuse, "combine"),
+        ("write", cpift.checkpoint.writer.Shard, "write"),
+        ("sync to the disk", cpift.checkpoint.writer.os, "fsync"),
     ],
 }
 
@@ -61,9 +61,9 @@ def main() -> None:
     threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
     tasks = {folder.name: folder for folder in folders[1:]}
     for what, parts in PARTS.items():
-        call: Callable[[], Any] = lambda: cpift.selection.identify(folders[0], tasks, threads=threads)  # noqa: E731
+        call: Callable[[], Any] = lambda: cpift.method.identify.identify(folders[0], tasks, threads=threads)  # noqa: E731
         if what == "fuse":
-            call = lambda: cpift.fusion.fuse(folders[0], tasks, scratch, threads=threads)  # noqa: E731
+            call = lambda: cpift.method.fuse.fuse(folders[0], tasks, scratch, threads=threads)  # noqa: E731
         shutil.rmtree(scratch, ignore_errors=True)
         call()
         shutil.rmtree(scratch, ignore_errors=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cpift import memory
-from cpift.memory import Shape, Sharding, Step
-from cpift.selection import core_count
+from cpift.method.identify import core_count
+from cpift.planning import memory
+from cpift.planning.memory import Shape, Sharding, Step
 
 # hidden, layers, intermediate, heads of keys and values; all have heads of 128 and 32,000 words
 MODELS = {"7B": (4096, 32, 11008, 32), "13B": (5120, 40, 13824, 40), "70B": (8192, 80, 28672, 8)}

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cpift.allocator import kept_memory
+from cpift.train.malloc import kept_memory
 
 SHAPES = ((480, 576, 1536), (480, 1536, 576), (480, 576, 49152))
 ROWS, TOKENS, RUNS = 8, 60, 5

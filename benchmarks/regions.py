@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cpift.region import Region
+from cpift.method.region import Region
 
 LAYERS, PER_LAYER, TOTAL = 32, [4096 * 4096] * 4 + [4096 * 11008] * 3, 6_738_000_000
 

@@ -131,7 +131,7 @@ def reads_once(bench: Bench, folders: list[Path]) -> None:
             os.fsync(stream.fileno())
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     script = (
-        "import sys; from cpift.cli import main\ntry: main()\nfinally:\n"
+        "import sys; from cpift.cli.main import main\ntry: main()\nfinally:\n"
         " print(open('/proc/self/io').read().split('read_bytes: ')[1].split()[0], file=open(sys.argv.pop() + '.io', 'w'))"
     )
     mark = bench.scratch / "reads"

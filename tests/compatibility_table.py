@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import Gemma3TextConfig, GPTNeoXConfig, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
-from cpift.compatibility import compare_configs
+from cpift.checkpoint.compatibility import compare_configs
 
 DOCS = Path(__file__).parent.parent / "docs" / "checkpoints.md"
 BEGIN, END = "<!-- fields: made by tests/compatibility_table.py -->", "<!-- end of fields -->"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cpift.engine import Job
+from cpift.distributed.engine import Job
 from cpift.errors import CpiftError
 
 

@@ -115,7 +115,7 @@ def _safetensors(path: Path, content: dict[str, Any]) -> None:
 
 def make_sound(place: Path) -> Path:
     """A base, a checkpoint tuned from it, two regions, rows and a recipe, all of them sound."""
-    from cpift.selection import identify
+    from cpift.method.identify import identify
 
     data = tiny.recipe(place, ("reverse", "upper"))
     data["model"] = "base"

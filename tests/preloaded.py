@@ -9,8 +9,8 @@ import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-_IMPORTS = ["preloaded", "cpift.cli", "cpift.pipeline", "cpift.method", "cpift.selection", "cpift.fusion", "cpift.training",
-            "cpift.evaluation", "cpift.planning", "cpift.outcome", "transformers.models.llama.modeling_llama"]  # fmt: skip
+_IMPORTS = ["preloaded", "cpift.cli.main", "cpift.runs.pipeline", "cpift.runs.stages", "cpift.method.identify", "cpift.method.fuse", "cpift.train.fine_tune",
+            "cpift.evaluation.scores", "cpift.planning.plan", "cpift.runs.publish", "transformers.models.llama.modeling_llama"]  # fmt: skip
 
 
 def start(
@@ -30,7 +30,7 @@ def start(
 def _main(arguments: list[str], said: str, place: str, memory: int, seconds: int) -> None:
     import torch
 
-    from cpift import cli
+    from cpift.cli import main as cli
 
     torch.set_num_threads(1)
     if memory:

@@ -7,8 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from cpift.grouping import components
-from cpift.recipe import Recipe
+from cpift.method.group import components
+from cpift.recipe.recipe import Recipe
 
 VERSIONS = {"python": "3.11.7", "cpift": "0.1.0", "torch": "2.13.0"}
 PARTS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm")

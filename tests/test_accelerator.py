@@ -16,19 +16,22 @@ import torch
 from engine_jobs import job
 from tiny_run import call
 
-from cpift import accelerator, evaluation, manifest, models, training
-from cpift.encoding import encode
-from cpift.engine import JobError, make_engine
+from cpift.data.encoding import encode
+from cpift.distributed.engine import JobError, make_engine
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
-from cpift.evaluation import EvalTask, evaluate
-from cpift.making import make
-from cpift.neutral import neutral_loss
-from cpift.outcome import mixed_precision
-from cpift.recipe import Recipe
-from cpift.region import Region
-from cpift.selection import identify
-from cpift.stages import Run, Stage
-from cpift.training import fine_tune
+from cpift.evaluation import scores as evaluation
+from cpift.evaluation.guard import neutral_loss
+from cpift.evaluation.scores import EvalTask, evaluate
+from cpift.files import manifest
+from cpift.method.identify import identify
+from cpift.method.region import Region
+from cpift.recipe.recipe import Recipe
+from cpift.runs.make import make
+from cpift.runs.publish import mixed_precision
+from cpift.runs.stage import Run, Stage
+from cpift.train import accelerator, models
+from cpift.train import fine_tune as training
+from cpift.train.fine_tune import fine_tune
 
 SETTINGS = {"per_device_train_batch_size": 4, "bf16": False, "max_length": 64}
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.19 GiB"

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only 
 # In a process of its own: how the heap lies in this one hangs on the tests before.
 SCRIPT = """
 import json, resource, torch
-from cpift.allocator import kept_memory
+from cpift.train.malloc import kept_memory
 
 ELEMENTS, TENSORS = 10**7, 8  # as the gradients of a step: all are taken, then all are dropped
 

@@ -10,10 +10,10 @@ import pytest
 import tiny
 
 from cpift.data.answers import extract, is_right, references
+from cpift.data.rows import answer_is_text, answer_warnings, metric_of
 from cpift.errors import CpiftError
-from cpift.evaluation import EvalTask, _is_forced, evaluate
-from cpift.recipe_parts import Task
-from cpift.tasks import answer_is_text, answer_warnings, metric_of
+from cpift.evaluation.scores import EvalTask, _is_forced, evaluate
+from cpift.recipe.parts import Task
 
 GSM8K = "Half of 48 is 24.\nTogether 48+24 = <<48+24=72>>72.\n#### 72"
 HASHES = "#### (.+)"
@@ -126,7 +126,7 @@ def test_scores_of_generated_answers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Of a model that generates these four texts: three are right."""
     texts = ["so #### 72", "no result", "#### 5", "#### 1"]
     rows = [row(GSM8K, GSM8K), row("", "#### "), row(["4", "5"], "#### 5"), row(1.0, "#### 1")]
-    monkeypatch.setattr("cpift.evaluation.generate", lambda *_, **__: [(text, 1) for text in texts])
+    monkeypatch.setattr("cpift.evaluation.scores.generate", lambda *_, **__: [(text, 1) for text in texts])
     got = evaluate(tiny.base(tmp_path / "base"), {"t": EvalTask(rows, "exact_match", pattern=HASHES)})["t"]
     assert got.items == [1.0, 0.0, 1.0, 1.0]
     assert got.score == 0.75
@@ -135,6 +135,6 @@ def test_scores_of_generated_answers(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_pattern_counts_for_generated_tasks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """reasoning_gym's scorer judges what the pattern finds; nothing found is wrong."""
     rows = [{**row("3"), "entry": {"question": "q", "answer": "3", "metadata": {}}}] * 2
-    monkeypatch.setattr("cpift.evaluation.generate", lambda *_, **__: [("it is #### 3", 1), ("3", 1)])
+    monkeypatch.setattr("cpift.evaluation.scores.generate", lambda *_, **__: [("it is #### 3", 1), ("3", 1)])
     task = EvalTask(rows, "generate", pattern=HASHES, generator="letter_counting")
     assert evaluate(tiny.base(tmp_path / "base"), {"t": task})["t"].items == [1.0, 0.0]

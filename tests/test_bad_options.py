@@ -14,7 +14,7 @@ import yaml
 from test_bad_input import edit, refused
 from tiny_run import call
 
-from cpift.selection import identify
+from cpift.method.identify import identify
 
 
 @pytest.fixture(autouse=True, scope="module")

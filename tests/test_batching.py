@@ -22,11 +22,19 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from cpift import batching
-from cpift.batching import Room, batches, cache_bytes, forced_room, generation_room, in_batches, measured_cache
 from cpift.errors import OutOfMemory
-from cpift.evaluation import EvalTask, evaluate, generate
-from cpift.models import load_model, load_tokenizer
+from cpift.evaluation import batching
+from cpift.evaluation.batching import (
+    Room,
+    batches,
+    cache_bytes,
+    forced_room,
+    generation_room,
+    in_batches,
+    measured_cache,
+)
+from cpift.evaluation.scores import EvalTask, evaluate, generate
+from cpift.train.models import load_model, load_tokenizer
 
 NEW = 24
 COMMON = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "max_position_embeddings": 128}  # fmt: skip

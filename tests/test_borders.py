@@ -13,11 +13,11 @@ from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cpift.data.encoding import IGNORED, SPANS_BORDER, encode, notes_of
 from cpift.data.healing import GoOnWith, starts, text_of
-from cpift.encoding import IGNORED, SPANS_BORDER, encode, notes_of
-from cpift.evaluation import EvalTask, evaluate, generate
-from cpift.models import load_model, load_tokenizer
-from cpift.training import fine_tune
+from cpift.evaluation.scores import EvalTask, evaluate, generate
+from cpift.train.fine_tune import fine_tune
+from cpift.train.models import load_model, load_tokenizer
 
 TEXTS = ["Label: positive", "Label: negative", "Label:\npositive", "Label:\tnegative", "Assistant: positive", "x:7 (a)"]
 # A header that ends in a blank, and an end of turn that is not the tokenizer's end token.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MiniMaxConfig
 
 from cpift import fuse, identify
-from cpift.checkpoint import open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint
 
 BUFFERS: dict[str, torch.Tensor] = {
     "norm.running_mean": torch.randn(8),
@@ -113,5 +113,5 @@ def test_what_the_class_does_not_know_never_counts(tmp_path: Path) -> None:
 def test_without_transformers_names_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The class cannot be asked; what no pattern knows is taken for a parameter."""
     _minimax(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "cpift.rehearsal", None)
+    monkeypatch.setitem(__import__("sys").modules, "cpift.method.rehearsal", None)
     assert any(name.endswith("slope_rate") for name in open_checkpoint(tmp_path).tensors)

@@ -15,13 +15,13 @@ import tiny_run
 import yaml
 from tiny_run import Listener, call, copy
 
-from cpift.card import _method, card, plain
 from cpift.errors import CpiftError
-from cpift.neutral import neutral_loss, text
-from cpift.pipeline import run
-from cpift.recipe import Recipe
-from cpift.recipe_yaml import origins
-from cpift.stages import Run
+from cpift.evaluation.guard import neutral_loss, text
+from cpift.recipe.recipe import Recipe
+from cpift.recipe.yaml import origins
+from cpift.runs.model_card import _method, card, plain
+from cpift.runs.pipeline import run
+from cpift.runs.stage import Run
 
 
 @pytest.fixture(autouse=True, scope="module")

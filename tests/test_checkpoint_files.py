@@ -15,11 +15,11 @@ from checkpoints import CONFIGS, family, write
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from cpift.checkpoint import align, fingerprint, open_checkpoint
-from cpift.checkpoint_names import match_names, plain_name
+from cpift.checkpoint.names import match_names, plain_name
+from cpift.checkpoint.reader import align, fingerprint, open_checkpoint
 from cpift.errors import CpiftError
-from cpift.models import check_model, load_model
-from cpift.selection import identify
+from cpift.method.identify import identify
+from cpift.train.models import check_model, load_model
 
 W = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "b.weight": np.ones(5, np.float32)}
 INDEX = "model.safetensors.index.json"

@@ -20,7 +20,7 @@ import typer
 import yaml
 from tiny_run import call
 
-from cpift import cli
+from cpift.cli import main as cli
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -137,7 +137,7 @@ def test_init_writes_a_recipe_that_loads_and_never_overwrites(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a comment on every part."""
-    from cpift.recipe import Recipe
+    from cpift.recipe.recipe import Recipe
 
     assert call(capsys, "init", tmp_path / "r.yaml")[0] == 0
     assert Recipe.load(tmp_path / "r.yaml").group.threshold == 0.1
@@ -227,7 +227,7 @@ def test_interrupted_it_says_how_to_go_on(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cpift.preflight.load_task", stop)
+    monkeypatch.setattr("cpift.runs.preflight.load_task", stop)
     code, out, err = call(capsys, "run", tmp_path / "r.yaml", "--out", tmp_path / "out")
     assert code == 130
     assert "run the same command again to go on" in out

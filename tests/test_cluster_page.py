@@ -11,7 +11,7 @@ import pytest
 import typer
 import yaml
 
-from cpift import cli
+from cpift.cli import main as cli
 
 PAGE = (Path(__file__).parents[1] / "docs/cluster.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.S | re.M)

@@ -27,8 +27,8 @@ from cpift.compare.methods import _multi_stage
 from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.table import markdown
 from cpift.errors import CpiftError
-from cpift.recipe import Recipe
-from cpift.region import Region
+from cpift.method.region import Region
+from cpift.recipe.recipe import Recipe
 
 # What mergekit does with biases that its table of an architecture does not list.
 DROPS = """
@@ -106,7 +106,7 @@ def test_a_second_call_makes_nothing(done: tuple[Path, dict[str, Any], Recipe]) 
 
 def test_probes_are_trained_once_a_seed(tmp_path: Path) -> None:
     """Methods that need the same probes share them, and kept models are those of a run of its own."""
-    from cpift.pipeline import run
+    from cpift.runs.pipeline import run
 
     asked, heard = recipe(tmp_path, probe={"steps": 3}), Listener()
     with one_thread():

@@ -12,11 +12,11 @@ import compatibility_table
 import pytest
 import tiny
 
-from cpift.checkpoint import open_checkpoint
-from cpift.compatibility import check_compatible, compare_configs
+from cpift.checkpoint.compatibility import check_compatible, compare_configs
+from cpift.checkpoint.reader import open_checkpoint
 from cpift.errors import CpiftError
-from cpift.fusion import fuse
-from cpift.selection import identify
+from cpift.method.fuse import fuse
+from cpift.method.identify import identify
 
 
 @pytest.fixture(scope="module")

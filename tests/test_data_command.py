@@ -14,15 +14,15 @@ import tiny_run
 import torch
 from transformers import AutoModelForCausalLM
 
-from cpift import manifest
 from cpift.data.lengths import Bin, cut_warning, encode_measured, histogram
-from cpift.evaluation import EvalTask, evaluate
-from cpift.intervals import of_score
-from cpift.planning import plan
-from cpift.recipe import Recipe
-from cpift.runner import Runner
-from cpift.stages import Run, first_stages
-from cpift.tasks import write_jsonl
+from cpift.data.rows import write_jsonl
+from cpift.evaluation.scores import EvalTask, evaluate
+from cpift.files import manifest
+from cpift.metrics.intervals import of_score
+from cpift.planning.plan import plan
+from cpift.recipe.recipe import Recipe
+from cpift.runs.executor import Runner
+from cpift.runs.stage import Run, first_stages
 
 LIMIT = 40
 # One token a byte, and the end: 5 + 4 + 1; 50 + 4 + 1, nothing left to learn; 5 + 50 + 1, the end cut off.
@@ -92,7 +92,7 @@ def test_run_counts_and_warns_once(tmp_path: Path) -> None:
     """Before anything is trained; the probe keeps the warning for the report."""
     data = Recipe.parse(recipe(tmp_path))
     listener = tiny_run.Listener()
-    from cpift.pipeline import run
+    from cpift.runs.pipeline import run
 
     run(data, tmp_path / "out", until="probe", reporter=listener)
     told = [text for text in listener.said if "task cut" in text and "max_length" in text]
@@ -164,9 +164,9 @@ def test_the_trained_part_is_green_on_a_terminal(
     """And in brackets under NO_COLOR; what a row holds does not steer the terminal."""
     from rich.console import Console
 
-    from cpift import terminal
-    from cpift.cli_data import show_example
-    from cpift.data.survey import Example, Piece
+    from cpift.cli.data import show_example
+    from cpift.console import terminal
+    from cpift.runs.survey import Example, Piece
 
     example = Example(3, (Piece("ask \x1b[2J", False), Piece("[bold]say", True)))
     monkeypatch.delenv("NO_COLOR", raising=False)

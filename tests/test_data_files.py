@@ -12,13 +12,13 @@ import pyarrow
 import pytest
 import tiny
 
-from cpift import manifest
 from cpift.data.files import KINDS, kind_of
+from cpift.data.rows import load_rows, load_task
 from cpift.errors import CpiftError
-from cpift.recipe import Recipe
-from cpift.recipe_parts import Task
-from cpift.stages import Run, _task_stage
-from cpift.tasks import load_rows, load_task
+from cpift.files import manifest
+from cpift.recipe.parts import Task
+from cpift.recipe.recipe import Recipe
+from cpift.runs.stage import Run, _task_stage
 
 ROWS = [{"prompt": 'ä, "b"\nc', "completion": "1,5"}, {"prompt": "d", "completion": "007"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

@@ -10,7 +10,7 @@ import yaml
 from cpift.data.files import COMPRESSED, KINDS
 from cpift.data.shapes import SHAPES
 from cpift.data.shapes.turns import ROLES
-from cpift.recipe import Recipe
+from cpift.recipe.recipe import Recipe
 
 FILE = Path(__file__).parents[1] / "docs/data.md"
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from cpift.encoding import IGNORED, encode, encode_all, prompt_ids
+from cpift.data.encoding import IGNORED, encode, encode_all, prompt_ids
 from cpift.errors import CpiftError
 
 USER, ANSWER = {"role": "user", "content": "say hi"}, {"role": "assistant", "content": "hi there"}

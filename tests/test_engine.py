@@ -24,13 +24,13 @@ from engine_jobs import facts, gone, job, kill_a_worker
 from tiny_run import Listener, call, same, stamps
 
 from cpift.compare import compare
-from cpift.engine import Job, JobError, make_engine
-from cpift.engine.jobs import Engine
-from cpift.engine.local import _gpu
+from cpift.distributed.engine import Job, JobError, make_engine
+from cpift.distributed.jobs import Engine
+from cpift.distributed.local import _gpu
 from cpift.errors import CpiftError
-from cpift.parallel import core_count
-from cpift.pipeline import run
-from cpift.recipe import Recipe
+from cpift.kernels.threads import core_count
+from cpift.recipe.recipe import Recipe
+from cpift.runs.pipeline import run
 
 THREADS = max(1, core_count() // 2)  # of a job, where two run side by side
 
@@ -101,7 +101,7 @@ def test_a_folder_that_a_worker_does_not_see(tmp_path: Path) -> None:
 def test_workers_end_with_their_leader(tmp_path: Path) -> None:
     """However it ends."""
     script = (
-        "import sys, pathlib, engine_jobs\nfrom cpift.engine import Job, make_engine\nplace = pathlib.Path(sys.argv[1])\n"
+        "import sys, pathlib, engine_jobs\nfrom cpift.distributed.engine import Job, make_engine\nplace = pathlib.Path(sys.argv[1])\n"
         "jobs = [Job('s', 'test', engine_jobs.sleep, (place / 'm',), place / 'log')]\n"
         "list(make_engine('local', 2).run(jobs, print))"
     )

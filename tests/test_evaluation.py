@@ -11,13 +11,14 @@ import tiny
 import torch
 from transformers import LlamaForCausalLM
 
-from cpift import batching, evaluation
 from cpift.data.answers import extract, normalise
-from cpift.encoding import IGNORED, encode
-from cpift.evaluation import EvalTask, evaluate, generate
-from cpift.models import load_model, load_tokenizer
-from cpift.scores import summary
-from cpift.training import fine_tune
+from cpift.data.encoding import IGNORED, encode
+from cpift.evaluation import batching
+from cpift.evaluation import scores as evaluation
+from cpift.evaluation.scores import EvalTask, evaluate, generate
+from cpift.metrics.summary import summary
+from cpift.train.fine_tune import fine_tune
+from cpift.train.models import load_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +184,8 @@ def test_extraction_and_normalising() -> None:
 
 def test_reasoning_gyms_own_scorer_judges_generated_tasks(model: Path) -> None:
     """metric: generate on a generated task."""
-    from cpift.recipe_parts import Task
-    from cpift.tasks import load_rows
+    from cpift.data.rows import load_rows
+    from cpift.recipe.parts import Task
 
     _, rows, _ = load_rows("t", Task(generate="letter_counting", train=1, eval=4), 0)
     got = evaluate(model, {"t": EvalTask(rows, "generate", max_new_tokens=4, generator="letter_counting")})["t"]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.optimization import Adafactor
 
-from cpift.freezing import freeze
-from cpift.region import Region
+from cpift.method.freeze import freeze
+from cpift.method.region import Region
 
 Make = Callable[[Any], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {

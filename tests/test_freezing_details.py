@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_freezing import OPTIMIZERS, bits, check, plant, some_region, train
 from torch import nn
 
-from cpift.freezing import freeze
-from cpift.region import Region
+from cpift.method.freeze import freeze
+from cpift.method.region import Region
 
 
 def held(network: nn.Module, region: Region, before: dict[str, np.ndarray]) -> bool:

@@ -16,8 +16,8 @@ from test_freezing import OPTIMIZERS, some_region
 from torch import nn
 
 from cpift.errors import CpiftError
-from cpift.freezing import freeze, match_parameters
-from cpift.region import Region
+from cpift.method.freeze import freeze, match_parameters
+from cpift.method.region import Region
 
 ONE = np.array([0], np.int32)
 
@@ -122,7 +122,7 @@ def test_the_match_does_not_hang_on_the_hash_seed() -> None:
     """Ranks of one training are processes of their own: they must freeze the same, or refuse alike."""
     code = (
         "import numpy as np; from torch import nn; from cpift.errors import CpiftError\n"
-        "from cpift.freezing import match_parameters; from cpift.region import Region\n"
+        "from cpift.method.freeze import match_parameters; from cpift.method.region import Region\n"
         "m = nn.ModuleDict({k: nn.Linear(2, 2, bias=False) for k in 'abcdef'})\n"
         "try: f = match_parameters(m, Region({'weight': np.array([0], np.int32)}, 4))['weight']\n"
         "except CpiftError: print('refused')\n"

@@ -19,12 +19,12 @@ from test_freezing import bits, some_region, train
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from cpift.encoding import encode
+from cpift.data.encoding import encode
 from cpift.errors import CpiftError
-from cpift.freezing import freeze
-from cpift.freezing_hooks import chain
-from cpift.region import Region
-from cpift.training import FreezeCallback, fine_tune
+from cpift.method.freeze import freeze
+from cpift.method.freeze_hooks import chain
+from cpift.method.region import Region
+from cpift.train.fine_tune import FreezeCallback, fine_tune
 
 
 class ScheduleFree(torch.optim.Optimizer):

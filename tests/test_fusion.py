@@ -22,10 +22,10 @@ from checkpoints import CONFIGS, family, write
 from safetensors.torch import load_file
 
 from cpift.errors import CpiftError
-from cpift.fusion import fuse
-from cpift.kernels import round_to_bf16
-from cpift.region import Region
-from cpift.selection import identify
+from cpift.kernels.loops import round_to_bf16
+from cpift.method.fuse import fuse
+from cpift.method.identify import identify
+from cpift.method.region import Region
 
 
 def arrays(seed: int, near: dict[str, np.ndarray] | None = None, step: float = 0.05) -> dict[str, np.ndarray]:
@@ -240,7 +240,7 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "cpift.cli",
+        "cpift.cli.main",
         "fuse",
         "--base",
         str(places[0]),

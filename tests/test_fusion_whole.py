@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cpift.errors import CpiftError
-from cpift.fusion import fuse
-from cpift.selection import identify
+from cpift.method.fuse import fuse
+from cpift.method.identify import identify
 
 W = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "b.weight": np.ones(5, np.float32)}
 BUFFERS: dict[str, Any] = {

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpift.errors import CpiftError
-from cpift.grouping import group
-from cpift.region import Region
+from cpift.method.group import group
+from cpift.method.region import Region
 
 SETS = st.lists(st.sets(st.integers(0, 25), max_size=12), min_size=1, max_size=6)
 

@@ -14,11 +14,11 @@ import tiny
 from huggingface_hub import errors
 from typer.testing import CliRunner
 
-from cpift import cli
+from cpift.checkpoint.hub import checkpoint_place, locate
+from cpift.cli import main as cli
 from cpift.errors import CpiftError
-from cpift.hub import checkpoint_place, locate
-from cpift.recipe import Recipe
-from cpift.region import Region
+from cpift.method.region import Region
+from cpift.recipe.recipe import Recipe
 
 
 class Hub:

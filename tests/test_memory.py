@@ -11,10 +11,11 @@ import tiny
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cpift import memory, sizing
 from cpift.errors import CpiftError
-from cpift.memory import Shape, Step
-from cpift.recipe import Recipe
+from cpift.planning import gpus as sizing
+from cpift.planning import memory
+from cpift.planning.memory import Shape, Step
+from cpift.recipe.recipe import Recipe
 
 # LLaMA-2-7B: 2 · 32000 · 4096 of embedding and head, 32 layers of 4 · 4096² + 3 · 4096 · 11008 + 2 · 4096, one norm.
 LAYER = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096

@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cpift.checkpoint import open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint
 from cpift.errors import CpiftError
-from cpift.freezing import freeze, match_parameters
-from cpift.memory_names import disk_names, region_in_memory
-from cpift.region import Region
+from cpift.method.freeze import freeze, match_parameters
+from cpift.method.memory_names import disk_names, region_in_memory
+from cpift.method.region import Region
 
 
 @pytest.fixture(scope="module", params=zoo.CONVERTED)

@@ -16,11 +16,12 @@ import yaml
 from fsspec.registry import known_implementations
 from tiny_run import Cut, Listener, call, copy, same, stamps
 
-from cpift import pipeline, team
+from cpift.distributed import ranks
 from cpift.errors import CpiftError
-from cpift.mirror import Mirror
-from cpift.pipeline import run
-from cpift.recipe import Recipe
+from cpift.recipe.recipe import Recipe
+from cpift.runs import pipeline
+from cpift.runs.mirror import Mirror
+from cpift.runs.pipeline import run
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -282,6 +283,6 @@ def test_the_dry_run_tells_of_the_mirror_and_writes_nothing(
 
 def test_only_the_leading_process_mirrors(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that follows does not so much as look at the URL."""
-    monkeypatch.setattr(team, "leads", lambda: False)
+    monkeypatch.setattr(ranks, "leads", lambda: False)
     monkeypatch.setattr(pipeline, "_follow", lambda current: {"followed": True})
     assert run(recipe, tmp_path / "out", mirror="nope://x") == {"followed": True}

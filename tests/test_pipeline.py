@@ -13,12 +13,12 @@ import tiny
 import tiny_run
 from tiny_run import Listener, copy, same, stamps, weights
 
-from cpift import manifest
-from cpift.pipeline import run
-from cpift.recipe import Recipe
-from cpift.region import Region
-from cpift.status import stage_states
-from cpift.training import fine_tune
+from cpift.files import manifest
+from cpift.method.region import Region
+from cpift.recipe.recipe import Recipe
+from cpift.runs.pipeline import run
+from cpift.runs.status import stage_states
+from cpift.train.fine_tune import fine_tune
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -213,7 +213,7 @@ def test_refining_on_other_rows_in_each_stage(whole: Path, place: Path, tmp_path
         return fine_tune(model, rows, *more, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cpift.training.fine_tune", kept)
+        patch.setattr("cpift.train.fine_tune.fine_tune", kept)
         for resample in (False, True):
             mixed = {"examples_per_task": 4, "data": "mixed", "resample": resample}
             run(Recipe.parse(tiny.recipe(place, refine=mixed)), out, until="refine")

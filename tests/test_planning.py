@@ -10,11 +10,11 @@ import pytest
 import tiny
 import tiny_run
 
-from cpift import trial
-from cpift.encoding import Encoded
+from cpift.data.encoding import Encoded
 from cpift.errors import CpiftError
-from cpift.planning import plan
-from cpift.recipe import Recipe
+from cpift.planning import trial
+from cpift.planning.plan import plan
+from cpift.recipe.recipe import Recipe
 
 SOURCES: list[dict[str, Any]] = [
     {},
@@ -27,9 +27,9 @@ SOURCES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", SOURCES, ids=["plain", "mixed", "multi-task", "no backbone"])
 def test_the_steps_are_those_of_the_run(tmp_path: Path, changes: dict[str, Any]) -> None:
     """Of each part, from the stages that the run would make with every task a group of its own."""
-    from cpift.method import last_stages, middle_stages
-    from cpift.runner import Runner
-    from cpift.stages import Run, first_stages
+    from cpift.runs.executor import Runner
+    from cpift.runs.stage import Run, first_stages
+    from cpift.runs.stages import last_stages, middle_stages
 
     recipe = Recipe.parse(tiny.recipe(tmp_path, **changes))
     current = Run(recipe, tmp_path / "out")

@@ -11,14 +11,14 @@ import tiny
 import tiny_run
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cpift.encoding import encode
+from cpift.data.encoding import encode
 from cpift.errors import CpiftError
-from cpift.pipeline import run
-from cpift.preflight import read_rows
-from cpift.preflight_tokens import limits_of_folder
-from cpift.recipe import Recipe
-from cpift.stages import Run
-from cpift.training import fine_tune
+from cpift.recipe.recipe import Recipe
+from cpift.runs.pipeline import run
+from cpift.runs.preflight import read_rows
+from cpift.runs.stage import Run
+from cpift.train.fine_tune import fine_tune
+from cpift.train.limits import limits_of_folder
 
 
 def gpt2(folder: Path, positions: int) -> Path:

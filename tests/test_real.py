@@ -13,13 +13,13 @@ import torch
 from safetensors import safe_open
 
 from cpift.data.answers import normalise
-from cpift.evaluation import EvalTask, evaluate, generate
-from cpift.models import load_model, load_tokenizer
-from cpift.pipeline import run
-from cpift.recipe import Recipe
-from cpift.recipe_parts import Task
-from cpift.region import Region
-from cpift.tasks import load_rows
+from cpift.data.rows import load_rows
+from cpift.evaluation.scores import EvalTask, evaluate, generate
+from cpift.method.region import Region
+from cpift.recipe.parts import Task
+from cpift.recipe.recipe import Recipe
+from cpift.runs.pipeline import run
+from cpift.train.models import load_model, load_tokenizer
 
 pytestmark = pytest.mark.real
 

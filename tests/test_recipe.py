@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from cpift.errors import CpiftError
-from cpift.recipe import Recipe
-from cpift.recipe_parts import Backbone, Fuse, Group, Probe, Refine, RegionPart, Task
+from cpift.recipe.parts import Backbone, Fuse, Group, Probe, Refine, RegionPart, Task
+from cpift.recipe.recipe import Recipe
 
 TASK = {"generate": "letter_counting", "train": 4, "eval": 2}
 LEAST: dict[str, Any] = {"model": "some/model", "tasks": {"a": TASK}}
@@ -129,7 +129,7 @@ def test_a_name_too_long_for_a_folder_is_refused() -> None:
 )
 def test_a_number_that_yaml_takes_for_text_is_used_or_refused(training: dict[str, Any]) -> None:
     """1e-4 without a dot is text in YAML 1.1, and what most people write."""
-    from cpift.training import _config, check_training
+    from cpift.train.fine_tune import _config, check_training
 
     try:
         check_training(training)
@@ -146,7 +146,7 @@ def test_a_number_that_yaml_takes_for_text_is_used_or_refused(training: dict[str
 )  # fmt: skip
 def test_settings_of_the_wrong_kind_are_refused_before_anything_starts(training: dict[str, Any]) -> None:
     """By what is called before anything is written."""
-    from cpift.training import check_training
+    from cpift.train.fine_tune import check_training
 
     with pytest.raises(CpiftError, match=next(iter(training))):
         check_training(training)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cpift.errors import CpiftError
-from cpift.recipe import Recipe
+from cpift.recipe.recipe import Recipe
 
 TASK = {"generate": "letter_counting", "train": 4, "eval": 2}
 LEAST: dict[str, Any] = {"model": "some/model", "tasks": {"a": TASK}}
@@ -111,11 +111,11 @@ def test_paths_count_from_the_recipes_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", [*sorted((ROOT / "recipes").glob("*.yaml")), ROOT / "src/cpift/recipe_template.yaml"], ids=lambda f: f.name
+    "file", [*sorted((ROOT / "recipes").glob("*.yaml")), ROOT / "src/cpift/recipe/template.yaml"], ids=lambda f: f.name
 )
 def test_every_recipe_that_is_shipped_loads(file: Path) -> None:
     """And its training settings are known."""
-    from cpift.training import check_training
+    from cpift.train.fine_tune import check_training
 
     recipe = Recipe.load(file)
     for stage in ("probe", "backbone", "refine"):

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 from tiny_run import Listener, copy, same, stamps
 
 from cpift.errors import CpiftError
-from cpift.pipeline import run
-from cpift.recipe import Recipe
-from cpift.status import stage_states
+from cpift.recipe.recipe import Recipe
+from cpift.runs.pipeline import run
+from cpift.runs.status import stage_states
 
 
 @pytest.fixture(autouse=True, scope="module")

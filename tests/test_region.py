@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cpift.errors import CpiftError
-from cpift.region import Region
+from cpift.method.region import Region
 
 Cells = dict[tuple[str, int], bool]  # position: is the update below zero?
 

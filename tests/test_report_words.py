@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from report_folders import made_run
 
-from cpift import intervals
+from cpift.metrics import intervals
 from cpift.report import layers, words
 from cpift.report.facts import read_run
-from cpift.report.falls import falls
+from cpift.report.forgetting import falls
 from cpift.report.parts import Html, table
 from cpift.report.verdicts import Gap, mean_gap, verdicts
 from cpift.report.warnings import remedy

@@ -16,7 +16,7 @@ import pytest
 from tiny_run import call
 
 from cpift.compare.jobs import jobs_of, overrides_of
-from cpift.recipe import Recipe
+from cpift.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 RAW = ROOT / "docs" / "results"

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tiny
 
-from cpift.encoding import Encoded
-from cpift.recipe import Recipe
-from cpift.stages import Run, trained_stage
-from cpift.training import DEFAULTS, _config, _Trainer
+from cpift.data.encoding import Encoded
+from cpift.recipe.recipe import Recipe
+from cpift.runs.stage import Run, trained_stage
+from cpift.train.fine_tune import DEFAULTS, _config, _Trainer
 
 BATCH, TASKS, EACH = 16, 4, 320
 MEANS = (30, 60, 120, 240)  # tokens of a row, by task: tasks of unlike length

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cpift.errors import CpiftError
-from cpift.region import Region
-from cpift.selection import core_count, identify
+from cpift.method.identify import core_count, identify
+from cpift.method.region import Region
 
 QUICK = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -183,7 +183,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, bad: float, sid
 
 def test_a_first_bound_that_was_guessed_too_high(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample that misleads costs a second read of that checkpoint, and changes nothing."""
-    from cpift import selection
+    from cpift.method import identify as selection
 
     rng = np.random.default_rng(0)
     base = {"w": np.zeros(300_000, np.float32)}

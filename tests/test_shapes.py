@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import tiny
 
+from cpift.data.encoding import encode
+from cpift.data.rows import load_rows, load_task, metric_of
 from cpift.data.shapes import SHAPES, recognise
-from cpift.encoding import encode
 from cpift.errors import CpiftError
-from cpift.recipe import Recipe
-from cpift.recipe_parts import Task
-from cpift.tasks import load_rows, load_task, metric_of
+from cpift.recipe.parts import Task
+from cpift.recipe.recipe import Recipe
 
 
 def talk(*contents: str, system: str = "") -> list[dict[str, str]]:

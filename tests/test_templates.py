@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerFast
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.data_utils import prepare_multimodal_messages
 
-from cpift import evaluation
+from cpift.data.encoding import IGNORED, encode
 from cpift.data.templates import ChatSettings, takes_parts
 from cpift.data.turns import end_of_turn, turn_of
-from cpift.encoding import IGNORED, encode
 from cpift.errors import CpiftError
-from cpift.evaluation import EvalTask, generate
+from cpift.evaluation import scores as evaluation
+from cpift.evaluation.scores import EvalTask, generate
 
 # Why a template cannot take a kind of row. Each was looked up in the template's text.
 NO_REASONING = "leaves the reasoning out"  # it reads no key of reasoning, or only that of tool calls (Gemma 4)

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from cpift import terminal
+from cpift.console import terminal
 
 SHOW = """
-from cpift import terminal
-from cpift.scores import summary
+from cpift.console import terminal
+from cpift.metrics.summary import summary
 shown = terminal.Terminal()
 terminal.PLAIN_EVERY = -1.0
 shown.stage("01-probe/a", "fine-tune the base on a alone")

@@ -11,11 +11,11 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from cpift.encoding import encode
+from cpift.data.encoding import encode
 from cpift.errors import CpiftError
-from cpift.region import Region
-from cpift.training import batch_rows, check_training, fine_tune
-from cpift.training_settings import SETTINGS as FIELDS
+from cpift.method.region import Region
+from cpift.train.fine_tune import batch_rows, check_training, fine_tune
+from cpift.train.settings import SETTINGS as FIELDS
 
 SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 4, "bf16": False, "learning_rate": 1e-2}
 CORE = Region({"model.embed_tokens.weight": np.arange(0, 4000, 3, dtype=np.int32)}, 10)

@@ -14,12 +14,13 @@ import torch
 from safetensors.numpy import load_file
 from trl import SFTConfig
 
-from cpift import training_settings, training_values
-from cpift.encoding import Encoded, encode
+from cpift.data.encoding import Encoded, encode
 from cpift.errors import CpiftError
-from cpift.training import check_training, fine_tune
-from cpift.training_settings import SETTINGS
-from cpift.training_values import OPTIMIZER_PACKAGES, REFUSED_VALUES, REPORT_PACKAGES
+from cpift.train import settings as training_settings
+from cpift.train import values as training_values
+from cpift.train.fine_tune import check_training, fine_tune
+from cpift.train.settings import SETTINGS
+from cpift.train.values import OPTIMIZER_PACKAGES, REFUSED_VALUES, REPORT_PACKAGES
 
 ROOT = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {"per_device_train_batch_size": 4, "bf16": False, "learning_rate": 1e-2}
@@ -213,7 +214,7 @@ def test_three_rows_of_which_the_last_batch_is_dropped_are_too_few(base: Path, t
 
 def test_fewer_steps_than_asked_are_an_error(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever ended the training early: nothing is saved."""
-    from cpift import training
+    from cpift.train import fine_tune as training
 
     def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_training_stop = True

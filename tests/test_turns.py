@@ -14,19 +14,19 @@ import tiny_run
 from chat_templates import AGAIN, ANSWER, CALL, RESULT, SECOND, TOOLS, USER, thinking
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from cpift import evaluation
+from cpift.data.encoding import IGNORED, encode, encode_all, notes_of
 from cpift.data.row_keys import REFUSED_COLUMNS
+from cpift.data.rows import check_row
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import end_of_turn, stop_ids
-from cpift.encoding import IGNORED, encode, encode_all, notes_of
 from cpift.errors import CpiftError
-from cpift.evaluation import EvalTask
-from cpift.method import evaluate_stages
-from cpift.models import load_tokenizer, save
-from cpift.pipeline import run
-from cpift.recipe import Recipe
-from cpift.stages import Run
-from cpift.tasks import check_row
+from cpift.evaluation import scores as evaluation
+from cpift.evaluation.scores import EvalTask
+from cpift.recipe.recipe import Recipe
+from cpift.runs.pipeline import run
+from cpift.runs.stage import Run
+from cpift.runs.stages import evaluate_stages
+from cpift.train.models import load_tokenizer, save
 
 # The end of a turn as the models' own cards and generation_config have it.
 ENDS = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from checkpoints import write
 
-from cpift.method import region_warnings
-from cpift.selection import identify
+from cpift.method.identify import identify
+from cpift.runs.stages import region_warnings
 
 EMBEDDING, LAYER = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
 
@@ -75,5 +75,5 @@ def test_scattered_zeros_of_an_fp32_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunk_rows", [3, 40])
 def test_rows_are_counted_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_rows: int) -> None:
     """An embedding larger than what is read at a time."""
-    monkeypatch.setattr("cpift.zero_updates.BLOCK", 10 * chunk_rows)
+    monkeypatch.setattr("cpift.method.zero_updates.BLOCK", 10 * chunk_rows)
     assert pair(tmp_path, 11, 1.0)[1]["zero_share_unseen"] == 290 / 800

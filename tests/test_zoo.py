@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 
 from cpift import evaluate, fuse, identify, run
 from cpift.errors import CpiftError
-from cpift.recipe import Recipe
-from cpift.region import Region
+from cpift.method.region import Region
+from cpift.recipe.recipe import Recipe
 
 TASKS = ("reverse", "upper")
 

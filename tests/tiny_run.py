@@ -16,10 +16,10 @@ import tiny
 import torch
 from safetensors.numpy import load_file
 
-from cpift import cli
-from cpift.pipeline import run
-from cpift.recipe import Recipe
-from cpift.reporter import Reporter
+from cpift.cli import main as cli
+from cpift.console.reporter import Reporter
+from cpift.recipe.recipe import Recipe
+from cpift.runs.pipeline import run
 
 
 class Cut(KeyboardInterrupt):

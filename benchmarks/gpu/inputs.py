@@ -48,7 +48,7 @@ def model_needs(step: Step) -> list[str]:
 
 def _convert(file: Path, out: Path) -> None:
     need("gguf")
-    from cpift.models import convert_gguf
+    from cpift.train.models import convert_gguf
 
     convert_gguf(file, out)
 

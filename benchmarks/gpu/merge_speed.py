@@ -16,7 +16,7 @@ THREADS = (1, 2, 4, 8, 16)
 
 
 def work(step: Step) -> None:
-    need("numba", "xxhash", "safetensors", "cpift.selection", "cpift.fusion")
+    need("numba", "xxhash", "safetensors", "cpift.method.identify", "cpift.method.fuse")
     place = step.scratch / "merge"
     try:
         _sizes(step, place)

@@ -9,7 +9,7 @@ from typing import Any
 from inputs import Row, model_folder, model_name, some_rows
 from step import Step, is_cuda, need, peak, release, reset_peak, run
 
-NEEDS = ("pydantic", "xxhash", "transformers:AutoModelForCausalLM", "cpift.evaluation")
+NEEDS = ("pydantic", "xxhash", "transformers:AutoModelForCausalLM", "cpift.evaluation.scores")
 MOST = 20000  # rows
 
 
@@ -44,7 +44,7 @@ def _measure(step: Step, model: Path, what: str, metric: str, new_tokens: int, f
 
 def _timed(model: Path, rows: list[Row], metric: str, new_tokens: int) -> tuple[float, int, int]:
     """Seconds without loading the model, the largest batch, and the answers' tokens."""
-    from cpift.evaluation import EvalTask, evaluate
+    from cpift.evaluation.scores import EvalTask, evaluate
 
     tasks: dict[str, Any] = {
         "warm-up": EvalTask(rows[:2], metric, max_new_tokens=new_tokens),

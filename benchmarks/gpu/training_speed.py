@@ -15,7 +15,7 @@ from typing import Any
 from inputs import model_folder, model_name, some_rows
 from step import Step, is_cuda, is_out_of_memory, need, peak, release, reset_peak, run, synchronize
 
-NEEDS = ("trl:SFTTrainer", "datasets:Dataset", "pydantic", "xxhash", "cpift.training")
+NEEDS = ("trl:SFTTrainer", "datasets:Dataset", "pydantic", "xxhash", "cpift.train.fine_tune")
 WARM_UP = 2  # steps that are not timed
 BATCH = 8
 LIMIT = 4096  # rows
@@ -50,8 +50,8 @@ class Trial:
     """Short trainings of one model on one set of rows, by either way."""
 
     def __init__(self, step: Step) -> None:
-        from cpift.encoding import encode_all
-        from cpift.models import load_tokenizer
+        from cpift.data.encoding import encode_all
+        from cpift.train.models import load_tokenizer
 
         self._base = model_folder(step)
         self._out = step.scratch / "trained"
@@ -79,7 +79,7 @@ class Trial:
         return list(self.rows) * -(-min(steps, 4) * batch // len(self.rows))
 
     def cpift(self, batch: int, steps: int) -> Speed:
-        from cpift.training import fine_tune
+        from cpift.train.fine_tune import fine_tune
 
         watch = Watch(steps)
         release()
@@ -100,7 +100,7 @@ class Trial:
         from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
         from trl import SFTConfig, SFTTrainer
 
-        from cpift.training import DEFAULTS
+        from cpift.train.fine_tune import DEFAULTS
 
         watch = Watch(steps)
         release()

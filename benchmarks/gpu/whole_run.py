@@ -96,7 +96,7 @@ def _watched(step: Step, file: Path, out: Path) -> dict[str, Any]:
     """Run the recipe here; each stage's seconds and device memory go to the record."""
     from cpift import Recipe
     from cpift import run as run_recipe
-    from cpift.reporter import Reporter
+    from cpift.console.reporter import Reporter
 
     made: list[Made] = []
     floor = _floor()

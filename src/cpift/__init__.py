@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cpift.errors import CpiftError
-    from cpift.freezing import freeze
-    from cpift.fusion import fuse
-    from cpift.grouping import group
-    from cpift.pipeline import run
-    from cpift.planning import plan
-    from cpift.recipe import Recipe
-    from cpift.region import Region
-    from cpift.scoring import evaluate_recipe as evaluate
-    from cpift.selection import identify
-    from cpift.training import FreezeCallback
+    from cpift.evaluation.recipe import evaluate_recipe as evaluate
+    from cpift.method.freeze import freeze
+    from cpift.method.fuse import fuse
+    from cpift.method.group import group
+    from cpift.method.identify import identify
+    from cpift.method.region import Region
+    from cpift.planning.plan import plan
+    from cpift.recipe.recipe import Recipe
+    from cpift.runs.pipeline import run
+    from cpift.train.fine_tune import FreezeCallback
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,16 +36,16 @@ __all__ = [
 # torch and transformers take seconds to import; `cpift --help` needs neither.
 _PLACES = {
     "CpiftError": ("errors", "CpiftError"),
-    "FreezeCallback": ("training", "FreezeCallback"),
-    "Recipe": ("recipe", "Recipe"),
-    "Region": ("region", "Region"),
-    "evaluate": ("scoring", "evaluate_recipe"),
-    "freeze": ("freezing", "freeze"),
-    "fuse": ("fusion", "fuse"),
-    "group": ("grouping", "group"),
-    "identify": ("selection", "identify"),
-    "plan": ("planning", "plan"),
-    "run": ("pipeline", "run"),
+    "FreezeCallback": ("train.fine_tune", "FreezeCallback"),
+    "Recipe": ("recipe.recipe", "Recipe"),
+    "Region": ("method.region", "Region"),
+    "evaluate": ("evaluation.recipe", "evaluate_recipe"),
+    "freeze": ("method.freeze", "freeze"),
+    "fuse": ("method.fuse", "fuse"),
+    "group": ("method.group", "group"),
+    "identify": ("method.identify", "identify"),
+    "plan": ("planning.plan", "plan"),
+    "run": ("runs.pipeline", "run"),
 }
 
 

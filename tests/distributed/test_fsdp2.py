@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_freezing import bits, some_region
 from tiny import uneven
 
-from cpift.checkpoint import open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint
 
 WORKER = Path(__file__).with_name("worker.py")
 

@@ -19,10 +19,10 @@ import tiny_run
 from engine_jobs import facts, gone, job, kill_a_worker, two_nodes
 from tiny_run import Listener, call, same, stamps
 
-from cpift.engine import make_engine
+from cpift.distributed.engine import make_engine
 from cpift.errors import CpiftError
-from cpift.pipeline import run
-from cpift.recipe import Recipe
+from cpift.recipe.recipe import Recipe
+from cpift.runs.pipeline import run
 
 pytest.importorskip("ray", reason="Ray is not installed; pip install 'cpift[ray]'")
 

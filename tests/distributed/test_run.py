@@ -17,7 +17,7 @@ import yaml
 from launching import finish, process_of_rank, start
 from tiny_run import same, stamps, weights
 
-from cpift.region import Region
+from cpift.method.region import Region
 
 TRAINED = ["01-probe/reverse", "01-probe/upper", "04-backbone/1", "04-backbone/2", "06-refine/1", "06-refine/2"]
 
@@ -33,7 +33,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(recipe: Path) -> Path:
     """The run of one process."""
-    from cpift.pipeline import run
+    from cpift.runs.pipeline import run
 
     with tiny_run.one_thread():
         run(str(recipe), recipe.parent / "alone")
@@ -75,7 +75,7 @@ def test_a_whole_run_of_two(recipe: Path, alone: Path, tmp_path: Path) -> None:
     assert any(not np.array_equal(before[name], after[name]) for name in before)
     assert facts(out, "06-refine/2")["facts"]["frozen"] == region.count
     listener = tiny_run.Listener()
-    from cpift.pipeline import run
+    from cpift.runs.pipeline import run
 
     run(str(recipe), out, reporter=listener)
     assert listener.made == []

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_freezing import some_region
 from tiny import tokenizer, uneven
 
-from cpift.freezing import freeze
-from cpift.models import gathered, save
+from cpift.method.freeze import freeze
+from cpift.train.models import gathered, save
 
 STEPS = 3
 

@@ -18,7 +18,7 @@ from tiny import uneven
 from worker import STEPS, batch
 
 from cpift.errors import CpiftError
-from cpift.freezing import freeze
+from cpift.method.freeze import freeze
 
 CASES = {
     "zero1": (1, False),

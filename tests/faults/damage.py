@@ -13,8 +13,8 @@ import tiny
 from tiny_run import Listener, copy, same, stamps
 
 from cpift.errors import CpiftError
-from cpift.pipeline import run
-from cpift.recipe import Recipe
+from cpift.recipe.recipe import Recipe
+from cpift.runs.pipeline import run
 
 # A file of each kind of stage, and the stages to take away so that it is read again.
 FILES = {

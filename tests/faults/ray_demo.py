@@ -21,8 +21,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from engine_jobs import kill_a_worker, two_nodes
 from tiny_run import Listener, same
 
-from cpift.engine import Engine, make_engine
-from cpift.pipeline import run
+from cpift.distributed.engine import Engine, make_engine
+from cpift.runs.pipeline import run
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 VICTIM, AFTER = "calendar", 60  # seconds: in the midst of its training

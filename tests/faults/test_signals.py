@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from killing import second_run, told_to_stop, torment
 
-from cpift import stopping
-from cpift.terminal import Terminal
+from cpift.console import stopping
+from cpift.console.terminal import Terminal
 
 
 def test_killed_at_random_moments(recipe: Path, whole: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from engine_jobs import kill_a_worker, two_nodes
 from tiny_run import Listener, same, stamps
 
-from cpift.engine import make_engine
-from cpift.pipeline import run
+from cpift.distributed.engine import make_engine
+from cpift.runs.pipeline import run
 
 STAGES = ("01-probe/upper", "04-backbone/2", "06-refine/1", "07-evaluate/base/reverse")
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cpift.compare.merging import merge
-from cpift.compare.work import Place, Work
-from cpift.method import identify_stage
+from cpift.compare.workbench import Place, Work
+from cpift.runs.stages import identify_stage
 
 Arrivals = list[dict[str, Any]]
 

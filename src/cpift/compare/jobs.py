@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from cpift.compare.incremental import INCREMENTAL
 from cpift.compare.methods import METHODS, VARIANTS
 from cpift.errors import CpiftError
-from cpift.recipe_yaml import read_yaml
+from cpift.recipe.yaml import read_yaml
 
 Budget = Literal["paper", "equal_tokens", "incremental"]
 

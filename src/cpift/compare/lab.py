@@ -10,22 +10,23 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-from cpift import engine as engines
-from cpift import manifest, team
-from cpift.compare.equal import TOLERANCE, equal_tokens
+from cpift.compare.budget import TOLERANCE, equal_tokens
 from cpift.compare.incremental import INCREMENTAL
 from cpift.compare.jobs import Budget, Job, jobs_of, overrides_of, siblings
 from cpift.compare.merging import mergekit
 from cpift.compare.methods import MERGES, METHODS
 from cpift.compare.statistics import difference, forgetting, summary
-from cpift.compare.work import Work
-from cpift.engine import Engine
+from cpift.compare.workbench import Work
+from cpift.console.reporter import Reporter
+from cpift.distributed import engine as engines
+from cpift.distributed import ranks
+from cpift.distributed.engine import Engine
 from cpift.errors import CpiftError
-from cpift.lock import alone
-from cpift.making import versions
-from cpift.pipeline import check, report
-from cpift.recipe import Recipe
-from cpift.reporter import Reporter
+from cpift.files import manifest
+from cpift.files.lock import alone
+from cpift.recipe.recipe import Recipe
+from cpift.runs.make import versions
+from cpift.runs.pipeline import check, report
 
 FORMAT = "cpift.comparison/1"
 FILE = "comparison.json"
@@ -50,7 +51,7 @@ def compare(
         budgets: "paper", each method as the paper runs it; "equal_tokens", each sees as many training tokens as CPI-FT
             does in all; "incremental", the tasks arrive one after the other.
         reference: the method that all others are set against.
-        engine: where seeds are worked on side by side (:func:`cpift.engine.make_engine`); None: one by one, here.
+        engine: where seeds are worked on side by side (:func:`cpift.distributed.engine.make_engine`); None: one by one, here.
         keep_models: keep the weights of what has been scored.
 
     Returns:
@@ -61,7 +62,7 @@ def compare(
     """
     reporter = reporter or Reporter()
     wanted = jobs_of(methods, seeds, budgets)
-    if team.size() > 1:
+    if ranks.size() > 1:
         raise CpiftError("cpift compare is one process; start it without torchrun or accelerate launch")
     if any(job.method in MERGES for job in wanted):
         mergekit()
@@ -102,7 +103,7 @@ def _way(recipe: Recipe, out: Path, jobs: Sequence[Job], keep: bool) -> engines.
 
 def seed_job(recipe: Recipe, out: Path, jobs: Sequence[Job], keep: bool) -> list[str]:
     """A worker's job: all methods of one seed. Returns the warnings."""
-    from cpift.terminal import Terminal
+    from cpift.console.terminal import Terminal
 
     class Kept(Terminal):
         def warning(self, text: str) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from cpift.checkpoint import align, open_checkpoint
-from cpift.checkpoint_files import INDEX, SINGLE
-from cpift.checkpoint_writer import copy_companions, set_dtype
-from cpift.compare.work import Place, Work
+from cpift.checkpoint.files import INDEX, SINGLE
+from cpift.checkpoint.reader import align, open_checkpoint
+from cpift.checkpoint.writer import copy_companions, set_dtype
+from cpift.compare.workbench import Place, Work
 from cpift.errors import CpiftError
-from cpift.stages import Stage, base_settings
+from cpift.runs.stage import Stage, base_settings
 
 VARIABLE = "CPIFT_MERGEKIT"
 

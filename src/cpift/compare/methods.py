@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cpift.compare.merging import merge
-from cpift.compare.work import Place, Work
+from cpift.compare.workbench import Place, Work
 
 Scores = dict[str, dict[str, Any]]
 STAGES_AT_RANDOM = 3  # of multi-stage SFT where every task is a group of its own (the paper's K)

@@ -55,7 +55,7 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def _share(pairs: Sequence[tuple[Any, Any]], task: str) -> float | None:
-    from cpift.scores import share_of
+    from cpift.metrics.summary import share_of
 
     found = [
         share_of(mine["scores"][task]["metric"], mine["scores"][task]["score"], theirs["scores"][task]["score"])

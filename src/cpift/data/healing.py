@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
+from cpift.data.encoding import prompt_ids, prompt_text
+from cpift.data.rows import Row
 from cpift.data.templates import conversation_of, render_asked
 from cpift.data.turns import common_length
-from cpift.encoding import prompt_ids, prompt_text
-from cpift.tasks import Row
 
 _BEGINNING = 24  # characters of an answer that can change the tokens of its prompt
 _KINDS = 48  # beginnings of answers that are tried

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cpift.encoding import Encoded, encode
-from cpift.tasks import Row
+from cpift.data.encoding import Encoded, encode
+from cpift.data.rows import Row
 
 WARN_FROM = 0.01  # share of rows cut
 
@@ -49,7 +49,7 @@ class Lengths:
 
 
 def encode_measured(rows: Sequence[Row], tokenizer: Any, max_length: int | None) -> tuple[list[Encoded], Lengths]:
-    """The rows as :func:`cpift.encoding.encode_all` gives them, and their lengths.
+    """The rows as :func:`cpift.data.encoding.encode_all` gives them, and their lengths.
 
     Args:
         rows: rows of a task.

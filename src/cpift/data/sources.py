@@ -16,8 +16,8 @@ from cpift.data.files import KINDS, Located, kind_of, read_file
 from cpift.data.hub import read_set
 from cpift.data.shapes import Row, recognise
 from cpift.errors import CpiftError
-from cpift.manifest import file_hash
-from cpift.recipe_parts import Source, Task
+from cpift.files.manifest import file_hash
+from cpift.recipe.parts import Source, Task
 
 
 @dataclass

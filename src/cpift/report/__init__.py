@@ -17,7 +17,7 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
     Raises:
         CpiftError: the folder holds neither; a file in it cannot be read; ``out`` cannot be written.
     """
-    from cpift.manifest import write_whole
+    from cpift.files.manifest import write_whole
     from cpift.report.page import page
 
     folder = Path(folder)

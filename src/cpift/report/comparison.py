@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sized
 
+from cpift.console.terminal import duration
 from cpift.report import figures_comparison, words
 from cpift.report.figures_comparison import SPECIALIST, Found, unit
 from cpift.report.parts import Clause, Figure, Html, Parts, Section, e, heading, paragraph, table
 from cpift.report.provenance import comparison_provenance, without_path
-from cpift.terminal import duration
 
 _ABLATIONS = {
     "cpi_ft_no_freeze": "without freezing", "cpi_ft_no_transplant": "without transplanting", "cpi_ft_no_refine": "without refining",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cpift.lock import in_use
+from cpift.files.lock import in_use
 from cpift.report.files import json_lines, maybe_json
 
 _GROUPS = ("tasks", "jaccard", "sign_agreement", "groups", "order", "threshold")
@@ -86,7 +86,7 @@ class RunFacts:
 
 def read_run(folder: Path) -> RunFacts:
     """All that the report tells of a run. Raises :class:`CpiftError` for a file that is damaged."""
-    from cpift.recipe import Recipe
+    from cpift.recipe.recipe import Recipe
 
     recipe = Recipe.load(folder / "recipe.yaml")
     values = recipe.model_dump(by_alias=True, mode="json")
@@ -121,7 +121,7 @@ def read_run(folder: Path) -> RunFacts:
 
 def defaults_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with these tasks that says no more than it must, as a table of all its values."""
-    from cpift.recipe import Recipe
+    from cpift.recipe.recipe import Recipe
 
     needed = ("generate", "train", "eval")
     tasks = list(values["tasks"].items())  # whatever their names: a page is made of any file
@@ -131,7 +131,7 @@ def defaults_of(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stage(place: Path, folder: Path) -> StageFacts | None:
-    from cpift import manifest
+    from cpift.files import manifest
 
     parts = folder.relative_to(place).parts
     made = None if any(part.startswith(".") for part in parts) else manifest.read(folder)  # half made, or replaced

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cpift import intervals
+from cpift.metrics import intervals
+from cpift.metrics.summary import share_of
 from cpift.report import words
 from cpift.report.parts import Figure
-from cpift.scores import share_of
 
 SPECIALIST = "single_task"
 Found = Mapping[str, Any]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cpift.console.terminal import duration, size
 from cpift.report.facts import RunFacts, StageFacts
 from cpift.report.parts import Figure, Html, table
-from cpift.terminal import duration, size
 
 _TRAINED = {"01-probe/": "probes", "04-backbone/": "backbone", "06-refine/": "refine"}
 _KINDS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cpift.grouping import components
+from cpift.method.group import components
 from cpift.report import layers, words
 from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure, Html, table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cpift import intervals
+from cpift.metrics import intervals
 from cpift.report import words
 from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cpift.console.terminal import duration
 from cpift.report import figures_cost, figures_fusion, figures_regions, figures_scores, words
 from cpift.report.facts import RunFacts
-from cpift.report.falls import falls, steps_looked_at
+from cpift.report.forgetting import falls, steps_looked_at
 from cpift.report.parts import Figure, Html, Parts, Section, bullets, e, folded, heading, paragraph, table
 from cpift.report.provenance import provenance, without_path
 from cpift.report.verdicts import BASELINE, Gap, Verdict, headline, judged
 from cpift.report.warnings import remedy
-from cpift.terminal import duration
 
 LEAD = 3  # falls on the first screen
 BOARD = 8  # tasks in the table there

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cpift import intervals
+from cpift.metrics import intervals
 from cpift.report import words
 from cpift.report.facts import FINISHED, STOPPED, TRAINED_BACKBONES, RunFacts
 from cpift.report.parts import Clause

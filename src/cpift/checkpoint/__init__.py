@@ -1,0 +1,1 @@
+"""Checkpoints as streams: read and written tensor by tensor."""

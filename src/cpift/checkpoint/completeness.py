@@ -1,0 +1,141 @@
+"""Does a checkpoint hold every weight of the model that its configuration describes? Asked of transformers itself.
+
+transformers fills a weight that is missing in at random, and goes on. Here that is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cpift.checkpoint.names import plain_name, plain_names
+from cpift.checkpoint.reader import Checkpoint, is_parameter, open_checkpoint
+from cpift.errors import CpiftError
+
+_TORCH_NAME = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+
+
+def check_complete(checkpoint: Checkpoint, trust_remote_code: bool = False) -> None:
+    """Let transformers load the checkpoint's names and shapes without their data, in milliseconds.
+
+    Nothing is checked where there is no configuration that the installed transformers knows, or no transformers.
+
+    Args:
+        checkpoint: opened.
+        trust_remote_code: may code that lies in the folder be run?
+
+    Raises:
+        CpiftError: names the weights that would be filled in at random, or would be left out.
+    """
+    if "model_type" not in checkpoint.config or not checkpoint.path.is_dir():
+        return
+    try:
+        import torch
+    except ImportError:  # the method alone needs no transformers
+        return
+    shapes: dict[str, Any] = {}
+    for name, tensor in (*checkpoint.tensors.items(), *checkpoint.others.items()):
+        kind = getattr(torch, _TORCH_NAME.get(tensor.dtype, "int64"))
+        shapes[name] = torch.empty(tensor.shape, dtype=kind, device="meta")
+    try:
+        loaded = _load(checkpoint.path, shapes, trust_remote_code, device_map={"": "meta"})[1]
+    except Exception:  # a model that cannot be built without data; loading it will say what is wrong
+        return
+    refuse_incomplete(loaded, checkpoint)
+
+
+def refuse_incomplete(loaded: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Raise :class:`CpiftError` where transformers' report of a loading has weights missing, too many or misshapen.
+
+    Args:
+        loaded: what ``output_loading_info=True`` gives. The heads of tied pairs, and what the model's class
+            ignores, are not in it.
+        checkpoint: what was loaded.
+    """
+    missing = sorted(loaded.get("missing_keys", ()))
+    stored = {**checkpoint.tensors, **checkpoint.others}
+    surplus = sorted(
+        name
+        for name in loaded.get("unexpected_keys", ())
+        if (is_parameter(name, stored[name]) if name in stored else is_parameter(name))
+        and name not in checkpoint.aliases
+    )
+    misshapen = sorted(
+        f"{name} {list(theirs)} for {list(ours)}" for name, theirs, ours in loaded.get("mismatched_keys", ())
+    )
+    if missing:
+        raise CpiftError(
+            f"{checkpoint.path}: lacks weights of the model that its config.json describes, which would be filled in "
+            f"at random: {_listed(missing)}; save the whole model again"
+            + (f" (it holds others in their place: {_listed(surplus)})" if surplus else "")
+        )
+    if misshapen:
+        raise CpiftError(
+            f"{checkpoint.path}: shapes are not those that its config.json describes: {_listed(misshapen)}"
+        )
+    if surplus:
+        raise CpiftError(
+            f"{checkpoint.path}: holds weights for which the model of its config.json has no place, and which would be "
+            f"left out: {_listed(surplus)}; mend config.json, or save the model again without them"
+        )
+
+
+def wrapped_weights(folder: Path) -> dict[str, Any] | None:
+    """The weights under plain names, still on disk, where a wrapper is in a stored name; else None."""
+    from safetensors import safe_open
+
+    checkpoint = open_checkpoint(folder)
+    slices: dict[str, Any] = {}
+    for file in sorted({tensor.file for tensor in (*checkpoint.tensors.values(), *checkpoint.others.values())}):
+        opened: Any = safe_open(file, framework="pt")
+        slices |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+    if all(plain_name(name) == name for name in slices):
+        return None
+    return plain_names(slices, folder)
+
+
+def load_by_plain_names(folder: Path, weights: dict[str, Any], trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
+    """The fp32 model with these weights, and transformers' report of the loading."""
+    from transformers import GenerationConfig
+
+    model, loaded = _load(folder, weights, trust_remote_code)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, loaded
+
+
+def _load(folder: Path, weights: dict[str, Any], trust_remote_code: bool, **options: Any) -> tuple[Any, dict[str, Any]]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with silent():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+        loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            None, config=config, state_dict=weights, output_loading_info=True, dtype=torch.float32,
+            ignore_mismatched_sizes=True, **options,
+        )  # fmt: skip
+    return loaded
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without the library's warnings and bars: what matters of them is raised as an error."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,77 @@
+"""``cpift compare``: parse, call, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from cpift.cli.options import Address, EngineName, GpusPerJob, RecipePath, Sets, overrides, terminal
+
+
+class Lists(TyperCommand):
+    """Lets ``--seeds 0 1 2`` stand for ``--seeds 0 --seeds 1 --seeds 2``, as people write it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {"--methods", "--seeds", "--budget"}
+        spread: list[str] = []
+        option, given = "", 0
+        for arg in args:
+            if arg.startswith("-") and not arg.lstrip("-").isdigit():
+                option, given = (arg, 0) if arg in lists else ("", 0)
+                spread.append(arg)
+                continue
+            if option and given:
+                spread.append(option)
+            given += 1
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+def compare(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison. Called again with the same one, it goes on.")],
+    methods: Annotated[
+        list[str],
+        typer.Option(metavar="METHOD...", help="Such as multi_task cpi_ft cpi_ft:fuse.space=updates; see below."),
+    ],
+    seeds: Annotated[list[int] | None, typer.Option(metavar="SEED...", help="By default 0.")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BUDGET...", help="equal_tokens (the default), paper, incremental."),
+    ] = None,
+    reference: Annotated[str, typer.Option(help="The method that all others are set against.")] = "cpi_ft",
+    engine: EngineName = "local",
+    jobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Seeds side by side; by default 1, under Ray as many as it has room for."),
+    ] = None,
+    address: Address = None,
+    gpus_per_job: GpusPerJob = None,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the weights of what is scored.")] = False,
+    sets: Sets = None,
+) -> None:
+    """Train and score methods side by side on the recipe's tasks: is it worth it?
+
+    Methods: base, single_task, multi_task, multi_stage_random, multi_stage_heuristic, multi_stage_replay, cpi_ft and
+    any variant of it (cpi_ft:KEY=VALUE), cpi_ft_random_region, cpi_ft_no_freeze, cpi_ft_no_transplant,
+    cpi_ft_no_refine, bias_only; soup, task_arithmetic, ties, dare_ties by mergekit. Under incremental: sequential,
+    sequential_replay, cpi_ft, cpi_ft_sequential, task_arithmetic, multi_task. Write the recipe's path before the lists.
+    """
+    from cpift.compare import FILE
+    from cpift.compare import compare as run_all
+    from cpift.compare.table import markdown
+    from cpift.console.terminal import say
+    from cpift.distributed.engine import make_engine
+    from cpift.recipe.recipe import Recipe
+
+    workers = make_engine(engine, jobs, address, gpus_per_job)
+    with terminal() as shown:
+        result = run_all(
+            Recipe.load(recipe, overrides(sets)), out, methods, seeds or [0], budget or ["equal_tokens"],  # type: ignore[arg-type]
+            reference=reference, engine=workers, keep_models=keep_models, reporter=shown,
+        )  # fmt: skip
+    say(markdown(result))
+    say(f"\nevery item's outcome is in {out / FILE}")

@@ -1,0 +1,67 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cpift.errors import CpiftError
+
+if TYPE_CHECKING:
+    from cpift.console.terminal import Terminal
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file; cpift init writes one.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, dotted: probe.steps=50."),
+]
+EngineName = Annotated[
+    str,
+    typer.Option("--engine", metavar="local|ray", help="Where jobs run: processes of this machine, or a Ray cluster."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of the Ray cluster; by default RAY_ADDRESS, or one on this machine."),
+]
+GpusPerJob = Annotated[
+    float | None,
+    typer.Option(metavar="G", help="GPUs of a job under Ray, at most 1; by default 1 where there are any."),
+]
+
+
+@contextmanager
+def terminal() -> Iterator[Terminal]:
+    """What a long command shows; interrupted, it says how to go on and ends with exit code 130."""
+    from cpift.console.terminal import Terminal, say
+
+    shown = Terminal()
+    try:
+        yield shown
+    except KeyboardInterrupt:
+        shown.close()
+        say("stopped; run the same command again to go on")
+        raise typer.Exit(130) from None
+    finally:
+        shown.close()
+
+
+def overrides(values: Sequence[str] | None) -> dict[str, Any]:
+    """The values of ``--set``, by dotted key. Raises :class:`CpiftError` for one that is not KEY=VALUE."""
+    import yaml
+
+    from cpift.recipe.yaml import read_yaml
+
+    found = {}
+    for value in values or []:
+        key, sign, text = value.partition("=")
+        if not sign or not key:
+            raise CpiftError(f"--set {value}: write it as KEY=VALUE, such as probe.steps=50")
+        try:
+            found[key] = read_yaml(text)
+        except yaml.YAMLError as error:
+            raise CpiftError(f"--set {value}: the value is not YAML") from error
+    return found

@@ -1,0 +1,59 @@
+"""Equal tokens: every method sees as many training tokens in all as CPI-FT does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cpift.compare.jobs import Job, siblings
+from cpift.compare.methods import MERGES
+from cpift.compare.workbench import Work
+from cpift.console.reporter import Reporter
+from cpift.errors import CpiftError
+from cpift.recipe.recipe import Recipe
+from cpift.runs.stage import probe_epochs, probe_steps
+
+TOLERANCE = 0.02  # what a method may be off by untold
+
+
+def equal_tokens(
+    recipe: Recipe, mine: Recipe, name: str, out: Path, job: Job, reporter: Reporter
+) -> tuple[Recipe, float]:
+    """The recipe with its probes (and so its backbone) lengthened or cut so that all its training sees the tokens of
+    CPI-FT as ``recipe`` has it; and how many these are."""
+    from cpift.train.fine_tune import batch_rows
+
+    seed, place = recipe.changed({"seed": job.seed}), out / "seeds" / Job("paper", "cpi_ft", job.seed).folder
+    plain = Work(seed, place, siblings(out, job), reporter, None)
+    plain.cpi_ft()
+    total = plain.spent()
+    if not name.startswith("cpi_ft") and name != "single_task" and name not in MERGES:
+        return mine, total  # these count tokens themselves
+    batches = [batch_rows(r.training_of("probe")) for r in (mine, plain.run.recipe)]
+    steps = probe_steps(plain.run) if mine.probe.steps == "auto" else int(mine.probe.steps)
+    longer = steps * batches[0] / (probe_steps(plain.run) * batches[1])  # than the probes of cpi_ft
+    stretched, fixed, epochs = longer * plain.spent("01-probe"), 0.0, mine.backbone.epochs
+    backbone = name.startswith("cpi_ft") and mine.backbone.source in ("multi_stage", "multi_task")
+    if backbone:
+        passes = longer * probe_epochs(plain.run) if epochs == "auto" else float(epochs)
+        stretched += passes * plain.epoch_tokens(plain.tasks)
+    if name.startswith("cpi_ft"):
+        groups = plain.run.groups() or []
+        part = mine.refine
+        each = {t: min(part.examples_per_task, plain.rows(t)) * plain.row_tokens(t) for t in plain.tasks}
+        times = len(groups) if part.data == "mixed" else 1
+        fixed = 0.0 if name == "cpi_ft_no_refine" else part.epochs * times * sum(each.values())
+    factor = (total - fixed) / stretched
+    if factor <= 0:
+        raise CpiftError(
+            f"{job.method}: its refine stage alone sees more tokens than all of cpi_ft; lower refine.epochs"
+        )
+    if abs(factor - 1) < TOLERANCE / 2:
+        return mine, total
+    mine = mine.changed({"probe.steps": max(1, round(factor * steps))})
+    if backbone:
+        # A few steps see more or fewer tokens than the mean row's: the backbone gets what is left.
+        probed = Work(mine, out / "seeds" / job.folder, siblings(out, job), reporter, None)
+        probed.probe()
+        left = total - fixed - probed.spent("01-probe")
+        mine = mine.changed({"backbone.epochs": max(left, 1.0) / plain.epoch_tokens(plain.tasks)})
+    return mine, total

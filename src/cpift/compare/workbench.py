@@ -1,0 +1,190 @@
+"""One method with one seed: a run folder of its own, whose finished stages other methods of the seed take over."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cpift.console.reporter import Reporter
+from cpift.files import manifest
+from cpift.recipe.recipe import Recipe
+from cpift.runs.executor import Runner
+from cpift.runs.stage import Run, Stage, base_needs, base_settings, first_stages, probe_epochs, trained_stage
+from cpift.runs.stages import (
+    evaluate_stages,
+    fuse_stage,
+    last_stages,
+    middle_stages,
+    region_facts,
+    region_settings,
+    select_regions,
+)
+
+Place = tuple[str, Path]  # a stage's name ("" for none) and the folder of its model
+
+
+class Work:
+    """What the methods are written in: train, score, count tokens.
+
+    tokens: training tokens that the method may see in all; None: as many as the paper gives it.
+    """
+
+    def __init__(
+        self, recipe: Recipe, out: Path, shared: Sequence[Path], reporter: Reporter, tokens: float | None
+    ) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        manifest.write_whole(out / "recipe.yaml", recipe.dump())
+        self.run = Run(recipe, out, reporter, shared=tuple(p for p in shared if p != out))
+        self.tokens = tokens
+        self.trained: list[str] = []
+        self._runner = Runner(self.run)
+        self._lengths: dict[str, float] = {}
+        self._runner.make(first_stages(self.run))
+
+    @property
+    def base(self) -> Place:
+        return (base_needs(self.run)[0] if base_needs(self.run) else "", self.run.base)
+
+    @property
+    def tasks(self) -> list[str]:
+        return self.run.tasks
+
+    def probe(self) -> dict[str, Place]:
+        """Fine-tune the base on each task alone; find regions and groups."""
+        self._runner.make(middle_stages(self.run))
+        self.trained += [f"01-probe/{task}" for task in self.tasks]
+        return {task: (f"01-probe/{task}", self.run.folder(f"01-probe/{task}")) for task in self.tasks}
+
+    def cpi_ft(self, refine: bool = True) -> Place:
+        """The whole method, as the recipe has it, or all but its last stage; the model it ends with."""
+        self.probe()
+        stages = last_stages(self.run)
+        made = [s for s in stages if s.kind in ("backbone", "fuse") or (refine and s.kind == "refine")]
+        self._runner.make(made)
+        self.trained += [s.name for s in made if s.kind != "fuse"]
+        return self.place(made[-1].name)
+
+    def place(self, stage: str) -> Place:
+        return stage, self.run.folder(stage)
+
+    def make(self, stage: Stage) -> Place:
+        """Make one stage of any kind."""
+        self._runner.make([stage])
+        return self.place(stage.name)
+
+    def train(
+        self, name: str, start: Place, tasks: list[str], tokens: float, *,
+        replay: Mapping[str, int] | None = None, frozen: list[str] | None = None, trainable: str | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> Place:  # fmt: skip
+        """Fine-tune on the rows of ``tasks`` for so many tokens."""
+        settings = self.run.recipe.training_of("backbone") if training is None else training
+        steps = self.steps(tokens, tasks, replay or {}, settings)
+        what = f"{name}: {', '.join(tasks)}" + (f"; replayed: {', '.join(replay)}" if replay else "")
+        stage = trained_stage(
+            self.run, name, "backbone", what, start, tasks, settings, steps,
+            replay=replay, frozen=frozen, trainable=trainable,
+        )  # fmt: skip
+        self.trained.append(name)
+        return self.make(stage)
+
+    def add(self, name: str, task: str, probe: Place, current: Place) -> Place:
+        """Add a probe's update to the model so far, its core values transplanted."""
+        what = f"add the update of {task} to the model so far"
+        given = {} if self.base[0] else base_settings(self.run)
+        return self._fuse(name, what, task, probe, self.base, current, given, interpolation="sum")
+
+    def blend(self, name: str, task: str, trained: Place, before: Place) -> Place:
+        """SLERP from the model before to the one trained from it, the task's core transplanted."""
+        part = self.run.recipe.fuse
+        what = f"interpolate the model so far and the one trained on {task}"
+        given = {"transplant": part.transplant}
+        return self._fuse(
+            name, what, task, trained, before, None, given, part.transplant, vector=part.vector, weight=part.weight
+        )
+
+    def _fuse(
+        self, name: str, what: str, task: str, tuned: Place, base: Place, backbone: Place | None,
+        given: Mapping[str, Any], transplant: bool = True, **options: Any,
+    ) -> Place:  # fmt: skip
+        core = self.place(f"02-identify/{task}")
+        needs = tuple(place[0] for place in (base, tuned, backbone, core) if place and place[0])
+
+        def combine(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
+            regions = {task: core[1] / "region.safetensors"} if transplant else {}
+            start = backbone[1] if backbone else None
+            fuse_stage(folders[name], base[1], {task: tuned[1]}, backbone=start, regions=regions, **options)
+            return {name: {}}
+
+        settings = {"task": task, **options, **given}
+        return self.make(Stage(name, "fuse", what, settings, needs, combine, writes_model=True))
+
+    def core_of(self, task: str, before: Place, after: Place) -> Place:
+        """The core region of a task from two models that follow one another, in place of base and probe."""
+        name = f"02-identify/{task}"
+
+        def select(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
+            found = select_regions(self.run, before[1], {task: after[1]})[task]
+            # No base named: regions that are frozen together come from models of different times.
+            replace(found, base="").save(folders[name] / "region.safetensors")
+            return {name: region_facts(found)}
+
+        settings = {**region_settings(self.run), **({} if before[0] else base_settings(self.run))}
+        needs = tuple(place[0] for place in (before, after) if place[0])
+        return self.make(Stage(name, "identify", f"core region of {task}", settings, needs, select, "identify"))
+
+    def score(self, model: str, place: Place, tasks: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Scores of a model on the tasks, by default all."""
+        wanted = list(tasks or self.tasks)
+        stages = [s for s in evaluate_stages(self.run, model, place) if s.name.rsplit("/", 1)[1] in wanted]
+        self._runner.make(stages)
+        return {
+            s.name.rsplit("/", 1)[1]: json.loads((self.run.folder(s.name) / "score.json").read_text()) for s in stages
+        }
+
+    def spent(self, prefix: str = "") -> int:
+        """Training tokens seen so far by stages whose names begin so, padding not counted."""
+        return sum(self.run.facts(name)["tokens"] for name in dict.fromkeys(self.trained) if name.startswith(prefix))
+
+    def seconds(self) -> float:
+        """Time that the method's trainings took when they were made, shared ones included."""
+        return float(sum(self.run.facts(name)["seconds"] for name in dict.fromkeys(self.trained)))
+
+    def rows(self, task: str) -> int:
+        return int(self.run.facts(f"00-tasks/{task}")["train_rows"])
+
+    def row_tokens(self, task: str) -> float:
+        """Mean number of tokens of a training row."""
+        if task not in self._lengths:
+            from cpift.data.encoding import encode_all
+            from cpift.train.fine_tune import max_length
+            from cpift.train.models import load_tokenizer
+
+            tokenizer = load_tokenizer(self.base[1], self.run.recipe.trust_remote_code, self.run.recipe.chat)
+            kept, _ = encode_all(self.run.rows(task, "train"), tokenizer, max_length(self.run.recipe.training))
+            self._lengths[task] = sum(len(row.input_ids) for row in kept) / max(1, len(kept))
+        return self._lengths[task]
+
+    def epoch_tokens(self, tasks: Sequence[str]) -> float:
+        """Tokens of one pass over the tasks' rows."""
+        return sum(self.rows(task) * self.row_tokens(task) for task in tasks)
+
+    def paper_tokens(self, tasks: Sequence[str]) -> float:
+        """As many passes over the rows as a probe makes over those of the mean task."""
+        return probe_epochs(self.run) * self.epoch_tokens(tasks)
+
+    def steps(self, tokens: float, tasks: list[str], replay: Mapping[str, int], training: Mapping[str, Any]) -> int:
+        """Optimizer steps that see so many tokens."""
+        from cpift.train.fine_tune import batch_rows
+
+        rows, total = sum(self.rows(t) for t in tasks), self.epoch_tokens(tasks)
+        kept = {t: min(count, self.rows(t)) for t, count in replay.items()}
+        if kept:
+            times = max(1, round(rows / sum(kept.values())))
+            rows += times * sum(kept.values())
+            total += times * sum(count * self.row_tokens(t) for t, count in kept.items())
+        return max(1, round(tokens / total * math.ceil(rows / batch_rows(training))))

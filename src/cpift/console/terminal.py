@@ -1,0 +1,165 @@
+"""What the command line shows: stages, progress with time left, warnings, the closing table."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from cpift.console import stopping
+from cpift.console.reporter import Reporter
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+PLAIN_EVERY = 20.0  # seconds between two lines of progress where there is no terminal
+
+
+def clean(text: str) -> str:
+    """Without control characters: names come from files, and must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def say(text: str) -> None:
+    """One message, as it is: never taken for markup."""
+    console.print(clean(text), markup=False, soft_wrap=True)
+
+
+def _is_live() -> bool:
+    """May bars move and letters be bold? An empty NO_COLOR counts as none."""
+    return console.is_terminal and not os.environ.get("NO_COLOR")
+
+
+class Terminal(Reporter):
+    """Shows a run: a moving bar on a terminal, a line now and then elsewhere or under NO_COLOR."""
+
+    def __init__(self) -> None:
+        self._live = _is_live()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._last = time.monotonic()
+        self._first: tuple[float, float] | None = None  # when the stage first reported, and what was done by then
+
+    def stage(self, name: str, what: str) -> None:
+        stopping.check()
+        say(f"{name}  {what}")
+        self._last = time.monotonic()
+        self._first = None
+        if self._live:
+            columns = (
+                TextColumn("  {task.percentage:>3.0f} %"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=None)
+
+    def progress(self, done: float, total: float, detail: str = "") -> None:
+        stopping.check()
+        now = time.monotonic()
+        self._first = self._first or (now, done)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, description=clean(detail))
+        elif now - self._last > PLAIN_EVERY:
+            self._last = now
+            began, before = self._first  # what was done before, such as steps of a resumed training, took no time here
+            left = f"  {duration((now - began) * (total - done) / (done - before))} left" if done > before else ""
+            say(f"  {done / max(total, 1e-9):.0%}  {detail}{left}")
+            sys.stdout.flush()
+
+    def finished(self, name: str, facts: Mapping[str, Any]) -> None:
+        self.close()
+        say(f"  done in {duration(facts['seconds'])}")
+        sys.stdout.flush()
+
+    def skipped(self, name: str) -> None:
+        say(f"{name}  is there, unchanged")
+
+    def message(self, text: str) -> None:
+        say(text)
+
+    def warning(self, text: str) -> None:
+        errors.print(f"warning: {clean(text)}", markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def byte_progress(total: int) -> Callable[[int], None]:
+    """A callback for a command of its own that shows bytes and throughput."""
+    terminal = Terminal()
+    began, done = time.monotonic(), 0
+
+    def tick(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if done == nbytes and terminal._live:
+            terminal.stage("", "reading")
+        terminal.progress(
+            done, total, f"{size(done)} of {size(total)}, {size(done / max(time.monotonic() - began, 1e-9))}/s"
+        )
+        if done >= total:
+            terminal.close()
+
+    return tick
+
+
+def scores_table(result: Mapping[str, Any]) -> None:
+    """Models × tasks; exact match in %, loss in nats."""
+    tasks: Sequence[str] = result["tasks"]
+    any_row = next(iter(result["models"].values()))
+    table = Table(box=None, pad_edge=False, header_style="bold" if _is_live() else "none")
+    table.add_column("model", overflow="fold")
+    for task in tasks:
+        table.add_column(
+            clean(task) + (" (loss)" if any_row[task]["metric"] == "loss" else ""), justify="right", overflow="fold"
+        )
+    for title in ("mean", "share", "worst", "<base", "<spec"):
+        table.add_column(title, justify="right", overflow="fold")
+    last = list(result["models"])[-1]
+    for model, row in result["models"].items():
+        told = result["summary"][model]
+        cells = [_score(row[task]) if task in row else "" for task in tasks]
+        mean = "" if told["mean_score"] is None else f"{100 * told['mean_score']:.1f}"
+        share = "" if told["mean_share"] is None else f"{told['mean_share']:.2f}"
+        name = clean(model) + (" = model" if model == last else "")
+        behind = [str(told["below_base"]), str(told["below_specialist"])]
+        table.add_row(Text(name), *cells, mean, share, Text(clean(told["worst_task"] or "")), *behind)
+    wide = console if console.is_terminal else Console(highlight=False, width=200)
+    wide.print("\nscores: exact match in %, loss in nats", markup=False)
+    wide.print(table)
+    wide.print("share: mean share of the specialists' scores; worst: the task with the least share;", markup=False)
+    wide.print("<base, <spec: tasks more than 5 % below the base, below the task's own probe", markup=False)
+
+
+def _score(entry: Mapping[str, Any]) -> str:
+    value = entry["score"]
+    return f"{value:.3f}" if entry["metric"] == "loss" else f"{100 * value:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """3.2 s, 4 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: 538 MB, 2.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} TB"

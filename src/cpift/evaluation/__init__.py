@@ -1,0 +1,1 @@
+"""Scores of a model on tasks, and on text that is no task."""

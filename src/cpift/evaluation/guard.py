@@ -1,0 +1,95 @@
+"""Loss of a model on a fixed, neutral English text: has fine-tuning cost it general ability?
+
+The text was written for this project and ships with it (``neutral.txt``); it is no task, and no model is trained on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cpift.files import manifest
+from cpift.runs.stage import Run, Stage, base_settings
+
+WINDOW = 512  # tokens that are read together, fewer where the model has fewer positions
+
+
+def text() -> str:
+    """The neutral text."""
+    return (files("cpift.evaluation") / "neutral.txt").read_text(encoding="utf-8")
+
+
+def neutral_loss(model: str | Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Mean loss in nats over the tokens of the neutral text, as plain text without a chat template, and their number.
+
+    ``items``: the mean loss of each paragraph; each is read on its own. ``precision``: as in
+    :class:`cpift.evaluation.scores.Score`.
+    """
+    from cpift.train import accelerator
+
+    found: dict[str, Any] = accelerator.frees_memory(_neutral_loss)(Path(model), trust_remote_code)
+    return found | {"precision": accelerator.scoring_precision()}
+
+
+def _neutral_loss(path: Path, trust_remote_code: bool) -> dict[str, Any]:
+    import torch
+
+    from cpift.train import accelerator
+    from cpift.train.models import load_model, load_tokenizer
+
+    network, tokenizer = load_model(path, trust_remote_code), load_tokenizer(path, trust_remote_code)
+    accelerator.place(network)
+    window = min(WINDOW, int(getattr(network.config, "max_position_embeddings", None) or WINDOW))
+    items, tokens = [], []
+    with torch.inference_mode(), accelerator.scoring_autocast(network):
+        for paragraph in text().split("\n\n"):
+            ids = torch.tensor([tokenizer(paragraph.strip())["input_ids"]], device=network.device)
+            total = count = 0.0
+            for start in range(0, ids.shape[1] - 1, window):
+                part = ids[:, start : start + window + 1]
+                logits = network(input_ids=part[:, :-1]).logits[0].float()
+                total += float(torch.nn.functional.cross_entropy(logits, part[0, 1:], reduction="sum"))
+                count += part.shape[1] - 1
+            items.append(total / count)
+            tokens.append(int(count))
+    mean = sum(i * t for i, t in zip(items, tokens, strict=True)) / sum(tokens)
+    return {"loss": mean, "items": items, "tokens": tokens}
+
+
+def neutral_stage(run: Run, model: str, place: tuple[str, Path]) -> Stage:
+    """The stage that scores a model (its name, and its stage or "" with its folder) on the neutral text."""
+    name = f"07-neutral/{model.replace('/', '-')}"
+    settings: dict[str, Any] = {"text": _digest()}
+    needs = (place[0],) if place[0] else ()
+    if not place[0] and place[1] == run.base:
+        settings |= base_settings(run)
+    elif not place[0]:
+        from cpift.runs.stage import checkpoint_identity
+
+        settings["model"] = checkpoint_identity(place[1])
+
+    def score(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
+        found = neutral_loss(place[1], trust_remote_code=run.recipe.trust_remote_code)
+        (folders[name] / "neutral.json").write_text(json.dumps(found))
+        return {name: {"loss": found["loss"], "precision": found["precision"]}}
+
+    return Stage(name, "evaluate", f"loss of {model} on the neutral text", settings, needs, score)
+
+
+def losses(run: Run, models: list[str]) -> dict[str, float]:
+    """Neutral loss of each model that has been scored."""
+    found = {}
+    for model in models:
+        made = manifest.read(run.folder(f"07-neutral/{model.replace('/', '-')}"))
+        if made is not None:
+            found[model] = float(made.facts["loss"])
+    return found
+
+
+def _digest() -> str:
+    import hashlib
+
+    return hashlib.sha256(text().encode()).hexdigest()[:32]

@@ -1,0 +1,49 @@
+"""Score any checkpoint on a recipe's tasks, outside a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cpift.checkpoint.reader import check_finite, open_checkpoint
+from cpift.console.reporter import Reporter
+from cpift.data.rows import answer_warnings, load_rows, metric_of
+from cpift.evaluation.scores import EvalTask, evaluate
+from cpift.recipe.recipe import Recipe
+from cpift.train.fine_tune import check_training, max_length
+
+
+def evaluate_recipe(model: str | Path, recipe: Recipe, reporter: Reporter | None = None) -> dict[str, dict[str, Any]]:
+    """Scores of the checkpoint ``model``, by task, each as :class:`cpift.evaluation.scores.Score` has it.
+
+    Raises :class:`CpiftError` for a checkpoint or rows that cannot be used.
+    """
+    reporter = reporter or Reporter()
+    for stage in ("probe", "backbone", "refine"):
+        check_training(recipe.training_of(stage), f"{stage}.training")
+    check_finite(open_checkpoint(model))
+    tasks = {}
+    for name, task in recipe.tasks.items():
+        _, rows, warnings = load_rows(name, task, recipe.seed)
+        for text in [*warnings, *answer_warnings(name, task, rows)]:
+            reporter.warning(text)
+        tasks[name] = EvalTask(rows, metric_of(name, task, rows), task.pattern, task.max_new_tokens, task.generate)
+    total, done = sum(len(task.rows) for task in tasks.values()), 0
+
+    def tick(rows: int) -> None:
+        nonlocal done
+        done += rows
+        reporter.progress(done, total, f"{done} of {total} rows")
+
+    reporter.stage(str(model), f"score on {len(tasks)} tasks")
+    limit = max_length(recipe.training)
+    scores = evaluate(
+        model, tasks, max_length=limit, progress=tick, trust_remote_code=recipe.trust_remote_code, chat=recipe.chat
+    )
+    for name, score in scores.items():
+        if score.left_out:
+            reporter.warning(
+                f"task {name}: {score.left_out} evaluation rows have nothing to score within training.max_length {limit} "
+                "and are left out"
+            )
+    return {name: score.to_dict() for name, score in scores.items()}

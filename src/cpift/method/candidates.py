@@ -1,0 +1,134 @@
+"""The k best of a stream, exactly: a buffer of 2k candidates, a bound that rises, ties to the earlier position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cpift.kernels.loops import count_keys, keep_best, unpack
+
+SEGMENT = 2**31  # positions within a segment fit in 32 bits
+# A candidate is one uint64: 31 bits of |Δ|, one of sign, 32 of position within the segment.
+_KEY = np.uint64(33)
+INFINITE = 0x7F800000  # bits of |Δ| from here on are infinite or NaN
+
+
+class Candidates:
+    """The best candidates of one task, in the order of flat positions; ties fall to the earlier one by that order."""
+
+    def __init__(self, count: int, segments: int, bound: int, file: Path | None) -> None:
+        self.count = count
+        self._room = 2 * count
+        self._buffer: np.ndarray = (
+            np.memmap(file, np.uint64, "w+", shape=(self._room,)) if file and count else np.empty(self._room, np.uint64)
+        )
+        self.filled = 0
+        self._per_segment = np.zeros(segments, np.int64)
+        self._uncounted = 0
+        self._histogram = np.zeros(2**16, np.int64)
+        # Only what is greater than the bound can still be chosen; where k = 0, nothing but NaN is. What is held already
+        # may be dropped below the floor only: it may hold the first few of many equal to the bound.
+        self.bound, self._floor = bound, 0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory set aside."""
+        return 8 * self._room
+
+    @property
+    def threshold(self) -> float | None:
+        """The smallest |Δ| held; None where nothing is."""
+        return value_of(int(self._buffer[: self.filled].min() >> _KEY)) if self.filled else None
+
+    def add(self, segment: int, entries: np.ndarray, bound: int) -> None:
+        """Take a block's candidates, all above ``bound``; blocks come in order."""
+        if not self.count or not len(entries):
+            return
+        count_keys(entries, -1, self._histogram)
+        self._uncounted += len(entries)
+        if self.bound > bound:  # it has risen since
+            entries = entries[entries > last_of(self.bound)]
+        while len(entries):
+            part = entries[: self._room - self.filled]
+            self._buffer[self.filled : self.filled + len(part)] = part
+            self.filled += len(part)
+            self._per_segment[segment] += len(part)
+            entries = entries[len(part) :]
+            if self.filled == self._room:
+                self._keep(self._floor, self.filled)
+                if self.filled > self._room * 3 // 4:  # ties: cut exactly
+                    self._compact()
+            if len(entries):
+                entries = entries[entries > last_of(self.bound)]
+        if self.filled >= self.count and self._uncounted > self.count // 64:
+            edge, _ = cut(self._histogram, self.count)
+            self._uncounted = 0
+            if edge << 15 > self.bound:
+                self._floor, self.bound = edge << 15, (edge << 15) - 1
+
+    def _compact(self) -> None:
+        """Keep the best k; from now on only what is greater than the smallest of them can be chosen."""
+        smallest, ties = self._kth_largest()
+        self._keep(smallest, ties)
+        self._floor = self.bound = smallest
+
+    def _keep(self, least: int, ties: int) -> None:
+        """Drop what is below the key ``least``, and all but the first ``ties`` of those equal to it."""
+        self.filled = keep_best(self._buffer[: self.filled], self._per_segment, least, ties)
+
+    def _kth_largest(self) -> tuple[int, int]:
+        """The k-th largest key, and how many of the keys equal to it belong to the best k."""
+        filled = self._buffer[: self.filled]
+        high, low = np.zeros(2**16, np.int64), np.zeros(2**15, np.int64)
+        count_keys(filled, -1, high)
+        upper, rest = cut(high, self.count)
+        count_keys(filled, upper, low)
+        lower, ties = cut(low, rest)
+        return (upper << 15) | lower, ties
+
+    def take(
+        self, segments: list[tuple[str, int]], shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Positions and signs of the k best, by parameter."""
+        if self.filled > self.count:
+            self._compact()
+        lengths: dict[str, int] = {}
+        for (name, _), length in zip(segments, self._per_segment.tolist(), strict=True):
+            lengths[name] = lengths.get(name, 0) + length
+        positions = {
+            name: np.empty(length, np.int32 if np.prod(shapes[name], dtype=np.int64) < 2**31 else np.int64)
+            for name, length in lengths.items()
+            if length
+        }
+        negative = {name: np.empty(length, np.bool_) for name, length in lengths.items() if length}
+        start, filled = 0, dict.fromkeys(lengths, 0)
+        for (name, offset), length in zip(segments, self._per_segment.tolist(), strict=True):
+            if length:
+                here = slice(filled[name], filled[name] + length)
+                unpack(self._buffer[start : start + length], offset, positions[name][here], negative[name][here])
+                start, filled[name] = start + length, here.stop
+        return positions, negative
+
+
+def has_infinite(entries: np.ndarray) -> bool:
+    """Is one of the updates infinite or NaN?"""
+    return bool(len(entries)) and int(entries.max() >> _KEY) >= INFINITE
+
+
+def last_of(key: int) -> np.uint64:
+    """The greatest candidate of this key."""
+    return np.uint64(((key + 1) << 33) - 1)
+
+
+def cut(histogram: np.ndarray, count: int) -> tuple[int, int]:
+    """The bin in which the count-th largest lies, and how many of that bin belong to the count largest."""
+    from_top = np.cumsum(histogram[::-1])
+    place = int(np.searchsorted(from_top, count))
+    above = int(from_top[place - 1]) if place else 0
+    return len(histogram) - 1 - place, count - above
+
+
+def value_of(bits: int) -> float:
+    return float(np.array(bits, np.uint32).view(np.float32))

@@ -1,0 +1,93 @@
+"""Why updates are exactly zero: parameters that were not trained, rows of tokens never seen, or half precision."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cpift.checkpoint.reader import BLOCK, Checkpoint, widen
+
+MANY = 0.05  # share of zero updates from which a user should know, and from which the reasons are looked for
+_EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|word_embeddings|tok_embeddings)\.weight$")
+_HALF = {"BF16", "F16"}
+
+
+def reasons(base: Checkpoint, tuned: Checkpoint, zeros: Mapping[str, int], total: int) -> dict[str, Any]:
+    """Where the zero updates lie; only an embedding with whole rows of them is read for it.
+
+    Args:
+        base, tuned: the two checkpoints.
+        zeros: number of zero updates by counted parameter.
+        total: number of counted elements.
+
+    Returns:
+        Shares of all elements: ``zero_share_untrained`` in parameters without any update, ``zero_share_unseen`` in other
+        rows of an embedding without any. ``dtype``: how most elements of ``tuned`` are stored. Empty where few are zero.
+    """
+    if not total or sum(zeros.values()) <= MANY * total:
+        return {}
+    sizes = {name: base.tensors[name].size for name in zeros}
+    untrained = {name for name, count in zeros.items() if count == sizes[name]}
+    unseen = 0
+    for name in set(zeros) - untrained:
+        shape = base.tensors[name].shape
+        if _EMBEDDING.search(name) and len(shape) == 2 and zeros[name] >= shape[1]:
+            unseen += shape[1] * _unchanged_rows(base, tuned, name)
+    stored = Counter[str]()
+    for name in zeros:
+        stored[tuned.tensors[name].dtype] += sizes[name]
+    return {
+        "zero_share_untrained": sum(sizes[name] for name in untrained) / total,
+        "zero_share_unseen": unseen / total,
+        "dtype": stored.most_common(1)[0][0],
+    }
+
+
+def _unchanged_rows(base: Checkpoint, tuned: Checkpoint, name: str) -> int:
+    rows, width = base.tensors[name].shape
+    step, found = max(1, BLOCK // width), 0
+    scratch = np.empty((2, step * width), np.float32)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        before, after = (
+            widen(c.raw(name, first * width, last * width), c.tensors[name].dtype, out).astype(np.float32)
+            for c, out in zip((base, tuned), scratch, strict=True)
+        )
+        found += int((before == after).reshape(-1, width).all(axis=1).sum())
+    return found
+
+
+def zero_warnings(name: str, statistics: Mapping[str, Any]) -> list[str]:
+    """What a user should know of the zero updates of the region ``name``, reason by reason."""
+    zeros = float(statistics.get("zero_share", 0.0))
+    if zeros <= MANY:
+        return []
+    stored = statistics.get("dtype")
+    if stored is None or stored in _HALF:  # whole rows and parameters may be hidden as well: nothing can be told apart
+        return [
+            f"{name}: {zeros:.0%} of the updates are exactly zero; half precision hides them. "
+            "Save the fine-tuned checkpoint in fp32, trained with fp32 master weights"
+        ]
+    untrained = float(statistics.get("zero_share_untrained", 0.0))
+    unseen = float(statistics.get("zero_share_unseen", 0.0))
+    found = []
+    if untrained > MANY:
+        found.append(
+            f"{name}: {untrained:.0%} of the updates are in parameters that were not trained, with no update at all"
+        )
+    if unseen > MANY:
+        found.append(
+            f"{name}: {unseen:.0%} of the updates are in rows of the embedding of tokens never seen in the training, "
+            "with no update at all; this is no loss of precision"
+        )
+    rest = zeros - untrained - unseen
+    if rest > MANY:
+        found.append(
+            f"{name}: {rest:.0%} of the updates are exactly zero, though the checkpoint is stored in fp32: either its weights "
+            "were trained in half precision, or only a part of each parameter was trained"
+        )
+    return found

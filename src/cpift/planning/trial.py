@@ -1,0 +1,151 @@
+"""What the parts of a run take on this machine: each of them done once, short, on the recipe's own rows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpift.data.encoding import Encoded
+from cpift.recipe.recipe import Recipe
+
+STEPS, WARM_UP = 12, 2  # the first ones are not timed, nor is the last
+_IMPORTS = "import cpift.cli.main, cpift.runs.pipeline, cpift.runs.stages, cpift.train.fine_tune, cpift.evaluation.scores, cpift.method.fuse"
+
+
+def measure(
+    recipe: Recipe, base: Path, encoded: Mapping[str, Sequence[Encoded]], tests: Mapping[str, Any], scratch: Path
+) -> dict[str, Any]:
+    """Seconds and peak memory (bytes) of each kind of work, from a few steps, one checkpoint and a batch of each task.
+
+    On a device also its name and the peak of its memory, as a stage's facts have them.
+
+    Args:
+        encoded: training rows by task.
+        tests: :class:`cpift.evaluation.scores.EvalTask` by task.
+        scratch: an empty folder with room for three models in fp32.
+    """
+    from cpift.train import accelerator
+
+    found: dict[str, Any] = {"start_seconds": _import_seconds()}
+    accelerator.reset_peak()
+    found |= _training(recipe, base, encoded, scratch)
+    found |= _merging(recipe, base, scratch)
+    found |= _scoring(recipe, scratch / "trial", tests)
+    found["peak_memory"] = max(value for key, value in found.items() if key.endswith("_peak"))
+    return found | accelerator.used()
+
+
+def _import_seconds() -> float:
+    """From the command to the first line of its work: a process of its own, as a run is."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _IMPORTS], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def sample(encoded: Mapping[str, Sequence[Encoded]], batch: int, by_length: bool = True) -> list[Encoded]:
+    """Rows of ``STEPS`` batches in their order: the longest of all first and last, which takes the most memory, and more once
+    memory is in pieces; between them batches of each task in turn, drawn from those that a training would make of its
+    rows (by like length or not), so that padding is as there."""
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    rng, queues = random.Random(0), []
+    for rows in encoded.values():
+        lengths = [len(row.input_ids) for row in rows]
+        order = rng.sample(range(len(rows)), len(rows))
+        if by_length:
+            order = get_length_grouped_indices(lengths, batch, generator=torch.Generator().manual_seed(0))
+        order = order * math.ceil(batch / len(order))
+        order += order[: -len(order) % batch]
+        batches = [order[i : i + batch] for i in range(0, len(order), batch)]
+        queues.append(itertools.cycle([[rows[i] for i in one] for one in rng.sample(batches, len(batches))]))
+    longest = sorted((row for rows in encoded.values() for row in rows), key=lambda row: -len(row.input_ids))
+    longest = list(itertools.islice(itertools.cycle(longest), batch))
+    between = [row for queue in itertools.islice(itertools.cycle(queues), STEPS - 2) for row in next(queue)]
+    return longest + between + longest
+
+
+def _training(
+    recipe: Recipe, base: Path, encoded: Mapping[str, Sequence[Encoded]], scratch: Path
+) -> dict[str, float | int]:
+    from cpift.files import manifest
+    from cpift.runs.make import peak_memory, reset_peak
+    from cpift.train.fine_tune import DEFAULTS, batch_rows, fine_tune
+
+    times: list[tuple[float, int]] = []
+    folder = manifest.begin(scratch / "trial", "trial")
+    training = {**DEFAULTS, **recipe.training_of("probe")}
+    rows = sample(encoded, batch_rows(training), training["train_sampling_strategy"] == "group_by_length")
+    training["train_sampling_strategy"] = "sequential"
+    reset_peak()
+    began = time.perf_counter()
+    trained = fine_tune(
+        base, rows, folder, training, steps=STEPS, seed=recipe.seed, trust_remote_code=recipe.trust_remote_code,
+        chat=recipe.chat,
+        tick=lambda event: times.append((time.perf_counter(), event["tokens"])),
+    )  # fmt: skip
+    took, peak = time.perf_counter() - began, peak_memory()
+    (start, first), (end, last) = times[WARM_UP - 1], times[-2]
+    speed = (last - first) / (end - start)
+    began = time.perf_counter()
+    manifest.finish(scratch / "trial", "trial", {}, {}, {})
+    return {
+        "train_tokens_per_second": speed,
+        "train_overhead_seconds": max(took - trained.tokens / speed, 0.0),  # load, make the trainer, warm up, save
+        "finish_seconds": time.perf_counter() - began,
+        "train_peak": peak,
+    }
+
+
+def _merging(recipe: Recipe, base: Path, scratch: Path) -> dict[str, float | int]:
+    """Identify and fuse with one task; both take time by the checkpoints that they read."""
+    from cpift.checkpoint.reader import open_checkpoint
+    from cpift.kernels.threads import core_count as threads
+    from cpift.method.fuse import fuse
+    from cpift.method.identify import identify
+    from cpift.runs.make import peak_memory, reset_peak
+
+    percent, tuned = str(recipe.region.percent), {"trial": scratch / "trial"}
+    reset_peak()
+    began = time.perf_counter()
+    regions = identify(base, tuned, percent, exclude=recipe.region.exclude)
+    identified, identify_peak = time.perf_counter() - began, peak_memory()
+    reset_peak()
+    began = time.perf_counter()
+    fuse(base, tuned, scratch / "fused", regions=regions)
+    fused, fuse_peak = time.perf_counter() - began, peak_memory()
+    # A mapped file counts as memory of this process as it is read: of each further task one more, and its candidates.
+    more = len(recipe.tasks) - 1
+    nbytes = open_checkpoint(scratch / "trial").nbytes
+    return {
+        "identify_seconds": identified * (1 + len(recipe.tasks)) / 2,
+        "fuse_seconds": fused * (2 + len(recipe.tasks)) / 3,
+        "identify_peak": identify_peak + more * (nbytes + 16 * regions["trial"].count + 8 * 2**20 * threads()),
+        "fuse_peak": fuse_peak + (more + (recipe.backbone.source != "pretrained")) * nbytes,
+    }
+
+
+def _scoring(recipe: Recipe, model: Path, tests: Mapping[str, Any]) -> dict[str, Any]:
+    from cpift.evaluation.guard import neutral_loss
+    from cpift.evaluation.scores import measure_scoring
+    from cpift.runs.make import peak_memory, reset_peak
+    from cpift.train.fine_tune import max_length
+
+    reset_peak()
+    loaded, rows = measure_scoring(model, tests, max_length(recipe.training), recipe.trust_remote_code, recipe.chat)
+    began = time.perf_counter()
+    neutral_loss(model, trust_remote_code=recipe.trust_remote_code)
+    return {
+        "load_seconds": loaded,
+        "row_seconds": rows,
+        "neutral_seconds": time.perf_counter() - began,
+        "score_peak": peak_memory(),
+    }

@@ -1,0 +1,215 @@
+"""What a recipe may say. Unknown keys are refused, with the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from cpift.data.files import is_file_name
+from cpift.data.templates import ChatSettings
+from cpift.errors import CpiftError
+from cpift.recipe.parts import Backbone, Fuse, Group, Part, Probe, Refine, RegionPart, Source, Task
+from cpift.recipe.yaml import read_yaml, set_key
+
+_LIMIT = 2**20  # bytes of a recipe
+STAGES = ("probe", "identify", "group", "backbone", "fuse", "refine", "evaluate")
+
+
+class Recipe(Part):
+    """A whole run: base model, tasks, and the settings of each stage. Defaults are the paper's method."""
+
+    model: str
+    """A local folder, a hub id, perhaps with @revision, or a GGUF file."""
+    revision: str | None = None
+    """Branch, tag or commit of a model from the hub."""
+    tasks: dict[str, Task]
+    """Tasks by name; their order is the order of fusion."""
+    probe: Probe = Probe()
+    region: RegionPart = RegionPart()
+    group: Group = Group()
+    backbone: Backbone = Backbone()
+    fuse: Fuse = Fuse()
+    refine: Refine = Refine()
+    training: dict[str, Any] = Field(default={})
+    """Any field of TRL's SFTConfig, for all trainings."""
+    chat_template: str | None = None
+    """Chat template in place of the tokenizer's own: a file, or the text itself. Saved with the models."""
+    chat_template_kwargs: dict[str, Any] = Field(default={})
+    """Variables of the chat template for all rows, such as enable_thinking: false; a row's own come on top."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of everything that is drawn: data, order, training."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository carries."""
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _bare_word(cls, value: Any) -> Any:
+        return {"from": value} if isinstance(value, str) else value
+
+    @field_validator("tasks")
+    @classmethod
+    def _named(cls, value: dict[str, Task]) -> dict[str, Task]:
+        if not value:
+            raise ValueError("no task is given")
+        for name in value:
+            if (
+                not name
+                or name.startswith(".")
+                or name != Path(name).name
+                or len(name.encode("utf-8", "replace")) > 200
+                or "\\" in name
+            ):
+                raise ValueError(f"{name!r} cannot be the name of a task: it names folders, too")
+            if not name.isprintable():
+                raise ValueError(f"{name!r} cannot be the name of a task: it has unprintable characters")
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Recipe:
+        order = self.group.order
+        if order != "random" and (sorted(t for g in order for t in g) != sorted(self.tasks) or not all(order)):
+            raise ValueError(f"group.order: must hold each task once, and no empty group ({', '.join(self.tasks)})")
+        return self
+
+    @model_validator(mode="after")
+    def _one_end_token(self) -> Recipe:
+        for stage in ("probe", "backbone", "refine"):
+            training = getattr(self, stage).training
+            if "eos_token" in training and training["eos_token"] != self.training.get("eos_token"):
+                raise ValueError(f"{stage}.training.eos_token: give it in training, for all stages and scores")
+        return self
+
+    @property
+    def chat(self) -> ChatSettings:
+        """What the recipe sets of the tokenizer. Raises :class:`CpiftError` where the template cannot be read."""
+        template, end = self.chat_template, self.training.get("eos_token")
+        if template is not None and os.path.isfile(template):
+            try:
+                template = Path(template).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise CpiftError(f"chat_template: {self.chat_template} cannot be read ({error})") from error
+        elif template is not None and "{%" not in template and "{{" not in template:
+            raise CpiftError(f"chat_template: {template} is neither a file nor the text of a template")
+        return ChatSettings(template, self.chat_template_kwargs, end if isinstance(end, str) else None)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """Read a YAML recipe. Relative paths in it count from its folder. ``overrides`` have dotted keys.
+
+        Raises :class:`CpiftError` that names every problem.
+        """
+        path = Path(path)
+        if os.path.exists(path) and not os.path.isdir(path):
+            if not os.path.isfile(path):  # a pipe or a device would keep us waiting
+                raise CpiftError(f"{path}: is no file; cpift init writes a recipe to start from")
+            if path.stat().st_size > _LIMIT:
+                raise CpiftError(f"{path}: is too large for a recipe; cpift init writes one to start from")
+        try:
+            data = read_yaml(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CpiftError(
+                f"{path}: cannot be read ({error.strerror}); cpift init writes one to start from"
+            ) from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise CpiftError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+        if not isinstance(data, dict):
+            raise CpiftError(f"{path}: a recipe is a table of keys; cpift init writes one to start from")
+        for key, value in (overrides or {}).items():
+            set_key(data, key, value)
+        recipe = cls.parse(data, str(path))
+        return recipe._resolved(path.parent)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], source: str = "recipe") -> Recipe:
+        """Check a table of keys. Raises :class:`CpiftError` that names every problem."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise CpiftError(f"{source}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+
+    def _resolved(self, folder: Path) -> Recipe:
+        """Paths that exist below ``folder``, made absolute."""
+
+        def place(value: Any) -> Any:
+            if isinstance(value, list):
+                return [source.model_copy(update={"path": place(source.path)}) for source in value]
+            found = folder / value if isinstance(value, str) else None
+            return (
+                str(found.absolute())
+                if found is not None and (os.path.exists(found) or _is_file_name(value))
+                else value
+            )
+
+        tasks = {
+            n: t.model_copy(update={"train": place(t.train), "eval": place(t.eval)}) for n, t in self.tasks.items()
+        }
+        backbone = self.backbone
+        if backbone.source not in ("multi_stage", "pretrained", "multi_task"):
+            backbone = backbone.model_copy(update={"source": place(backbone.source)})
+        changes = {"model": place(self.model), "tasks": tasks, "backbone": backbone}
+        return self.model_copy(update={**changes, "chat_template": place(self.chat_template)})
+
+    def changed(self, overrides: Mapping[str, Any]) -> Recipe:
+        """This recipe with some keys, dotted, set to other values. Raises :class:`CpiftError` as :meth:`load` does."""
+        data = self.model_dump(by_alias=True)
+        for key, value in overrides.items():
+            set_key(data, key, value)
+        return self.parse(data)
+
+    def dump(self) -> str:
+        """As YAML, every default written out."""
+        return yaml.safe_dump(self.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
+
+    def training_of(self, stage: Literal["probe", "backbone", "refine"]) -> dict[str, Any]:
+        """The common training settings with the stage's own on top."""
+        return {**self.training, **getattr(self, stage).training}
+
+
+def check_part(part: type[BaseModel], data: Mapping[str, Any]) -> None:
+    """Check options given elsewhere than in a recipe by one of its parts. Raises :class:`CpiftError`."""
+    try:
+        part.model_validate(data)
+    except ValidationError as error:
+        raise CpiftError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _is_file_name(value: str) -> bool:
+    ends = (".gguf", ".jinja")
+    return is_file_name(value.partition("#")[0]) or value.endswith(ends) or value.startswith(("./", "../"))
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(
+        str(part) for part in problem["loc"] if not str(part).startswith(("literal[", "list[", "constrained"))
+    )
+    if problem["type"] == "extra_forbidden":
+        key = str(problem["loc"][-1])
+        near = difflib.get_close_matches(key, _known(problem["loc"][:-1]), n=1, cutoff=0.5)
+        return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    if problem["type"] == "missing":
+        return f"{where!r} is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not where:
+        return message
+    return (
+        f"{where}: {message} (got {problem['input']!r})"
+        if not isinstance(problem["input"], dict)
+        else f"{where}: {message}"
+    )
+
+
+def _known(location: tuple[Any, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        if model is Recipe and part == "tasks":
+            if "list[sets]" in location:
+                return list(Source.model_fields)
+            return [f.alias or n for n, f in Task.model_fields.items()]
+        model = model.model_fields[part].annotation
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,1 @@
+"""A run: its stages, who makes them, what it leaves."""

@@ -1,0 +1,242 @@
+"""Making what is missing of a run's stages, each once: here, or side by side by the workers of an engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.distributed import ranks
+from cpift.distributed.engine import Engine, Job, JobError
+from cpift.errors import CpiftError
+from cpift.files import manifest
+from cpift.recipe.recipe import Recipe
+from cpift.runs.make import make, needs_of
+from cpift.runs.mirror import Mirror
+from cpift.runs.stage import Run, Stage, first_stages, identities
+
+_SEEN_WITHIN = 60  # seconds
+
+
+class Runner:
+    """Makes stages of one run, each once.
+
+    leader: tells the other processes of a training what to do. engine: where stages that can be made side by side go.
+    mirror: finished stages are copied there, and missing ones taken back.
+    """
+
+    def __init__(
+        self,
+        current: Run,
+        leader: ranks.Leader | None = None,
+        engine: Engine | None = None,
+        mirror: Mirror | None = None,
+    ) -> None:
+        self._run, self._leader, self._engine, self._mirror = current, leader or ranks.Leader(), engine, mirror
+        self._verified: set[str] = set()
+        self.now = ""  # the stage under way, for the log of a failure
+
+    def make(self, stages: Sequence[Stage]) -> None:
+        """Make what is missing or stale, in order; stages made together when the first of them is due."""
+        for batch in _batches(stages, self._engine):
+            found = [[s for s in unit if self._missing(s) and not self._adopted(s)] for unit in batch]
+            due = [unit for unit in found if unit]
+            if due and self._engine and _goes_out(batch, self._engine):
+                self._make_out(due, self._engine)
+            else:
+                for unit in due:
+                    self._make(unit)
+            made = {stage.name for unit in due for stage in unit}
+            for stage in (stage for unit in batch for stage in unit):
+                if stage.name not in made:
+                    self._run.reporter.skipped(stage.name)
+                    self._warn_again(stage)
+                    if self._mirror:
+                        self._mirror.store([stage.name])
+                if stage.kind in ("group", "evaluate"):  # read by no stage, but by the run itself
+                    self._verify(stage.name)
+
+    def _missing(self, stage: Stage) -> bool:
+        made = manifest.read(self._run.folder(stage.name))
+        return made is None or made.key != manifest.key_of(stage.settings, self._needs(stage))
+
+    def _adopted(self, stage: Stage) -> bool:
+        places = [out / "stages" / stage.name for out in self._run.shared]
+        key = manifest.key_of(stage.settings, self._needs(stage))
+        if self._mirror and self._mirror.bring(stage.name, key):
+            self._verified.add(stage.name)
+            return True
+        return bool(places) and manifest.adopt(self._run.folder(stage.name), key, places)
+
+    def _needs(self, stage: Stage) -> dict[str, str]:
+        return needs_of(self._run, stage)
+
+    def _make(self, due: Sequence[Stage]) -> None:
+        first = due[0]
+        self.now = first.name
+        self._prepare(due)
+        _check_room(self._run, due)
+        self._run.reporter.stage(first.name, _what(due))
+        make(self._run, due, lambda: self._leader.train(first.name) if first.trains else None)
+        self._made(due)
+        self._run.reporter.finished(first.name, self._run.facts(due[-1].name))
+
+    def _make_out(self, due: Sequence[Sequence[Stage]], engine: Engine) -> None:
+        """Have workers make these, side by side, each what belongs together."""
+        run, jobs = self._run, {}
+        for unit in due:
+            self.now = unit[0].name
+            self._prepare(unit)
+            arguments = run.recipe, run.out.absolute(), [s.name for s in unit], dict(identities)
+            log_file = run.out.absolute() / "logs" / f"{unit[0].name.replace('/', '-')}.log"
+            jobs[unit[0].name] = unit, Job(unit[0].name, _what(unit), make_stages, arguments, log_file)
+        _check_room(run, [stage for unit in due for stage in unit])
+        try:
+            with closing(engine.run([job for _, job in jobs.values()], run.reporter.message)) as done:
+                for job, warnings in done:
+                    self.now = job.name
+                    unit = jobs[job.name][0]
+                    for stage in unit:
+                        _await(run.folder(stage.name))
+                    self._made(unit)
+                    for text in warnings:
+                        if text not in run.warnings:
+                            run.warn(text)
+        except JobError as error:
+            self.now = error.job
+            raise
+
+    def _prepare(self, due: Sequence[Stage]) -> None:
+        for stage in due:
+            made = manifest.read(self._run.folder(stage.name))
+            if made is not None:
+                changes = manifest.differences(made, stage.settings, self._needs(stage))
+                self._run.reporter.message(f"{stage.name} is done again: {', '.join(changes)}")
+            for need in stage.needs:
+                self._verify(need)
+
+    def _made(self, due: Sequence[Stage]) -> None:
+        for stage in due:
+            self._verified.add(stage.name)
+            self._warn_again(stage, fresh=True)
+            facts = self._run.facts(stage.name)
+            names = ("seconds", "peak_memory", "peak_device_memory")
+            measured: dict[str, Any] = {name: facts[name] for name in names if name in facts}
+            log(self._run.out, {"event": "stage", "stage": stage.name, **measured})
+        if self._mirror:
+            self._mirror.store([stage.name for stage in due])
+
+    def _verify(self, name: str) -> None:
+        """Hash what a stage has left, once, before it is used."""
+        if name not in self._verified:
+            manifest.verify_stage(self._run.folder(name))
+            self._verified.add(name)
+
+    def _warn_again(self, stage: Stage, fresh: bool = False) -> None:
+        for text in self._run.facts(stage.name).get("warnings", []):
+            if not fresh or text not in self._run.warnings:
+                self._run.warn(text)
+
+
+def phases(current: Run, first: bool = True) -> Iterator[list[Stage]]:
+    """The stages, as far as each can be known: rows first, then regions and groups, then what the groups decide."""
+    from cpift.runs.stages import last_stages, middle_stages
+
+    if first:
+        yield first_stages(current)
+    yield middle_stages(current)
+    yield last_stages(current)
+
+
+def make_stages(recipe: Recipe, out: Path, names: Sequence[str], known: Mapping[Path, Any]) -> list[str]:
+    """A worker's job: make these stages of a run whose folder the leader holds. Returns the warnings.
+
+    known: what the leader knows of checkpoints (:data:`cpift.runs.stage.identities`), so that not every worker reads them.
+    """
+    from cpift.console.terminal import Terminal
+
+    if not (out / "recipe.yaml").is_file():
+        raise CpiftError(f"{out}: is not seen on {platform.node()}; all nodes must see the run folder under one path")
+    identities.update(known)
+    current = Run(recipe, out, Terminal())
+    for stages in phases(current, first=False):
+        due = [stage for stage in stages if stage.name in names]
+        if due:
+            make(current, due)
+            break
+    return current.warnings
+
+
+def _batches(stages: Sequence[Stage], engine: Engine | None) -> Iterator[list[list[Stage]]]:
+    """What is made together; and with an engine, side by side: neighbours of a kind that do not need one another.
+
+    What is there already counts, too: the same stages go the same way, with as many threads, when a run goes on.
+    """
+    units: dict[str, list[Stage]] = {}
+    for stage in stages:
+        units.setdefault(stage.together or stage.name, []).append(stage)
+    batch: list[list[Stage]] = []
+    for unit in units.values():
+        names = {stage.name for others in batch for stage in others}
+        alike = batch and _independent(unit) and batch[-1][0].kind == unit[0].kind
+        if batch and (not engine or not alike or any(names.intersection(stage.needs) for stage in unit)):
+            yield batch
+            batch = []
+        batch.append(unit)
+    if batch:
+        yield batch
+
+
+def _independent(unit: Sequence[Stage]) -> bool:
+    """Long enough to be a job? Selection, grouping and fusion are not: they are less than 1 % of a run."""
+    return unit[0].trains or unit[0].kind == "evaluate"
+
+
+def _goes_out(batch: Sequence[Sequence[Stage]], engine: Engine) -> bool:
+    """A stage beside which nothing runs is made here, with all threads, but where the engine has other machines."""
+    return _independent(batch[0]) and (len(batch) > 1 or engine.elsewhere)
+
+
+def _what(due: Sequence[Stage]) -> str:
+    first = due[0]
+    if first.together.startswith("evaluate"):
+        return f"{first.what} on {len(due)} tasks"
+    return first.what if len(due) == 1 else f"{first.what} and {len(due) - 1} more"
+
+
+def _await(folder: Path) -> None:
+    """Wait until a stage that another machine has put in place is seen here: network file systems take a while."""
+    for _ in range(_SEEN_WITHIN):
+        with suppress(OSError):
+            os.listdir(folder.parent)  # has a network file system look again
+        if manifest.read(folder) is not None:
+            return
+        time.sleep(1)
+    raise CpiftError(f"{folder}: a worker has made it, but it is not seen here; all nodes must see it under one path")
+
+
+def log(out: Path, event: Mapping[str, Any]) -> None:
+    """Append one line to ``log.jsonl``."""
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **event}) + "\n")
+
+
+def _check_room(current: Run, due: Sequence[Stage]) -> None:
+    """Raise :class:`CpiftError` where the disk cannot hold the models that the stages will write, in fp32."""
+    first = due[0]
+    models = sum(stage.writes_model for stage in due)
+    if not models or first.name == "00-base":
+        return
+    needed = int(models * open_checkpoint(current.base).total * 4 * 1.05)
+    free = shutil.disk_usage(current.out).free
+    if free < needed:
+        raise CpiftError(
+            f"{first.name}: needs {needed / 1e9:.1f} GB in {current.out}, the disk has {free / 1e9:.1f} GB free; make room first"
+        )

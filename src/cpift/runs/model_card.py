@@ -1,0 +1,169 @@
+"""The model card of a finished run: what the model is, on what data, with which scores, and its limits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from cpift.metrics import intervals
+from cpift.runs.stage import Run
+
+_METRICS = {
+    "loss": "loss, nats a token",
+    "exact_match": "exact match",
+    "generate": "exact match of the generated answer",
+}
+
+
+def card(run: Run, result: Mapping[str, Any]) -> str:
+    """Markdown with the metadata block that the hub expects."""
+    last = list(result["models"])[-1]
+    metadata = yaml.safe_dump(_metadata(run, result["models"][last]), sort_keys=False, allow_unicode=True)
+    parts = [f"---\n{metadata}---", "# Model fine-tuned with CPI-FT", _method(run, result), "## Data and scores"]
+    parts += [_scores(run, result["models"], last), _about_scores(), "## Limits", _limits(run, result, last)]
+    parts += ["## Recipe", "```yaml\n" + _recipe(run).replace("```", "` ` `").rstrip() + "\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
+    model = run.recipe.model
+    found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if is_hub_id(model):
+        found["base_model"] = model.partition("@")[0]
+    found |= _of_base(run.base)
+    found["tags"] = ["cpift", "trl", "sft", "multi-task"]
+    paths = {s.path for t in run.recipe.tasks.values() if t.generate is None for s in t.sources("train")}
+    sets = sorted(path for path in paths if is_hub_id(path))
+    if sets:
+        found["datasets"] = sets
+    results = []
+    for task, score in scores.items():
+        asked, kind = run.recipe.tasks[task], "loss" if score["metric"] == "loss" else "exact_match"
+        metric = {"type": kind, "value": round(score["score"], 6), "name": _METRICS[score["metric"]]}
+        source = asked.train if isinstance(asked.train, str) and is_hub_id(asked.train) else None
+        about = {"name": task, "type": source or ("generated" if asked.generate else "custom")}
+        if isinstance(asked.eval, str) and asked.eval == source:
+            about["split"] = asked.eval_split
+        results.append({"task": {"type": "text-generation"}, "dataset": about, "metrics": [metric]})
+    return {**found, "model-index": [{"name": "cpi-ft", "results": results}]}
+
+
+def _of_base(base: Path) -> dict[str, Any]:
+    """Licence and languages as the base model's own card states them; empty where there is no such card."""
+    try:
+        found = yaml.safe_load((base / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError):
+        return {}
+    keys = ("license", "license_name", "license_link", "language")
+    return {k: found[k] for k in keys if isinstance(found, dict) and isinstance(found.get(k), str | list)}
+
+
+def is_hub_id(value: str) -> bool:
+    """Is it ``owner/name``, and no path here?"""
+    parts = value.split("/")
+    return len(parts) == 2 and all(parts) and not value.startswith((".", "~")) and not Path(value).exists()
+
+
+def _method(run: Run, result: Mapping[str, Any]) -> str:
+    groups = result["groups"] or []
+    order = "; ".join(", ".join(map(plain, g)) for g in groups)
+    frozen = "the core parameters of earlier groups frozen, " if run.recipe.refine.freeze and len(groups) > 1 else ""
+    base = run.recipe.model if is_hub_id(run.recipe.model) else PurePath(run.recipe.model).name
+    origin = f"{plain(base)}, its weights de-quantised," if base.endswith(".gguf") else plain(base)
+    part = run.recipe.region
+    which = "that each probe moved most" if part.select == "largest" else "(drawn at random, as a control)"
+    core = f"the {part.percent:g} % of parameters {which} were transplanted into a fused model"
+    if not run.recipe.fuse.transplant:
+        core = "the probes were fused into one model (without transplanting core parameters, as a control)"
+    return (
+        f"Fine-tuned from {origin} on {len(run.tasks)} tasks by Core Parameter Isolation Fine-Tuning "
+        "([arXiv:2508.21741](https://arxiv.org/abs/2508.21741)) with `cpift`: each task was probed alone, "
+        f"{core}, and that was refined group by group, {frozen}in this order: {order}."
+    )
+
+
+def _scores(run: Run, models: Mapping[str, Any], last: str) -> str:
+    lines = [
+        "| task | data | training rows | licence of the data | metric | base | own specialist | this model | 95 % interval |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, task in run.recipe.tasks.items():
+        facts, mine = run.facts(f"00-tasks/{name}"), models[last][name]
+        cells = [_number(models[m][name]["score"], mine["metric"]) for m in ("base", f"probe/{name}", last)]
+        band = intervals.of_score(mine)
+        told = " … ".join(_number(v, mine["metric"]) for v in band) if band else "–"
+        named = [] if task.generate else [str(_name(source.path)) for source in task.sources("train")]
+        source = f"made by reasoning_gym: {task.generate}" if task.generate else ", ".join(named)
+        licence = plain(task.licence or "not stated")
+        lines.append(
+            f"| {plain(name)} | {plain(source)} | {facts['train_rows']} | {licence} | {facts['metric']} | {' | '.join(cells)} | {told} |"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float, metric: str) -> str:
+    return f"{value:.3f}" if metric == "loss" else f"{100 * value:.1f} %"
+
+
+def _about_scores() -> str:
+    return (
+        "Exact match in per cent, loss in nats (less is better). Intervals are over the evaluation rows (Wilson's, or the normal one for "
+        "losses); they do not tell how another seed would differ. The specialist of a task is the base fine-tuned on it alone, briefly."
+    )
+
+
+def _limits(run: Run, result: Mapping[str, Any], last: str) -> str:
+    told = [f"- One run with one seed ({run.recipe.seed}), scored on the evaluation rows of the recipe only."]
+    neutral = result.get("neutral_loss", {})
+    if "base" in neutral and last in neutral:
+        before, after = neutral["base"], neutral[last]
+        told.append(
+            f"- Other abilities of the base may have been lost: the loss on a short neutral English text went from {before:.3f} to {after:.3f} nats."
+        )
+    else:
+        told.append("- Other abilities of the base may have been lost; none was measured.")
+    licence = _of_base(run.base).get("license")
+    if licence:
+        told.append(
+            f"- The licence above ({plain(str(licence))}) is the base model's; the data's, in the table, may ask for more."
+        )
+    else:
+        told.append(
+            "- No licence is stated: it follows from the base model's, which is not known here, and the data's."
+        )
+    behind = result["summary"][last]["below_specialist"]
+    told.append(
+        f"- {behind} of {len(run.tasks)} tasks ended more than 5 % of their score below their own specialist."
+        if behind
+        else "- No task ended more than 5 % of its score below its own specialist."
+    )
+    told += [f"- {plain(text)}" for text in run.warnings if not re.search(r"(^|[\s('\"])[/~]", text)]  # no local paths
+    told.append("- No test of safety, bias or truthfulness was made. The base model's limits hold for this one, too.")
+    return "\n".join(told)
+
+
+def _recipe(run: Run) -> str:
+    """As resolved, of local paths the file's name only."""
+    values = run.recipe.model_dump(by_alias=True)
+    values["model"] = _name(values["model"])
+    values["backbone"]["from"] = _name(values["backbone"]["from"])
+    for task in values["tasks"].values():
+        task["train"], task["eval"] = _name(task["train"]), _name(task["eval"])
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _name(value: Any) -> Any:
+    if isinstance(value, list):
+        return [{**source, "path": _name(source["path"])} for source in value]
+    return PurePath(value).name if isinstance(value, str) and not is_hub_id(value) else value
+
+
+def plain(value: str) -> str:
+    """As plain text in Markdown, tables included."""
+    signs = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+    shown = "".join(signs.get(c) or ("\\" + c if c in "\\`*_{}[]|#" else c) for c in value)
+    return " ".join(shown.split())

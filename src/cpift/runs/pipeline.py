@@ -1,0 +1,156 @@
+"""``run()``: the stages in their order, each made once; what is done and unchanged is not done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from cpift.console.reporter import Reporter
+from cpift.distributed import ranks
+from cpift.distributed.engine import Engine
+from cpift.errors import CpiftError
+from cpift.files import manifest
+from cpift.files.lock import alone
+from cpift.recipe.recipe import STAGES, Recipe
+from cpift.recipe.yaml import origins
+from cpift.runs.executor import Runner, log, phases
+from cpift.runs.mirror import Mirror
+from cpift.runs.stage import Run
+
+
+def run(
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    until: str | None = None,
+    reporter: Reporter | None = None,
+    given: Mapping[str, str] | None = None,
+    engine: Engine | None = None,
+    mirror: str | None = None,
+) -> dict[str, Any]:
+    """Run the whole method; called again, it goes on where it stopped, and redoes only what changed.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        out: the run folder.
+        until: last kind of stage to run, one of ``STAGES``.
+        reporter: told what happens.
+        given: for the report, dotted keys to where they were given (:func:`cpift.recipe.yaml.origins`); a path tells itself.
+        engine: where probes and scores are made side by side (:func:`cpift.distributed.engine.make_engine`); None: one at a time, here.
+        mirror: a URL that fsspec knows; finished stages are copied there, and those that ``out`` lacks taken back.
+
+    Returns:
+        What ``scores.json`` holds; empty where ``until`` ends before the scores.
+
+    Raises:
+        CpiftError: bad input; ``out`` holds something else, or another process is at work in it; the mirror cannot
+            be reached, or its copy is not complete at the end.
+    """
+    if not isinstance(recipe, Recipe):
+        path, recipe = recipe, Recipe.load(recipe)
+        given = given or origins(path)
+    if until is not None and until not in STAGES:
+        raise CpiftError(f"until: {until} is not one of {', '.join(STAGES)}")
+    out = Path(out)
+    from cpift.train.fine_tune import join
+
+    ranks.check()
+    join()
+    if not ranks.leads():
+        return _follow(Run(recipe, out))
+    with ranks.Leader() as leader:
+        return _lead(recipe, out, until, reporter or Reporter(), leader, given, engine, mirror)
+
+
+def _lead(
+    recipe: Recipe,
+    out: Path,
+    until: str | None,
+    reporter: Reporter,
+    leader: ranks.Leader,
+    given: Mapping[str, str] | None,
+    engine: Engine | None,
+    mirror: str | None,
+) -> dict[str, Any]:
+    check(recipe, out)
+    copy = Mirror(mirror, recipe, out, reporter) if mirror is not None else None
+    from cpift.runs.preflight import read_rows
+
+    current = Run(recipe, out, reporter)
+    read_rows(current)
+    with engine or nullcontext(), alone(out):
+        if copy:
+            copy.begin()
+        manifest.write_whole(out / "recipe.yaml", recipe.dump())
+        log(out, {"event": "start", **({"origins": dict(given)} if given else {})})
+        runner = Runner(current, leader, engine, copy)
+        try:
+            result = _all(current, runner, until)
+        except Exception as error:
+            with suppress(OSError):  # of a full disk the error itself must be seen
+                log(out, {"event": "error", "stage": runner.now, "error": " ".join(str(error).split())[:1000]})
+                report(out, reporter)
+            raise
+        if result:
+            report(out, reporter)
+        if copy:
+            copy.finish(model=bool(result))
+        return result
+
+
+def _all(current: Run, runner: Runner, until: str | None) -> dict[str, Any]:
+    began = time.perf_counter()
+    for stages in phases(current):
+        wanted = [s for s in stages if until is None or STAGES.index(s.kind) <= STAGES.index(until)]
+        runner.make(wanted)
+        if len(wanted) < len(stages):
+            return {}
+    if until is not None and until != "evaluate":
+        return {}
+    from cpift.runs.publish import write_outcome
+
+    result = write_outcome(current, [s for stages in phases(current) for s in stages])
+    log(current.out, {"event": "run", "seconds": time.perf_counter() - began})
+    return result
+
+
+def report(out: Path, reporter: Reporter) -> None:
+    """Write ``report.html``; what goes wrong in it is told, and costs nothing but the page."""
+    from cpift.report import make_report
+
+    try:
+        make_report(out)
+    except Exception as error:
+        reporter.warning(f"the report was not written ({error}); cpift report {out} tries again")
+
+
+def _follow(current: Run) -> dict[str, Any]:
+    """Of a process that does not lead: its part in each training."""
+    for name in ranks.orders():
+        stage = next(stage for stages in phases(current) for stage in stages if stage.name == name)
+        stage.action({name: manifest.partial_of(current.folder(name))})
+    return {}
+
+
+def check(recipe: Recipe, out: Path) -> None:
+    """Refuse, before anything is written, what could not work. Raises :class:`CpiftError`."""
+    ranks.check()
+    if out.exists() and not out.is_dir():
+        raise CpiftError(f"{out}: is a file; --out names a folder")
+    old = out / "recipe.yaml"
+    if old.is_file():
+        before = Recipe.load(old)
+        if before.model != recipe.model or before.seed != recipe.seed or not set(before.tasks) & set(recipe.tasks):
+            what = "model" if before.model != recipe.model else "seed" if before.seed != recipe.seed else "tasks"
+            raise CpiftError(f"{out}: holds another recipe's run (its {what} differ); choose another --out")
+    elif out.is_dir() and any(p.name not in (".lock", "plan.json") for p in out.iterdir()):
+        raise CpiftError(f"{out}: is not empty and holds no run; choose another --out")
+    from cpift.runs.preflight import check_models
+    from cpift.train.fine_tune import check_training
+
+    check_models(recipe)
+    for stage in ("probe", "backbone", "refine"):
+        check_training(recipe.training_of(stage), "training" if stage == "probe" else f"{stage}.training")

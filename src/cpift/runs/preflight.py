@@ -1,0 +1,113 @@
+"""What can be known before a run: the model loads, every row can be read and encoded. Nothing is written here."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from cpift.checkpoint.compatibility import check_compatible
+from cpift.checkpoint.hub import checkpoint_place, locate
+from cpift.checkpoint.reader import align, check_finite, excluded, open_checkpoint
+from cpift.data.lengths import cut_warning
+from cpift.data.rows import Row, load_task, metric_of
+from cpift.errors import CpiftError
+from cpift.files import manifest
+from cpift.method.rehearsal import check_names
+from cpift.recipe.recipe import Recipe
+from cpift.runs.stage import Run, first_stages
+from cpift.runs.survey import measure
+from cpift.train.fine_tune import check_rows, max_length
+from cpift.train.limits import Rows, check_fits, check_generation, check_tokenizer, limits_of_folder
+from cpift.train.models import check_model, load_tokenizer
+
+_TRAINED: tuple[Literal["probe", "backbone", "refine"], ...] = ("probe", "backbone", "refine")
+_SOURCES = ("multi_stage", "multi_task", "pretrained")
+
+
+def check_models(recipe: Recipe) -> None:
+    """Read the base, and a backbone that is given. Raises :class:`CpiftError` for what could not be trained or fused."""
+    model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
+    if not model.is_dir():
+        return
+    base = open_checkpoint(model)
+    excluded(base.tensors, recipe.region.exclude)
+    source = recipe.backbone.source
+    if source not in _SOURCES:
+        near = difflib.get_close_matches(source, _SOURCES, n=1)
+        if near and not os.path.lexists(source):
+            raise CpiftError(f"backbone: {source} is no checkpoint; did you mean {near[0]!r}?")
+        backbone = open_checkpoint(checkpoint_place(source))
+        check_compatible(base, {"the backbone": backbone})
+        align(base, backbone)
+    check_model(model, recipe.trust_remote_code)
+    check_names(base, recipe.trust_remote_code)
+    load_tokenizer(model, recipe.trust_remote_code, recipe.chat)
+    check_router(recipe, model)
+    check_finite(base)
+
+
+def read_rows(current: Run) -> None:
+    """Load and encode the rows of every task that is not there yet; they are kept for the stage that stores them.
+
+    Raises :class:`CpiftError` for the first row that could not be trained on, however far down it stands.
+    """
+    for stage in first_stages(current):
+        _, _, task = stage.name.partition("00-tasks/")
+        made = manifest.read(current.folder(stage.name))
+        if not task or (made is not None and made.key == manifest.key_of(stage.settings, {})):
+            continue
+        asked = current.recipe.tasks[task]
+        if asked.generate is None:  # generated rows are sound, and take long
+            current.loaded[task] = load_task(task, asked, current.recipe.seed)
+            metric_of(task, asked, current.loaded[task].evaluation)
+    recipe = current.recipe
+    if current.loaded and locate(recipe.model, recipe.revision, recipe.trust_remote_code).is_dir():
+        tokenizer = load_tokenizer(current.base, recipe.trust_remote_code, recipe.chat)
+        limit = max_length(recipe.training_of("probe"))
+        for task, rows in current.loaded.items():
+            data = measure(task, recipe.tasks[task], rows, tokenizer, limit).data
+            if (text := cut_warning(task, data.train, limit)) is not None:
+                current.reporter.warning(text)
+                current.cut_reported.add(task)
+            if data.metric == "loss" and (text := cut_warning(task, data.evaluation, limit, evaluation=True)):
+                current.reporter.warning(text)
+        loaded = {task: (rows.train, rows.evaluation) for task, rows in current.loaded.items()}
+        check_limits(current, tokenizer, loaded)
+
+
+def check_limits(current: Run, tokenizer: Any, loaded: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]) -> None:
+    """Hold training and evaluation rows of each task against what the model has room for; warnings go to the reporter.
+
+    Raises :class:`CpiftError` as :mod:`cpift.train.limits` does, and where all rows of a task would be dropped.
+    """
+    recipe = current.recipe
+    limits = limits_of_folder(current.base, recipe.trust_remote_code)
+    warnings = check_tokenizer(tokenizer, limits, recipe.training)
+    rows = []
+    for task, (train, evaluation) in loaded.items():
+        asked = recipe.tasks[task]
+        metric = metric_of(task, asked, list(evaluation))
+        limit = max_length(recipe.training)
+        rows.append(Rows(task, train, evaluation, metric, asked.max_new_tokens, limit, asked.pattern))
+        check_rows(len(train), recipe.training_of("probe"), f"tasks.{task} has")
+        refined = min(len(train), recipe.refine.examples_per_task)
+        check_rows(refined, recipe.training_of("refine"), f"refine.examples_per_task leaves tasks.{task}")
+    check_generation(current.base, [held.task for held in rows if held.generates])
+    for held in rows:
+        warnings += check_fits(held, tokenizer, limits)
+    for text in warnings:
+        current.reporter.warning(text)
+
+
+def check_router(recipe: Recipe, model: Path) -> None:
+    """Raise :class:`CpiftError` for a weight of a router's loss where the model has no router."""
+    from transformers import AutoConfig
+
+    if not any(recipe.training_of(stage).get("router_aux_loss_coef") for stage in _TRAINED):
+        return
+    config = AutoConfig.from_pretrained(model, trust_remote_code=recipe.trust_remote_code).get_text_config()
+    if not hasattr(config, "output_router_logits"):
+        raise CpiftError(f"training.router_aux_loss_coef: {config.model_type} has no router; leave it out")

@@ -1,0 +1,81 @@
+"""What a finished run leaves beside its stages: ``model/`` with its card, and ``scores.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cpift.evaluation.guard import losses
+from cpift.files import manifest
+from cpift.metrics.summary import summary
+from cpift.runs.model_card import card
+from cpift.runs.stage import Run, Stage
+
+
+def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
+    """Gather the scores, put the last model in its place; returns what ``scores.json`` holds."""
+    scores: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        if stage.together.startswith("evaluate/"):
+            model, task = stage.together.removeprefix("evaluate/"), stage.name.rsplit("/", 1)[1]
+            found = json.loads((run.folder(stage.name) / "score.json").read_text())
+            scores.setdefault(model, {})[task] = found
+    mixed = mixed_precision(scores)
+    if mixed:
+        run.warn(mixed)
+    result = {
+        "tasks": run.tasks,
+        "groups": run.groups(),
+        "models": scores,
+        "summary": summary(scores, run.tasks),
+        "neutral_loss": losses(run, list(scores)),
+        "warnings": run.warnings,
+    }
+    manifest.write_whole(run.out / "scores.json", json.dumps(result))
+    last = [stage.name for stage in stages if stage.kind == "refine"][-1]
+    manifest.verify_stage(run.folder(last))
+    _publish(run, run.folder(last), result)
+    return result
+
+
+def mixed_precision(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """A warning where some scores were made in another precision than others; "" where all are alike."""
+    models: dict[str, list[str]] = {}
+    for model, row in scores.items():
+        for task, score in row.items():
+            models.setdefault(str(score.get("precision", "fp32")), []).append(f"{model}/{task}")  # older ones: fp32
+    if len(models) < 2:
+        return ""
+    few = min(models, key=lambda precision: len(models[precision]))
+    names = ", ".join(models[few][:3]) + (f" and {len(models[few]) - 3} more" if len(models[few]) > 3 else "")
+    others = " and ".join(sorted(set(models) - {few}))
+    return (
+        f"scores were made in {few} for {names}, in {others} for the rest: small differences between them can come from that; "
+        "remove stages/07-evaluate and run again to score all on one machine"
+    )
+
+
+def _publish(run: Run, source: Path, result: dict[str, Any]) -> None:
+    """``model/``: the last stage's checkpoint, by hard links where the file system has them, with a card."""
+    target, partial = run.out / "model", run.out / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.name == manifest.FILE or not file.is_file() or file.name == "training_args.bin":
+            continue
+        try:
+            os.link(file, partial / file.name)
+        except OSError:
+            shutil.copyfile(file, partial / file.name)
+    (partial / "README.md").unlink(missing_ok=True)
+    (partial / "README.md").write_text(card(run, result), encoding="utf-8")
+    old = run.out / ".model.old"
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.replace(old)
+    partial.replace(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,66 @@
+"""What the stages of a run folder are: done, running, missing, stale, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpift.errors import CpiftError
+from cpift.files import manifest
+from cpift.files.lock import in_use
+from cpift.recipe.recipe import Recipe
+from cpift.runs.make import needs_of
+from cpift.runs.stage import Run, Stage, first_stages
+from cpift.runs.stages import last_stages, middle_stages
+
+
+@dataclass(frozen=True)
+class StageState:
+    """``state`` is done, running, missing or stale; ``why`` says it in words, where there is something to say."""
+
+    name: str
+    state: str
+    why: str = ""
+
+
+def stage_states(recipe: Recipe, out: Path) -> list[StageState]:
+    """State of every stage that can be known yet; writes nothing."""
+    run = Run(recipe, out)
+    states: list[StageState] = []
+    _add(run, first_stages(run), states)
+    if any(s.state != "done" for s in states if s.name.startswith("00-tasks")):
+        return [*states, StageState("01-probe …", "missing", "known once the tasks' rows are there")]
+    _add(run, _without_writing(run), states)
+    if run.groups() is None or any(s.state != "done" for s in states):
+        return [*states, StageState("04-backbone …", "missing", "known once the groups are there")]
+    _add(run, last_stages(run), states)
+    return states
+
+
+def _without_writing(run: Run) -> list[Stage]:
+    if run.recipe.probe.steps == "auto" and not (run.out / "state.json").is_file():
+        raise CpiftError(f"{run.out}: its state.json is gone; run again to settle the probes' steps")
+    return middle_stages(run)
+
+
+def _add(run: Run, stages: Sequence[Stage], states: list[StageState]) -> None:
+    busy = in_use(run.out)
+    stale = {state.name for state in states if state.state != "done"}
+    for stage in stages:
+        made = manifest.read(run.folder(stage.name))
+        needs = needs_of(run, stage)
+        waiting = sorted(set(stage.needs) & stale)
+        if made is not None and made.key == manifest.key_of(stage.settings, needs) and not waiting:
+            states.append(StageState(stage.name, "done"))
+            continue
+        stale.add(stage.name)
+        if manifest.partial_of(run.folder(stage.name)).exists():
+            states.append(StageState(stage.name, "running" if busy else "missing", "" if busy else "was interrupted"))
+        elif made is None:
+            states.append(StageState(stage.name, "missing"))
+        else:
+            changes = manifest.differences(made, stage.settings, needs) or [
+                f"{name} is to be redone" for name in waiting
+            ]
+            states.append(StageState(stage.name, "stale", ", ".join(changes)))

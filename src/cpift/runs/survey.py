@@ -1,0 +1,172 @@
+"""What the model will see of a recipe's data: for ``cpift data``, and the same numbers for ``cpift plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from cpift.data.encoding import IGNORED, Encoded, encode, notes_of
+from cpift.data.lengths import Lengths, cut_warning, encode_measured
+from cpift.data.rows import Row, TaskRows, Used, answer_warnings, load_task, metric_of, sample
+from cpift.errors import CpiftError
+from cpift.recipe.parts import Task
+from cpift.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a rendered row: its text, and whether the loss is taken on it."""
+
+    text: str
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A rendered row."""
+
+    tokens: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What the model will see of a task."""
+
+    metric: str
+    shapes: Mapping[str, int]
+    """How many rows were given in each shape."""
+    sources: Sequence[Used]
+    train: Lengths
+    evaluation: Lengths
+    warnings: Sequence[str]
+    row_share: float = 0.0
+    """Share of the training rows of all tasks."""
+    token_share: float = 0.0
+    """Share of the tokens of these rows."""
+    examples: Sequence[Example] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "train": self.train.to_dict(), "evaluation": self.evaluation.to_dict()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A task's data, and its encoded rows."""
+
+    data: TaskData
+    train: list[Encoded]
+    evaluation: list[Encoded]
+
+
+def measure(name: str, task: Task, rows: TaskRows, tokenizer: Any, max_length: int | None) -> Measured:
+    """Encode the rows of a task, and count.
+
+    Args:
+        name: the task's name.
+        task: its part of the recipe.
+        rows: what :func:`cpift.data.rows.load_task` gave.
+        tokenizer: the model's.
+        max_length: tokens of a row that are used; None: all.
+
+    Raises:
+        CpiftError: rows that the metric or the chat template refuses, or none with a trained part.
+    """
+    metric = metric_of(name, task, rows.evaluation)
+    try:
+        train, train_lengths = encode_measured(rows.train, tokenizer, max_length)
+        # Only a loss is taken over cut rows: answers are compared whole.
+        scored = max_length if metric == "loss" else None
+        evaluation, eval_lengths = encode_measured(rows.evaluation, tokenizer, scored)
+    except CpiftError as error:
+        raise CpiftError(f"tasks.{name}: {error}") from error
+    if not train:
+        raise CpiftError(f"tasks.{name}: no row has a trained part left; raise training.max_length")
+    if not evaluation:
+        raise CpiftError(f"tasks.{name}: no evaluation row has a token to score; raise training.max_length")
+    cut = [cut_warning(name, train_lengths, max_length), cut_warning(name, eval_lengths, scored, evaluation=True)]
+    notes = [f"task {name}: {note}" for note in notes_of(train)]
+    warnings = [*rows.warnings, *answer_warnings(name, task, rows.evaluation), *(text for text in cut if text), *notes]
+    return Measured(
+        TaskData(metric, rows.shapes, rows.sources, train_lengths, eval_lengths, warnings), train, evaluation
+    )
+
+
+def mixture(tasks: Mapping[str, TaskData]) -> dict[str, TaskData]:
+    """The tasks with their shares of all training rows and tokens."""
+    rows = sum(task.train.rows for task in tasks.values())
+    tokens = sum(task.train.tokens for task in tasks.values())
+    shares = {
+        name: {"row_share": task.train.rows / rows, "token_share": task.train.tokens / tokens}
+        for name, task in tasks.items()
+    }
+    return {name: TaskData(**{**vars(task), **shares[name]}) for name, task in tasks.items()}
+
+
+def survey(recipe: Recipe, examples: int = 3) -> dict[str, TaskData]:
+    """What the model will see of every task of a recipe.
+
+    Args:
+        recipe: a recipe.
+        examples: rendered training rows of each task, drawn by seed.
+
+    Raises:
+        CpiftError: rows, or a tokenizer, that cannot be used.
+    """
+    from cpift.train.fine_tune import max_length
+
+    tokenizer, limit = tokenizer_of(recipe), max_length(recipe.training)
+    tasks = {}
+    for name, task in recipe.tasks.items():
+        rows = load_task(name, task, recipe.seed)
+        data = measure(name, task, rows, tokenizer, limit).data
+        drawn = [render(row, tokenizer, limit) for row in sample(rows.train, examples, recipe.seed, name)]
+        tasks[name] = TaskData(**{**vars(data), "examples": drawn})
+    return mixture(tasks)
+
+
+def render(row: Row, tokenizer: Any, max_length: int | None) -> Example:
+    """A row as the model sees it, decoded from its tokens, with the trained ones apart.
+
+    Args:
+        row: a row of a task.
+        tokenizer: the model's.
+        max_length: tokens of a row that are used; None: all.
+    """
+    encoded = encode(row, tokenizer, max_length)
+    marked = zip(encoded.input_ids, (label != IGNORED for label in encoded.labels), strict=True)
+    pieces = [
+        Piece(tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False), trained)
+        for trained, run in groupby(marked, key=lambda pair: pair[1])
+    ]
+    return Example(len(encoded.input_ids), tuple(pieces))
+
+
+def tokenizer_of(recipe: Recipe) -> Any:
+    """The tokenizer of the recipe's model; that of a GGUF file without its weights.
+
+    Raises:
+        CpiftError: there is none that loads.
+    """
+    from cpift.checkpoint.hub import locate
+    from cpift.train.models import load_tokenizer
+
+    model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
+    if model.suffix != ".gguf":
+        return load_tokenizer(model, recipe.trust_remote_code, recipe.chat)
+    tokenizer = _of_gguf(model)
+    recipe.chat.apply(tokenizer)
+    return tokenizer
+
+
+def _of_gguf(file: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:  # damaged files raise whatever the reader trips over
+        raise CpiftError(f"{file}: cannot be read as GGUF ({' '.join(str(error).split())})") from error

@@ -1,0 +1,1 @@
+"""Fine-tuning: the only code that holds a whole model with its optimizer."""

@@ -1,0 +1,160 @@
+"""Models and tokenizers in and out of memory: the one place that loads or saves a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cpift.checkpoint.completeness import check_complete, load_by_plain_names, refuse_incomplete, wrapped_weights
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.data.templates import ChatSettings
+from cpift.data.turns import write_stop_ids
+from cpift.errors import CpiftError
+
+
+def convert_gguf(file: Path, out: Path) -> None:
+    """Write a GGUF file as a plain fp32 checkpoint with its tokenizer and chat template."""
+    from cpift.train.accelerator import frees_memory
+
+    frees_memory(_convert_gguf)(file, out)
+
+
+def _convert_gguf(file: Path, out: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        except Exception as error:  # damaged files raise whatever the reader trips over
+            raise CpiftError(f"{file}: cannot be read as GGUF ({' '.join(str(error).split())})") from error
+        # The weights are plain numbers now; these marks would make save_pretrained refuse.
+        model.config.__dict__.pop("quantization_config", None)
+        model.config._name_or_path = ""
+        model.hf_quantizer = None
+        model.is_quantized = False
+        save(model, tokenizer, out)
+
+
+def check_model(folder: Path, trust_remote_code: bool = False) -> None:
+    """Say in one line what is wrong with a checkpoint, as far as its files' headers tell.
+
+    Args:
+        folder: of the checkpoint.
+        trust_remote_code: may code that lies in the folder be run?
+
+    Raises:
+        CpiftError: transformers does not know the configuration, or would fill weights in at random.
+    """
+    from transformers import AutoConfig
+
+    checkpoint = open_checkpoint(folder)
+    layers = checkpoint.config.get("num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > len(checkpoint.tensors):  # would be built before it is compared
+        raise CpiftError(f"{folder}: its num_hidden_layers is {layers}, yet it holds {len(checkpoint.tensors)} tensors")
+    with _quiet():
+        try:
+            AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except Exception as error:  # a broken configuration raises whatever trips over it first
+            raise CpiftError(f"{folder}: transformers cannot load it ({_why(error)})") from error
+    check_complete(checkpoint, trust_remote_code)
+
+
+def load_model(folder: Path, trust_remote_code: bool = False) -> Any:
+    """A causal language model with fp32 weights, all of which come from the checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        trust_remote_code: may code that lies in the folder be run?
+
+    Raises:
+        CpiftError: no plain checkpoint, a damaged one, or one that lacks weights of the model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_model(folder, trust_remote_code)
+    with _quiet():
+        try:
+            wrapped = wrapped_weights(folder)
+            if wrapped is not None:  # names that transformers does not know
+                model, loaded = load_by_plain_names(folder, wrapped, trust_remote_code)
+            else:
+                model, loaded = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code,
+                    output_loading_info=True,
+                )  # fmt: skip
+        except Exception as error:  # a broken configuration raises whatever trips over it first
+            raise CpiftError(f"{folder}: transformers cannot load it ({_why(error)})") from error
+    refuse_incomplete(loaded, open_checkpoint(folder))
+    return model
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False, chat: ChatSettings | None = None) -> Any:
+    """The tokenizer that lies with a checkpoint, with the recipe's chat settings.
+
+    Raises :class:`CpiftError` where there is none, or the settings do not fit it.
+    """
+    from transformers import AutoTokenizer
+
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except Exception as error:  # broken files raise whatever trips over them first
+            raise CpiftError(f"{folder}: has no tokenizer that loads ({_why(error)})") from error
+    if not tokenizer.is_fast:
+        raise CpiftError(f"{folder}: its tokenizer has no fast form, which is needed to mark the assistant's part")
+    if chat is not None:
+        chat.apply(tokenizer)
+    return tokenizer
+
+
+def is_sharded(model: Any) -> bool:
+    """Does this process hold a part of the weights only (FSDP2)?"""
+    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+
+
+def gathered(model: Any) -> Any:
+    """The whole weights of a sharded model, in the first process's main memory; None where nothing is sharded.
+
+    All processes call it together.
+    """
+    if not is_sharded(model):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def save(model: Any, tokenizer: Any, out: Path, weights: Any = None) -> None:
+    """Write a plain Hugging Face checkpoint; ``weights``: gathered from all processes that hold a part of them.
+
+    Its generation configuration lists all that ends a turn, so that whoever loads it stops there.
+    """
+    write_stop_ids(model, tokenizer)
+    with _quiet():
+        model.save_pretrained(out, state_dict=weights)
+        tokenizer.save_pretrained(out)
+
+
+def _why(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it carries code of its own; with trust_remote_code: true that code is run"
+    return " ".join(str(error).split())[:300]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own progress bars, which would tear ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
