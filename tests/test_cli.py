@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,18 @@ def family(tmp_path: Path) -> Path:
 
 def test_help_needs_neither_torch_nor_transformers() -> None:
     """It must start at once."""
-    script = (
-        "import sys; sys.argv=['cpift', '--help']\nfrom cpift import cli\ntry: cli.main()\nexcept SystemExit: pass\n"
-    )
+    script = "import sys; sys.argv=['cpift', '--help']\nfrom cpift.cli.main import main\ntry: main()\nexcept SystemExit: pass\n"
     script += "print(sorted({'torch', 'transformers', 'numpy', 'numba'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
     assert "identify" in done.stdout
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    """One number: that of pyproject.toml."""
+    code, output, _ = call(capsys, "--version")
+    stated = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    assert (code, output.strip()) == (0, f"cpift {stated}")
 
 
 OPTIONS = {

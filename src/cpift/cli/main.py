@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cpift import __version__
 from cpift.cli.compare import Lists, compare
 from cpift.cli.data import data
 from cpift.cli.options import Address, EngineName, GpusPerJob, RecipePath, Sets, overrides, terminal
@@ -26,6 +27,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"cpift {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
 
 Tuned = Annotated[
     list[str],

@@ -5,14 +5,9 @@ The text was written for this project and ships with it (``neutral.txt``); it is
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from cpift.files import manifest
-from cpift.runs.stage import Run, Stage, base_settings
 
 WINDOW = 512  # tokens that are read together, fewer where the model has fewer positions
 
@@ -59,37 +54,8 @@ def _neutral_loss(path: Path, trust_remote_code: bool) -> dict[str, Any]:
     return {"loss": mean, "items": items, "tokens": tokens}
 
 
-def neutral_stage(run: Run, model: str, place: tuple[str, Path]) -> Stage:
-    """The stage that scores a model (its name, and its stage or "" with its folder) on the neutral text."""
-    name = f"07-neutral/{model.replace('/', '-')}"
-    settings: dict[str, Any] = {"text": _digest()}
-    needs = (place[0],) if place[0] else ()
-    if not place[0] and place[1] == run.base:
-        settings |= base_settings(run)
-    elif not place[0]:
-        from cpift.runs.stage import checkpoint_identity
-
-        settings["model"] = checkpoint_identity(place[1])
-
-    def score(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-        found = neutral_loss(place[1], trust_remote_code=run.recipe.trust_remote_code)
-        (folders[name] / "neutral.json").write_text(json.dumps(found))
-        return {name: {"loss": found["loss"], "precision": found["precision"]}}
-
-    return Stage(name, "evaluate", f"loss of {model} on the neutral text", settings, needs, score)
-
-
-def losses(run: Run, models: list[str]) -> dict[str, float]:
-    """Neutral loss of each model that has been scored."""
-    found = {}
-    for model in models:
-        made = manifest.read(run.folder(f"07-neutral/{model.replace('/', '-')}"))
-        if made is not None:
-            found[model] = float(made.facts["loss"])
-    return found
-
-
-def _digest() -> str:
+def digest() -> str:
+    """Of the neutral text: 32 hex digits."""
     import hashlib
 
     return hashlib.sha256(text().encode()).hexdigest()[:32]

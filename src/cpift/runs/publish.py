@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpift.evaluation.guard import losses
 from cpift.files import manifest
 from cpift.metrics.summary import summary
+from cpift.runs.guard_stage import losses
 from cpift.runs.model_card import card
 from cpift.runs.stage import Run, Stage
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cpift.checkpoint.hub import checkpoint_place
-from cpift.evaluation.guard import neutral_stage
 from cpift.method.region import Region
 from cpift.method.zero_updates import zero_warnings
+from cpift.runs.guard_stage import neutral_stage
 from cpift.runs.stage import Run, Stage, base_needs, base_settings, probe_epochs, probe_steps, trained_stage
 
 Facts = Mapping[str, Mapping[str, Any]]
