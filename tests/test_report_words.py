@@ -9,7 +9,7 @@ import pytest
 from report_folders import made_run
 
 from cpift.metrics import intervals
-from cpift.report import layers, words
+from cpift.report import layers, wording
 from cpift.report.facts import read_run
 from cpift.report.forgetting import falls
 from cpift.report.parts import Html, table
@@ -87,7 +87,7 @@ def test_a_task_that_was_forgotten_is_told_with_the_reason(tmp_path: Path) -> No
     assert first in told
     assert not told[first].kept
     later = [t for group in run.order[1:] for t in group]
-    assert f"which trained {words.names(later, 3)} after it" in told[first].text
+    assert f"which trained {wording.names(later, 3)} after it" in told[first].text
     assert told[first].text.endswith(" now")
 
 
@@ -109,18 +109,18 @@ def test_how_much_of_a_task_came_back(tmp_path: Path, right: int, now: str) -> N
 @pytest.mark.parametrize(
     ("found", "wanted"),
     [
-        (words.score(0.3333, "exact_match"), "33.3 %"),
-        (words.score(1.23456, "loss"), "1.235 nats"),
-        (words.gap(-0.0333, "exact_match"), "−3.3 points"),
-        (words.gap(0.0001, "exact_match"), "0.0 points"),
-        (words.count(1_345_150), "1.35 million"),
-        (words.count(1234), "1,234"),
-        (words.percent(0.00001), "under 0.1 %"),
-        (words.percent(0.0), "0.0 %"),
-        (words.names(["a"]), "a"),
-        (words.names(["a", "b", "c"]), "a, b and c"),
-        (words.names(list("abcdef")), "a, b, c and 3 more"),
-        (words.names([]), "none"),
+        (wording.score(0.3333, "exact_match"), "33.3 %"),
+        (wording.score(1.23456, "loss"), "1.235 nats"),
+        (wording.gap(-0.0333, "exact_match"), "−3.3 points"),
+        (wording.gap(0.0001, "exact_match"), "0.0 points"),
+        (wording.count(1_345_150), "1.35 million"),
+        (wording.count(1234), "1,234"),
+        (wording.percent(0.00001), "under 0.1 %"),
+        (wording.percent(0.0), "0.0 %"),
+        (wording.names(["a"]), "a"),
+        (wording.names(["a", "b", "c"]), "a, b and c"),
+        (wording.names(list("abcdef")), "a, b, c and 3 more"),
+        (wording.names([]), "none"),
     ],
 )
 def test_numbers_for_people(found: str, wanted: str) -> None:

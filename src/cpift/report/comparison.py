@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sized
 
 from cpift.console.terminal import duration
-from cpift.report import figures_comparison, words
+from cpift.report import figures_comparison, wording
 from cpift.report.figures_comparison import SPECIALIST, Found, unit
 from cpift.report.parts import Clause, Figure, Html, Parts, Section, e, heading, paragraph, table
 from cpift.report.provenance import comparison_provenance, without_path
@@ -77,13 +77,13 @@ def _verdicts(found: Found) -> Iterator[tuple[str, str]]:
         seeds = difference.get("seeds", len(found["seeds"]))
         yield (
             _WHERE.get(budget, budget),
-            f"{reference} {verdict} {best}, the best baseline (mean {words.gap(value, unit(found))}, 95 % "
-            f"{words.interval(low, high, unit(found))}, {seeds} seed{'s' * (seeds != 1)}){told}",
+            f"{reference} {verdict} {best}, the best baseline (mean {wording.gap(value, unit(found))}, 95 % "
+            f"{wording.interval(low, high, unit(found))}, {seeds} seed{'s' * (seeds != 1)}){told}",
         )
 
 
 def _which(some: list[str], known: Sized) -> str:
-    return f"all {len(some)} tasks" if len(some) == len(known) > 2 else words.names(some)
+    return f"all {len(some)} tasks" if len(some) == len(known) > 2 else wording.names(some)
 
 
 def _ordered(found: Found) -> list[str]:
@@ -99,7 +99,7 @@ def _lead(found: Found) -> list[Html]:
             worst = row.get("worst_task")
             share = (row.get("shares") or {}).get(worst)
             at = f"; furthest: {worst}" + (
-                f", {words.percent(share, 0)} of its specialist's score, seed by seed" if share else ""
+                f", {wording.percent(share, 0)} of its specialist's score, seed by seed" if share else ""
             )
             told.append(
                 f"Against the specialists, {_WHERE.get(budget, budget)}: {reference} ends behind on {row['seesaw']} of {len(found['tasks'])} tasks{at if worst else ''}."
@@ -119,8 +119,8 @@ def _lead(found: Found) -> list[Html]:
 
 
 def _size(gap: Found, metric: str) -> str:
-    noise = " (within noise)" if gap["low"] <= 0 <= gap["high"] else f" (95 % {words.interval(gap['low'], gap['high'], metric)})"  # fmt: skip
-    return words.gap(gap["difference"], metric) + noise
+    noise = " (within noise)" if gap["low"] <= 0 <= gap["high"] else f" (95 % {wording.interval(gap['low'], gap['high'], metric)})"  # fmt: skip
+    return wording.gap(gap["difference"], metric) + noise
 
 
 def _arrival_costs(found: Found) -> str:
@@ -217,7 +217,7 @@ def _breakable(method: str) -> str:
 
 
 def _cell(value: float | None, metric: str) -> str | None:
-    return None if value is None else words.score(abs(value), metric)
+    return None if value is None else wording.score(abs(value), metric)
 
 
 def _against(difference: Found | None, metric: str) -> Html | None:
@@ -228,7 +228,7 @@ def _against(difference: Found | None, metric: str) -> Html | None:
         ("▲ better", "won") if g["low"] > 0 else ("▼ worse", "lost") if g["high"] < 0 else ("≈ within noise", "soft")
     )
     return Html(
-        f'<span class="{kind}">{word}</span> <br>{e(words.gap(g["difference"], metric))} ({e(words.interval(g["low"], g["high"], metric))})'
+        f'<span class="{kind}">{word}</span> <br>{e(wording.gap(g["difference"], metric))} ({e(wording.interval(g["low"], g["high"], metric))})'
     )
 
 

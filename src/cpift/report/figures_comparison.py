@@ -7,7 +7,7 @@ from typing import Any
 
 from cpift.metrics import intervals
 from cpift.metrics.summary import share_of
-from cpift.report import words
+from cpift.report import wording
 from cpift.report.parts import Figure
 
 SPECIALIST = "single_task"
@@ -57,7 +57,7 @@ def scores(found: Found, budget: str) -> Figure | None:
                     "t": f"{mean:.3f}, {len(values)} seeds",
                 }
                 if raw:
-                    point["t"] = f"{words.score(mean, '')}, {len(values)} seed{'s' * (len(values) != 1)}"
+                    point["t"] = f"{wording.score(mean, '')}, {len(values)} seed{'s' * (len(values) != 1)}"
                 drawn = spread and (max(0.0, spread[1]), min(1.0, spread[2]) if raw else spread[2])
                 points.append(point | ({"lo": drawn[0], "hi": drawn[1]} if drawn else {}))
                 rows.append(

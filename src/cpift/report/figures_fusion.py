@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cpift.report import layers, words
+from cpift.report import layers, wording
 from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure
 
@@ -35,8 +35,8 @@ def said(run: RunFacts) -> str:
         return ""
     share = f["contested"] / f["core"] if f["core"] else 0.0
     return (
-        f"{words.count(f['core'])} of {words.count(f['total'])} parameters ({words.percent(f['core_share'])}) were transplanted from the specialists; "
-        f"the rest is {_INTERPOLATIONS.get(f['options']['interpolation'], f['options']['interpolation'])} of the {f['options']['space']}. {words.count(f['contested'])} positions ({words.percent(share)} "
+        f"{wording.count(f['core'])} of {wording.count(f['total'])} parameters ({wording.percent(f['core_share'])}) were transplanted from the specialists; "
+        f"the rest is {_INTERPOLATIONS.get(f['options']['interpolation'], f['options']['interpolation'])} of the {f['options']['space']}. {wording.count(f['contested'])} positions ({wording.percent(share)} "
         "of the transplanted) were claimed by more than one task."
     )
 

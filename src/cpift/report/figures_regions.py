@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cpift.method.group import components
-from cpift.report import layers, words
+from cpift.report import layers, wording
 from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure, Html, table
 
@@ -151,7 +151,7 @@ def _by_layer(run: RunFacts, found: dict[str, dict[str, Any]], sizes: dict[str, 
                             "x": str(number),
                             "y": module,
                             "v": density,
-                            "tip": f"{words.percent(density * percent, 2)} core, {density:.2g} × the mean",
+                            "tip": f"{wording.percent(density * percent, 2)} core, {density:.2g} × the mean",
                         }
                     )
                     table_rows.append([task, number, module, density * percent])
@@ -162,7 +162,7 @@ def _by_layer(run: RunFacts, found: dict[str, dict[str, Any]], sizes: dict[str, 
         "layers", "Where the core regions lie: layer by layer", "Heatmaps: density of core positions in each module of each layer, one panel a task.",
         {"kind": "heat", "panels": panels, "xs": [str(n) for n in order], "ys": modules, "domain": [0, max(2.0, min(highest, 6.0))], "bare": True, "small": True, "least": 330},
         ["task", "layer", "module", "share of the module that is core"], table_rows,
-        f"Dark blue: hardly any core positions. Yellow: {max(2.0, min(highest, 6.0)):.2g} times the mean of {words.percent(percent)} or more. Across: layers, first to last.",
+        f"Dark blue: hardly any core positions. Yellow: {max(2.0, min(highest, 6.0)):.2g} times the mean of {wording.percent(percent)} or more. Across: layers, first to last.",
     )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def statistics(run: RunFacts) -> Html | None:
                 f.get("threshold"),
                 f.get("median"),
                 None if ratio is None else f"{ratio:.1f} ×",
-                None if zero is None else words.percent(zero, 2),
+                None if zero is None else wording.percent(zero, 2),
             ]
         )
     return (
@@ -210,6 +210,6 @@ def warned_by_overlap(run: RunFacts) -> str:
     )
     return (
         f"The largest overlap is {value:.3f} ({a} and {b}); at τ = {run.groups['threshold']:g} {made}. Order of the stages: "
-        + "; ".join(words.names(g) for g in groups)
+        + "; ".join(wording.names(g) for g in groups)
         + "."
     )

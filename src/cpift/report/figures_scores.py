@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cpift.metrics import intervals
-from cpift.report import words
+from cpift.report import wording
 from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure
 from cpift.report.verdicts import path
@@ -21,7 +21,7 @@ def seesaw(run: RunFacts) -> list[Figure]:
 
 def step(model: str) -> str:
     """A model as a place on the way that all tasks share: each task's own probe is "specialist"."""
-    return "specialist" if model.startswith("probe/") else words.model(model)
+    return "specialist" if model.startswith("probe/") else wording.model(model)
 
 
 def _seesaw(run: RunFacts, loss: bool) -> Figure | None:
@@ -66,7 +66,7 @@ def _seesaw(run: RunFacts, loss: bool) -> Figure | None:
     )
     return Figure(
         "seesaw-loss" if loss else "seesaw", "Each task through the stages" + (", by loss" if loss else ""),
-        f"Lines: score of each task ({unit}) at {words.names(order, 12)}.", drawing,
+        f"Lines: score of each task ({unit}) at {wording.names(order, 12)}.", drawing,
         ["task", "model", "loss, nats" if loss else "score (0 to 1)", "95 % low", "95 % high"], table, note,
     )  # fmt: skip
 
@@ -95,13 +95,13 @@ def forgetting(run: RunFacts) -> Figure | None:
                 turn = -1 if entry["metric"] == "loss" else 1
                 away = turn * (entry["score"] - special["score"]) / special["score"]
             text = f"{entry['score']:.2f}" if entry["metric"] == "loss" else f"{100 * entry['score']:.0f}"
-            tip = words.score(entry["score"], entry["metric"]) + (
-                f", {words.signed(100 * away, 0)} % of the specialist" if away is not None else ""
+            tip = wording.score(entry["score"], entry["metric"]) + (
+                f", {wording.signed(100 * away, 0)} % of the specialist" if away is not None else ""
             )
             shown = None if away is None else max(-1.0, min(1.0, away))
             rows.append(
                 {
-                    "x": words.model(model),
+                    "x": wording.model(model),
                     "y": task,
                     "v": shown,
                     "t": text,
@@ -109,11 +109,11 @@ def forgetting(run: RunFacts) -> Figure | None:
                     "mark": model == f"probe/{task}",
                 }
             )
-            table.append([task, words.model(model), entry["score"], away])
+            table.append([task, wording.model(model), entry["score"], away])
     drawing = {
         "kind": "heat",
         "panels": [{"rows": rows}],
-        "xs": [words.model(m) for m in models],
+        "xs": [wording.model(m) for m in models],
         "ys": run.tasks,
         "domain": [-1, 0, 1],
         "diverging": True,
@@ -130,8 +130,8 @@ def neutral(run: RunFacts) -> Figure | None:
     """Loss on the neutral text, of every model that was scored on it."""
     if not run.neutral:
         return None
-    names = [words.model(m) for m in run.neutral]
-    rows = [{"y": words.model(m), "v": loss, "c": int(m == run.final)} for m, loss in run.neutral.items()]
+    names = [wording.model(m) for m in run.neutral]
+    rows = [{"y": wording.model(m), "v": loss, "c": int(m == run.final)} for m, loss in run.neutral.items()]
     drawing = {
         "kind": "dots",
         "panels": [{"rows": rows}],
@@ -142,7 +142,7 @@ def neutral(run: RunFacts) -> Figure | None:
     }
     return Figure(
         "neutral", "General ability: loss on a neutral text", "Dots: loss of each model on a fixed English text that no task is about; further right is worse.",
-        drawing, ["model", "loss, nats"], [[words.model(m), loss] for m, loss in run.neutral.items()], neutral_says(run),
+        drawing, ["model", "loss, nats"], [[wording.model(m), loss] for m, loss in run.neutral.items()], neutral_says(run),
     )  # fmt: skip
 
 
@@ -151,5 +151,5 @@ def neutral_says(run: RunFacts) -> str:
     said = "A short English text that ships with cpift and is in no task. The line is the base; further right is worse, orange is the last model."
     if "base" in run.neutral and run.final in run.neutral:
         change = run.neutral[str(run.final)] - run.neutral["base"]
-        said += f" The last model is {words.signed(change, 3)} nats from the base."
+        said += f" The last model is {wording.signed(change, 3)} nats from the base."
     return said

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from cpift.report import words
+from cpift.report import wording
 from cpift.report.facts import TRAINED_BACKBONES, RunFacts
 from cpift.report.verdicts import gap, path
 
@@ -53,7 +53,7 @@ def _fall(run: RunFacts, task: str) -> Fall | None:
         return None
     value, before, after = min(found)
     last, metric = steps[-1], run.metric(task)
-    at = {m: words.score(run.models[m][task]["score"], metric) for m in (before, after, last)}
+    at = {m: wording.score(run.models[m][task]["score"], metric) for m in (before, after, last)}
     since = gap(run.models[last][task], run.models[before][task])
     kept = since is not None and since.way != "down"
     regained = gap(run.models[last][task], run.models[after][task])
@@ -69,7 +69,7 @@ def _fall(run: RunFacts, task: str) -> Fall | None:
 def _place(model: str) -> str:
     if model.startswith("probe/"):
         return "its specialist"
-    return {"backbone": "the backbone", "fused": "the fused model"}.get(model, words.model(model))
+    return {"backbone": "the backbone", "fused": "the fused model"}.get(model, wording.model(model))
 
 
 def _why(run: RunFacts, task: str, after: str) -> str:
@@ -77,16 +77,16 @@ def _why(run: RunFacts, task: str, after: str) -> str:
         if run.recipe["backbone"]["from"] == "multi_task":
             return "which trained all tasks at once"
         later = [t for group in run.order[_stage_of(run, task) + 1 :] for t in group]
-        return f"which trained {words.names(later, 3)} after it" if later else "though it was trained last"
+        return f"which trained {wording.names(later, 3)} after it" if later else "though it was trained last"
     if after == "fused":
         lost = _lost_core(run, task)
-        core = f"{words.percent(lost)} of its core went to other tasks, " if lost is not None else ""
+        core = f"{wording.percent(lost)} of its core went to other tasks, " if lost is not None else ""
         return f"{core}outside the core the weights are a mean"
     k = int(after.partition("/")[2])
     seen = run.stages.get(f"06-refine/{k}")
     tasks = seen.settings.get("tasks", []) if seen else []
     frozen = "frozen" if _stage_of(run, task) < k - 1 and run.recipe["refine"]["freeze"] else "not yet frozen"
-    return f"which trained {words.names(tasks, 3)}, its core {frozen}"
+    return f"which trained {wording.names(tasks, 3)}, its core {frozen}"
 
 
 def _stage_of(run: RunFacts, task: str) -> int:

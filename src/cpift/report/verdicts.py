@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpift.metrics import intervals
-from cpift.report import words
+from cpift.report import wording
 from cpift.report.facts import FINISHED, STOPPED, TRAINED_BACKBONES, RunFacts
 from cpift.report.parts import Clause
 
@@ -102,7 +102,7 @@ def _against(found: Sequence[Verdict], other: str, where: str, gained: str) -> C
     said = [_counted(ways[way], known, other, word) for way, word in (("down", "lost"), ("up", gained)) if ways[way]]
     if ways["same"]:
         rest = [v.task for v in ways["same"]]
-        who = f"on {words.names(rest)}" if len(rest) < 3 else f"on {len(rest)} tasks"
+        who = f"on {wording.names(rest)}" if len(rest) < 3 else f"on {len(rest)} tasks"
         said.append(f"no difference beyond noise {who}")
     return where, ", ".join(said)
 
@@ -110,10 +110,10 @@ def _against(found: Sequence[Verdict], other: str, where: str, gained: str) -> C
 def _counted(some: Sequence[Verdict], known: int, other: str, word: str) -> str:
     """Up to two tasks by name; of more the number, the mean, and the one that moved most."""
     if (len(some) < 3 and len(some) < known) or known == 1:
-        return f"{word} on {words.names([f'{v.task} ({_size(v.gaps[other], v.metric)})' for v in some], longest=120)}"
+        return f"{word} on {wording.names([f'{v.task} ({_size(v.gaps[other], v.metric)})' for v in some], longest=120)}"
     who = "both tasks" if len(some) == known == 2 else f"all {known} tasks" if len(some) == known else f"{len(some)} of {known} tasks"  # fmt: skip
     most = max(some, key=lambda v: abs(v.gaps[other].value) / (1 if v.metric != "loss" else 1e3))
-    told = f", most {most.task} {words.gap(most.gaps[other].value, most.metric)}" if len(some) < known else ""
+    told = f", most {most.task} {wording.gap(most.gaps[other].value, most.metric)}" if len(some) < known else ""
     return f"{word} on {who} ({_mean(some, other)}{told})"
 
 
@@ -127,7 +127,7 @@ def _mean(some: Sequence[Verdict], other: str) -> str:
 
 
 def _size(found: Gap, metric: str) -> str:
-    return f"{words.gap(found.value, metric)}, 95 % {words.interval(found.low, found.high, metric)}"
+    return f"{wording.gap(found.value, metric)}, 95 % {wording.interval(found.low, found.high, metric)}"
 
 
 def _baseline(found: Sequence[Verdict], source: str) -> Clause:
@@ -149,11 +149,11 @@ def _unfinished(run: RunFacts) -> str:
         where = reason if stage and reason.startswith(stage) else f"{stage}: {reason}"  # some name it themselves
         return f"The run failed{f' in {where}' if stage else f': {reason}'}"
     if run.state == "running":
-        now = f"; under way: {words.names(run.now)}" if run.now else ""
+        now = f"; under way: {wording.names(run.now)}" if run.now else ""
         return f"The run is going on with {tasks}: {done} stages are done{now}."
     if run.state == "finished":
         return "The run is finished, but its last model has no scores."
-    now = f"; it was at {words.names(run.now)}" if run.now else ""
+    now = f"; it was at {wording.names(run.now)}" if run.now else ""
     return f"The run stopped before its end with {tasks}: {done} stages are done{now}. The same command goes on from there."
 
 
