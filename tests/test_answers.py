@@ -12,7 +12,7 @@ import tiny
 from cpift.data.answers import extract, is_right, references
 from cpift.data.rows import answer_is_text, answer_warnings, metric_of
 from cpift.errors import CpiftError
-from cpift.evaluation.scores import EvalTask, _is_forced, evaluate
+from cpift.evaluation.scores import EvalTask, _forced_rows, evaluate
 from cpift.recipe.parts import Task
 
 GSM8K = "Half of 48 is 24.\nTogether 48+24 = <<48+24=72>>72.\n#### 72"
@@ -75,9 +75,10 @@ def test_one_forward_decides_only_where_one_text_is_right() -> None:
     assert answer_is_text(row(["x", " x "]))
     assert not answer_is_text(row(["x", "y"]))
     assert not answer_is_text(row([]))
-    assert _is_forced(EvalTask([row("x")], "exact_match"))
-    assert not _is_forced(EvalTask([row("x")], "exact_match", pattern="(x)"))
-    assert not _is_forced(EvalTask([row("x"), row(["x", "y"])], "exact_match"))
+    tokenizer, network = tiny.tokenizer(), tiny.uneven()
+    assert _forced_rows(network, tokenizer, EvalTask([row("x")], "exact_match"), None) is not None
+    assert _forced_rows(network, tokenizer, EvalTask([row("x")], "exact_match", pattern="(x)"), None) is None
+    assert _forced_rows(network, tokenizer, EvalTask([row("x"), row(["x", "y"])], "exact_match"), None) is None
 
 
 def test_an_answer_that_is_no_text_is_refused() -> None:

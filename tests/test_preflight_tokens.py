@@ -108,7 +108,8 @@ def test_rows_beyond_a_table_of_positions_are_refused(
 def test_rows_that_are_cut_to_the_table_can_be_trained_on(tmp_path: Path) -> None:
     gpt2(tmp_path / "base", 100)
     long(tmp_path, "train", 120)
-    assert checked(tmp_path, training={"max_length": 100}) == []
+    (warning,) = checked(tmp_path, training={"max_length": 100})
+    assert "longer than training.max_length 100 and are cut" in warning
 
 
 def test_rows_longer_than_a_rotary_model_was_made_for_are_a_warning(tmp_path: Path) -> None:

@@ -90,6 +90,27 @@ def test_a_training_cut_off_goes_on_to_the_same_bits(base: Path, tmp_path: Path,
     assert same(whole, resumed)
 
 
+def test_a_training_cut_off_after_its_last_step_makes_no_further_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Trainer itself makes one more where the last step is not the last of an epoch."""
+
+    class Cut(Exception):
+        pass
+
+    def cut(*_: Any, **__: Any) -> None:
+        raise Cut
+
+    more = {"training": {"save_steps": 1, "lr_scheduler_type": "constant"}}
+    whole = train(base, tmp_path / "whole", work=tmp_path / "w1", **more)
+    with monkeypatch.context() as patched:
+        patched.setattr("cpift.train.fine_tune.save", cut)
+        with pytest.raises(Cut):
+            train(base, tmp_path / "cut", work=tmp_path / "w2", **more)
+    resumed = train(base, tmp_path / "cut", work=tmp_path / "w2", **more)
+    assert same(whole, resumed)
+
+
 def test_a_loss_that_is_no_number_stops_the_training(base: Path, tmp_path: Path) -> None:
     """With the step and what to change; nothing is saved."""
     with pytest.raises(CpiftError, match=r"at step \d+; lower training.learning_rate"):

@@ -352,6 +352,13 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
             sampler.batch_size *= ranks.size()
         return sampler
 
+    def _run_epoch(self, *given: Any, **named: Any) -> None:
+        """Nothing where the checkpoint that is resumed has made all steps: the Trainer would make one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*given, **named)
+
 
 def _only_our_progress(trainer: SFTTrainer) -> None:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
