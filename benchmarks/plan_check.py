@@ -23,7 +23,7 @@ MEMORY, TIME = 0.15, 0.25  # how far the median ratio may be from 1
 
 @dataclass(frozen=True)
 class Pair:
-    """Foretold and real: bytes and seconds."""
+    """Predicted and real: bytes and seconds."""
 
     memory: tuple[float, float]
     seconds: tuple[float, float]
@@ -52,19 +52,19 @@ def check(recipe: Path, place: Path) -> Pair:
     for stage, fact in facts:
         kind = stage.parts[0][3:].replace("neutral", "evaluate")
         real[kind] = real.get(kind, 0.0) + fact["seconds"]
-    foretold = {"evaluate": plan["evaluate_seconds"]}
+    predicted = {"evaluate": plan["evaluate_seconds"]}
     for part in plan["stages"]:
         kind = part["stage"].split(" ")[0]
-        foretold[kind] = foretold.get(kind, 0.0) + part["seconds"]
-    parts = {kind: (foretold[kind], real.get(kind, 0.0)) for kind in foretold}
-    parts["other"] = plan["other_seconds"], seconds - sum(real[kind] for kind in foretold if kind in real)
+        predicted[kind] = predicted.get(kind, 0.0) + part["seconds"]
+    parts = {kind: (predicted[kind], real.get(kind, 0.0)) for kind in predicted}
+    parts["other"] = plan["other_seconds"], seconds - sum(real[kind] for kind in predicted if kind in real)
     return Pair((plan["memory"], peak), (plan["seconds"], seconds), parts)
 
 
 def table(pairs: list[Pair]) -> str:
     """In Markdown, with the medians of the ratios."""
     lines = [
-        "| | peak memory foretold, GB | real | ratio | time foretold, s | real | ratio |",
+        "| | peak memory predicted, GB | real | ratio | time predicted, s | real | ratio |",
         "|---|---|---|---|---|---|---|",
     ]
     for number, pair in enumerate(pairs, start=1):
@@ -72,13 +72,13 @@ def table(pairs: list[Pair]) -> str:
         cells.append(f"{pair.seconds[0]:.1f} | {pair.seconds[1]:.1f} | {ratio(pair.seconds):.2f}")
         lines.append(f"| {number} | {' | '.join(cells)} |")
     memory, seconds = medians(pairs)
-    lines += [f"| median | | | **{memory:.2f}** | | | **{seconds:.2f}** |", "", "| part of the last run | foretold, s | real, s |", "|---|---|---|"]  # fmt: skip
+    lines += [f"| median | | | **{memory:.2f}** | | | **{seconds:.2f}** |", "", "| part of the last run | predicted, s | real, s |", "|---|---|---|"]  # fmt: skip
     lines += [f"| {kind} | {told:.1f} | {real:.1f} |" for kind, (told, real) in pairs[-1].parts.items()]
     return "\n".join(lines)
 
 
 def ratio(pair: tuple[float, float]) -> float:
-    """Foretold to real."""
+    """Predicted to real."""
     return pair[0] / pair[1]
 
 
@@ -98,7 +98,7 @@ def main() -> int:
     for _ in range(given.times):
         pairs.append(check(given.recipe, given.scratch))
         print(
-            f"foretold to real: memory {ratio(pairs[-1].memory):.2f}, time {ratio(pairs[-1].seconds):.2f}",
+            f"predicted to real: memory {ratio(pairs[-1].memory):.2f}, time {ratio(pairs[-1].seconds):.2f}",
             file=sys.stderr,
         )
     print(table(pairs))
