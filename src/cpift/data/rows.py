@@ -192,6 +192,14 @@ def answer_is_text(row: Row) -> bool:
     return bool(given) and all(_text(row) == str(value).strip() for value in given)
 
 
+def may_be_forced(rows: Sequence[Row], pattern: str | None) -> bool:
+    """May one teacher-forced forward give exact match?
+
+    Not with a pattern, which takes the answer out of what is generated; nor where one of several answers may come.
+    """
+    return not pattern and all(answer_is_text(row) for row in rows)
+
+
 def _has_answer(name: str, row: Row) -> bool:
     try:
         return bool(references(row))

@@ -15,7 +15,7 @@ import torch
 from cpift.data.answers import extract, is_right, references
 from cpift.data.encoding import IGNORED, Encoded, encode, encode_forced, prompt_ids
 from cpift.data.healing import GoOnWith, starts, text_of
-from cpift.data.rows import Row, answer_is_text
+from cpift.data.rows import Row, may_be_forced
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
@@ -106,8 +106,7 @@ def _forced_rows(network: Any, tokenizer: Any, task: EvalTask, max_length: int |
     """The rows where one teacher-forced forward gives the score of the task; None where it must be generated."""
     if task.metric == "loss":
         return [encode(row, tokenizer, max_length) for row in task.rows]
-    # A pattern takes the answer out of what is generated; one of several answers may be generated in place of another.
-    if task.metric != "exact_match" or task.pattern or not all(answer_is_text(row) for row in task.rows):
+    if task.metric != "exact_match" or not may_be_forced(task.rows, task.pattern):
         return None
     ends = stop_ids(tokenizer, network)
     forced = [encode_forced(row, tokenizer, ends) for row in task.rows]

@@ -14,7 +14,7 @@ from typing import Any
 
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.encoding import Encoded, encode, prompt_ids
-from cpift.data.rows import Row, answer_is_text
+from cpift.data.rows import Row, may_be_forced
 from cpift.errors import CpiftError
 
 # A learnt vector for each position, by the names that models give it; and models whose code makes such a table.
@@ -53,8 +53,7 @@ class Rows:
     def generates(self) -> bool:
         """Are answers generated, other than judged by one forward?"""
         return self.metric == "generate" or (
-            self.metric == "exact_match"
-            and (self.pattern is not None or not all(answer_is_text(row) for row in self.evaluation))
+            self.metric == "exact_match" and not may_be_forced(self.evaluation, self.pattern)
         )
 
 
