@@ -1,7 +1,8 @@
-"""The one exception that users are meant to see, and the two faults of the machine that are reported like it."""
+"""The one exception that users are meant to see, the two faults of the machine reported like it, and "did you mean"."""
 
+import difflib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class CpiftError(Exception):
@@ -48,3 +49,26 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most like a misspelt one.
+
+    Args:
+        name: what was written.
+        known: the names that would have been right.
+        cutoff: similarity below which none is suggested, 0 to 1 (:func:`difflib.get_close_matches`).
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The end of an error message, ``; did you mean 'probe'?``, or nothing where no known name is near.
+
+    Args:
+        name: what was written.
+        known: the names that would have been right.
+        cutoff: as in :func:`nearest`.
+    """
+    near = nearest(name, known, cutoff)
+    return f"; did you mean {near!r}?" if near else ""

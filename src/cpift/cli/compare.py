@@ -15,6 +15,7 @@ class Lists(TyperCommand):
     """Lets ``--seeds 0 1 2`` stand for ``--seeds 0 --seeds 1 --seeds 2``, as people write it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat a list's option before each of its values."""
         lists = {"--methods", "--seeds", "--budget"}
         spread: list[str] = []
         option, given = "", 0

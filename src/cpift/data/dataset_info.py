@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cpift.errors import CpiftError
+from cpift.errors import CpiftError, nearest
 
 Prepare = Callable[[Any], Any]
 
@@ -64,8 +63,8 @@ def entry(path: str) -> Entry:
         raise CpiftError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(sets, dict) or not isinstance(sets.get(name), dict):
         names = list(sets) if isinstance(sets, dict) else []
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names[:20]) or 'none'}"
+        near = nearest(name, names)
+        hint = f"did you mean {near!r}?" if near else f"it has {', '.join(names[:20]) or 'none'}"
         raise CpiftError(f"{file}: has no set {name!r}, to be named after a #; {hint}")
     return _entry(f"{file}#{name}", Path(file).parent, sets[name])
 

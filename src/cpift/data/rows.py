@@ -19,7 +19,7 @@ from cpift.data.answers import is_right, references
 from cpift.data.files import JSON_LINES, read_file
 from cpift.data.row_keys import check_row_keys
 from cpift.data.sources import read_source, weighted
-from cpift.errors import CpiftError
+from cpift.errors import CpiftError, did_you_mean
 from cpift.recipe.parts import Source, Task
 
 Row = dict[str, Any]
@@ -304,10 +304,7 @@ def _generate(name: str, task: Task, count: int, seed: int, avoid: set[str]) -> 
     from reasoning_gym.factory import DATASETS
 
     if task.generate not in DATASETS:
-        import difflib
-
-        near = difflib.get_close_matches(str(task.generate), DATASETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(task.generate), DATASETS)
         raise CpiftError(f"tasks.{name}.generate: {task.generate!r} is no reasoning_gym task{hint}")
     rows: list[Row] = []
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import random
 from collections import Counter
@@ -15,7 +14,7 @@ from cpift.data import dataset_info
 from cpift.data.files import KINDS, Located, kind_of, read_file
 from cpift.data.hub import read_set
 from cpift.data.shapes import Row, recognise
-from cpift.errors import CpiftError
+from cpift.errors import CpiftError, did_you_mean
 from cpift.files.manifest import file_hash
 from cpift.recipe.parts import Source, Task
 
@@ -106,8 +105,7 @@ def _missing(unseen: set[str], row: Mapping[str, Any]) -> str:
     if not unseen:
         return ""
     missing = min(unseen)
-    near = difflib.get_close_matches(missing, map(str, row), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(missing, map(str, row))
     return f"has no column {missing!r}, which columns: names, but {', '.join(map(str, row))}{hint}"
 
 

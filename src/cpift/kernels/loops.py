@@ -22,11 +22,11 @@ _jit_sum = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}) 
 
 @_jit
 def scan_updates(base, tuned, start, stop, first, bound, candidates, found, sample):  # type: ignore[no-untyped-def]
-    """Collect the updates whose bits of \\|Δ\\| are greater than ``bound``.
+    r"""Collect the updates whose bits of \|Δ\| are greater than ``bound``.
 
     base, tuned: stored elements, (n,), of which ``start`` to ``stop`` are looked at. first: position of element 0
-    within its segment. candidates: uint64 out, (n,), filled from ``found`` on; 31 bits of \\|Δ\\|, one of sign, 32 of position.
-    sample: int64 out, (2**16,), added to: upper 16 bits of \\|Δ\\| of every 64th update.
+    within its segment. candidates: uint64 out, (n,), filled from ``found`` on; 31 bits of \|Δ\|, one of sign, 32 of position.
+    sample: int64 out, (2**16,), added to: upper 16 bits of \|Δ\| of every 64th update.
     Returns the number of candidates that there are now, and the number of updates that are zero.
     """
     keys = np.empty(STRIP, np.int32)

@@ -28,7 +28,7 @@ def of_score(entry: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def of_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    """a − b with its interval, paired by row: difference, low, high; None where the rows cannot be paired.
+    """Difference a − b with its interval, paired by row: difference, low, high; None where the rows cannot be paired.
 
     Right or wrong: the interval of Agresti and Min, which holds for few rows too.
     """

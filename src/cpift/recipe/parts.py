@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Annotated, Any, Literal
 
@@ -19,9 +18,12 @@ from pydantic import (
 )
 
 from cpift.data.shapes import COLUMNS, SHAPES
+from cpift.errors import nearest
 
 
 class Part(BaseModel):
+    """A part of a recipe: no unknown keys, no change after it was read."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
@@ -35,8 +37,8 @@ class Part(BaseModel):
 def _known_columns(value: dict[str, str]) -> dict[str, str]:
     for name in value:
         if name not in COLUMNS:
-            near = difflib.get_close_matches(name, COLUMNS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "it gives our name of a column theirs: {prompt: question}"
+            near = nearest(name, COLUMNS)
+            hint = f"did you mean {near!r}?" if near else "it gives our name of a column theirs: {prompt: question}"
             raise ValueError(f"{name!r} is no column of a known shape; {hint}")
     return value
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from cpift.data.files import is_file_name
 from cpift.data.templates import ChatSettings
-from cpift.errors import CpiftError
+from cpift.errors import CpiftError, did_you_mean
 from cpift.recipe.parts import Backbone, Fuse, Group, Part, Probe, Refine, RegionPart, Source, Task
 from cpift.recipe.yaml import read_yaml, set_key
 
@@ -190,8 +189,7 @@ def _explain(problem: Any) -> str:
     )
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
-        near = difflib.get_close_matches(key, _known(problem["loc"][:-1]), n=1, cutoff=0.5)
-        return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        return f"unknown key {where!r}{did_you_mean(key, _known(problem['loc'][:-1]), cutoff=0.5)}"
     if problem["type"] == "missing":
         return f"{where!r} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from cpift.checkpoint.hub import checkpoint_place, locate
 from cpift.checkpoint.reader import align, check_finite, excluded, open_checkpoint
 from cpift.data.lengths import cut_warning
 from cpift.data.rows import Row, load_task, metric_of
-from cpift.errors import CpiftError
+from cpift.errors import CpiftError, nearest
 from cpift.files import manifest
 from cpift.method.rehearsal import check_names
 from cpift.recipe.recipe import Recipe
@@ -36,9 +35,9 @@ def check_models(recipe: Recipe) -> None:
     excluded(base.tensors, recipe.region.exclude)
     source = recipe.backbone.source
     if source not in _SOURCES:
-        near = difflib.get_close_matches(source, _SOURCES, n=1)
+        near = nearest(source, _SOURCES)
         if near and not os.path.lexists(source):
-            raise CpiftError(f"backbone: {source} is no checkpoint; did you mean {near[0]!r}?")
+            raise CpiftError(f"backbone: {source} is no checkpoint; did you mean {near!r}?")
         backbone = open_checkpoint(checkpoint_place(source))
         check_compatible(base, {"the backbone": backbone})
         align(base, backbone)

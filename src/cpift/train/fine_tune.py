@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 import tempfile
@@ -23,7 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from cpift.data.encoding import Encoded
 from cpift.data.templates import ChatSettings
 from cpift.distributed import ranks
-from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
+from cpift.errors import CpiftError, OutOfMemory, did_you_mean, is_out_of_memory
 from cpift.method.freeze import freeze
 from cpift.method.region import Region
 from cpift.train.accelerator import bf16_helps, frees_memory, lacking
@@ -113,8 +112,7 @@ def _check_key(key: str, where: str) -> None:
         raise CpiftError(f"{where}.{key}: is an older name; the key today is {OLDER_NAMES[key]}")
     if key not in fields:
         settable = [name for name in fields if name in SETTINGS and SETTINGS[name].kind in ("works", "passed on")]
-        near = difflib.get_close_matches(key, settable, n=1)
-        raise CpiftError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise CpiftError(f"{where}: unknown key {key!r}{did_you_mean(key, settable)}")
     if not setting:
         raise CpiftError(f"{where}.{key}: is newer than this cpift, which was not tried with it; leave it out")
 
