@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,22 @@ def test_what_is_done_and_unchanged_is_not_done_again(whole: Path, place: Path, 
     assert set(listener.kept) == set(before)
     assert stamps(out) == before
     assert same(out / "model", whole / "model")
+
+
+def test_scores_that_are_made_together_take_their_time_together(whole: Path, place: Path, tmp_path: Path) -> None:
+    """What is shown at their end is the time of all tasks; each task's facts hold its share."""
+    shown: dict[str, float] = {}
+
+    class Times(Listener):
+        def finished(self, name: str, facts: Mapping[str, Any]) -> None:
+            shown[name] = facts["seconds"]
+
+    out = copy(whole, tmp_path / "out", ("07-evaluate/fused",))
+    run(Recipe.parse(tiny.recipe(place)), out, reporter=Times())
+    files = [out / f"stages/07-evaluate/fused/{task}/stage.json" for task in ("reverse", "upper", "double")]
+    shares = [json.loads(file.read_text())["facts"]["seconds"] for file in files]
+    assert list(shown) == ["07-evaluate/fused/reverse"]
+    assert shown["07-evaluate/fused/reverse"] >= sum(shares) > 0
 
 
 def test_a_task_added_makes_only_what_depends_on_it(whole: Path, place: Path, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_a_terminal_has_a_bar_that_moves() -> None:
     """Share done, time left, and the bar taken away again."""
     found = _shown(True)
     assert "75 %" in found
+    assert "0.0 s left" in found
     assert "━" in found
     assert "\x1b[2K" in found, "the line is cleared"
 
@@ -100,13 +101,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_time_left_counts_from_the_command_not_from_the_machine(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A command that reads bytes, off a terminal: 500 in 30 s, and 3000, then 2500, are left."""
+    """A command that reads bytes, off a terminal: 500 in 30 s, and 2500 are left."""
     tick = terminal.byte_progress(4000)
     for _ in range(3):
         tick(500)
         clock.now += 30
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[-1] for line in lines] == ["3 min 00 s left", "2 min 30 s left"]
+    assert [line.split("/s  ")[1:] for line in lines] == [[], ["2 min 30 s left"]]
+
+
+def test_time_left_does_not_count_what_compiles(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """80 kB at 1 kB a second, the kernels compiled for 20 s within the second: 57 s are left at 23 kB, not 27 min at 2."""
+    tick = terminal.byte_progress(80_000)
+    tick(1000)
+    clock.now += 20.5
+    tick(1000)
+    for _ in range(21):
+        clock.now += 1
+        tick(1000)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("/s  ")[1:] for line in lines] == [[], ["57.0 s left"]]
 
 
 def test_time_left_of_a_resumed_training_counts_its_own_steps(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

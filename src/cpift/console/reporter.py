@@ -16,7 +16,7 @@ class Reporter:
         """Within the stage: ``done`` of ``total``."""
 
     def finished(self, name: str, facts: Mapping[str, Any]) -> None:
-        """A stage is done."""
+        """A stage is done; ``facts["seconds"]`` is the time since :meth:`stage`."""
 
     def skipped(self, name: str) -> None:
         """A stage was done before and is unchanged."""

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from cpift.console import stopping
 from cpift.console.reporter import Reporter
+from cpift.console.time_left import TimeLeft
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -44,35 +45,34 @@ class Terminal(Reporter):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last = time.monotonic()
-        self._first: tuple[float, float] | None = None  # when the stage first reported, and what was done by then
+        self._left = TimeLeft()
 
     def stage(self, name: str, what: str) -> None:
         stopping.check()
         say(f"{name}  {what}")
         self._last = time.monotonic()
-        self._first = None
+        self._left = TimeLeft()
         if self._live:
             columns = (
                 TextColumn("  {task.percentage:>3.0f} %"),
                 BarColumn(),
                 TextColumn("{task.description}"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
             )
             self._bar = Progress(*columns, console=console, transient=True)
             self._bar.start()
-            self._task = self._bar.add_task("", total=None)
+            self._task = self._bar.add_task("", total=None, left="")
 
     def progress(self, done: float, total: float, detail: str = "") -> None:
         stopping.check()
         now = time.monotonic()
-        self._first = self._first or (now, done)
+        seconds = self._left.after(now, done, total)
+        left = "" if seconds is None else f"{duration(seconds)} left"
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, description=clean(detail))
+            self._bar.update(self._task, completed=done, total=total, description=clean(detail), left=left)
         elif now - self._last > PLAIN_EVERY:
             self._last = now
-            began, before = self._first  # what was done before, such as steps of a resumed training, took no time here
-            left = f"  {duration((now - began) * (total - done) / (done - before))} left" if done > before else ""
-            say(f"  {done / max(total, 1e-9):.0%}  {detail}{left}")
+            say("  ".join(filter(None, (f"  {done / max(total, 1e-9):.0%}", detail, left))))
             sys.stdout.flush()
 
     def finished(self, name: str, facts: Mapping[str, Any]) -> None:

@@ -83,10 +83,12 @@ class Runner:
         self.now = first.name
         self._prepare(due)
         _check_room(self._run, due)
+        began = time.perf_counter()
         self._run.reporter.stage(first.name, _what(due))
         make(self._run, due, lambda: self._leader.train(first.name) if first.trains else None)
         self._made(due)
-        self._run.reporter.finished(first.name, self._run.facts(due[-1].name))
+        took = time.perf_counter() - began  # of all that was made together, hashes and copies included
+        self._run.reporter.finished(first.name, {**self._run.facts(first.name), "seconds": took})
 
     def _make_out(self, due: Sequence[Sequence[Stage]], engine: Engine) -> None:
         """Have workers make these, side by side, each what belongs together."""
