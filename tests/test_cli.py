@@ -236,5 +236,5 @@ def test_interrupted_it_says_how_to_go_on(
     monkeypatch.setattr("cpift.runs.preflight.load_task", stop)
     code, out, err = call(capsys, "run", tmp_path / "r.yaml", "--out", tmp_path / "out")
     assert code == 130
-    assert "run the same command again to go on" in out
+    assert "run the same command again to resume" in out
     assert "Traceback" not in err

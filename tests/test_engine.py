@@ -179,7 +179,7 @@ def test_told_to_stop(one: Path, tmp_path: Path, name: str) -> None:
     process.join(30)
     assert time.monotonic() - began < 10
     assert process.exitcode == 130
-    assert said.read_text().splitlines()[-1] == "stopped; run the same command again to go on"
+    assert said.read_text().splitlines()[-1] == "stopped; run the same command again to resume"
     assert gone(int(worker[1]))
     assert tiny_run.whole_stages_only(out)
 

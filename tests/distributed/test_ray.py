@@ -133,7 +133,7 @@ def test_told_to_stop(address: str, tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     said, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
-    assert said.splitlines()[-1] == "stopped; run the same command again to go on"
+    assert said.splitlines()[-1] == "stopped; run the same command again to resume"
     assert "Traceback" not in errors
     assert gone(int(worker[1]))
     assert tiny_run.whole_stages_only(out)

@@ -122,7 +122,7 @@ def told_to_stop(recipe: Path, whole: Path, place: Path, name: str, stage: str =
     assert took < 60, f"{took:.1f} s, and it has not stopped"
     assert took < 10 or used - spent < 3, f"{took:.1f} s until it stopped, {used - spent:.1f} s of them at work"
     assert process.exitcode == 130, text[-2000:]
-    assert text.splitlines()[-1] == "stopped; run the same command again to go on", text[-2000:]
+    assert text.splitlines()[-1] == "stopped; run the same command again to resume", text[-2000:]
     assert "Traceback" not in text, text[-2000:]
     assert tiny_run.whole_stages_only(out)
     assert {stage: stamps(out).get(stage) for stage in before} == before

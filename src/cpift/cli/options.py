@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpift.errors import CpiftError
+from cpift.errors import CpiftError, is_disk_full
 
 if TYPE_CHECKING:
     from cpift.console.terminal import Terminal
@@ -35,7 +35,7 @@ GpusPerJob = Annotated[
 
 @contextmanager
 def terminal() -> Iterator[Terminal]:
-    """What a long command shows; interrupted, it says how to go on and ends with exit code 130."""
+    """The output of a long command. An interrupt prints how to resume and ends with exit code 130."""
     from cpift.console.terminal import Terminal, say
 
     shown = Terminal()
@@ -43,25 +43,46 @@ def terminal() -> Iterator[Terminal]:
         yield shown
     except KeyboardInterrupt:
         shown.close()
-        say("stopped; run the same command again to go on")
+        say("stopped; run the same command again to resume")
         raise typer.Exit(130) from None
     finally:
         shown.close()
 
 
-def overrides(values: Sequence[str] | None) -> dict[str, Any]:
-    """The values of ``--set``, by dotted key. Raises :class:`CpiftError` for one that is not KEY=VALUE."""
+def overrides(values: Sequence[str] | None) -> dict[str, object]:
+    """The values of ``--set``, by dotted key.
+
+    Raises:
+        CpiftError: one is not KEY=VALUE, or its value is not YAML.
+    """
     import yaml
 
     from cpift.recipe.yaml import read_yaml
 
-    found = {}
+    keys: dict[str, object] = {}
     for value in values or []:
         key, sign, text = value.partition("=")
         if not sign or not key:
             raise CpiftError(f"--set {value}: write it as KEY=VALUE, such as probe.steps=50")
         try:
-            found[key] = read_yaml(text)
+            keys[key] = read_yaml(text)
         except yaml.YAMLError as error:
             raise CpiftError(f"--set {value}: the value is not YAML") from error
-    return found
+    return keys
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file that a command was asked for, whole or not at all.
+
+    Raises:
+        CpiftError: the file cannot be written.
+    """
+    from cpift.files.manifest import write_whole
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise CpiftError(f"{path}: cannot be written ({error.strerror})") from error

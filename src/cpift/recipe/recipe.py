@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -18,6 +18,8 @@ from cpift.recipe.yaml import read_yaml, set_key
 
 _LIMIT = 2**20  # bytes of a recipe
 STAGES = ("probe", "identify", "group", "backbone", "fuse", "refine", "evaluate")
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class Recipe(Part):
@@ -170,10 +172,18 @@ class Recipe(Part):
         return {**self.training, **getattr(self, stage).training}
 
 
-def check_part(part: type[BaseModel], data: Mapping[str, Any]) -> None:
-    """Check options given elsewhere than in a recipe by one of its parts. Raises :class:`CpiftError`."""
+def check_part(part: type[Checked], data: Mapping[str, object]) -> Checked:
+    """Options given elsewhere than in a recipe, checked by one of its parts.
+
+    Args:
+        part: the part that has these keys, such as :class:`cpift.recipe.parts.Fuse`.
+        data: values by key.
+
+    Raises:
+        CpiftError: an unknown key, or a value that is not allowed.
+    """
     try:
-        part.model_validate(data)
+        return part.model_validate(data)
     except ValidationError as error:
         raise CpiftError("; ".join(_explain(problem) for problem in error.errors())) from None
 

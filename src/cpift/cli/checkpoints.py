@@ -1,0 +1,255 @@
+"""Checkpoints that are there already: ``cpift identify``, ``group``, ``fuse``, ``evaluate``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cpift.cli.options import RecipePath, Sets, overrides, write_text
+from cpift.errors import CpiftError
+
+Tuned = Annotated[
+    list[str],
+    typer.Option("--tuned", metavar="NAME=CKPT", help="A fine-tuned checkpoint, with a name. One for each task."),
+]
+Base = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        metavar="B",
+        help="The checkpoint that all were fine-tuned from: a folder, or a hub id with or without @revision.",
+    ),
+]
+RowsOf = Annotated[
+    str,
+    typer.Option("--vocabulary", metavar="same|union", help="union: a tuned vocabulary may be larger than the base's."),
+]
+Threads = Annotated[int | None, typer.Option(help="Worker threads; by default one a core. Changes speed only.")]
+
+
+def identify(
+    base: Base,
+    tuned: Tuned,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.region.safetensors.")],
+    percent: Annotated[str, typer.Option(help="Share of all parameters that is core, in per cent.")] = "1",
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Parameters that do not count, as a shell-style pattern: '*embed*'.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Above this size, candidates go to a scratch file: 4GB.")
+    ] = None,
+    vocabulary: RowsOf = "same",
+    threads: Threads = None,
+) -> None:
+    """Find the core region of each fine-tuned checkpoint: the parameters that it moved most.
+
+    Reads every checkpoint once, the base included, tensor by tensor. Needs no GPU and no training.
+    """
+    from cpift.checkpoint.compatibility import check_compatible
+    from cpift.checkpoint.hub import checkpoint_place
+    from cpift.checkpoint.reader import open_checkpoint
+    from cpift.checkpoint.writer import parse_size
+    from cpift.console.terminal import Terminal, byte_progress, say, size
+    from cpift.method.identify import identify as select
+    from cpift.runs.stages import region_warnings
+
+    if out.exists() and not out.is_dir():
+        raise CpiftError(f"{out}: is a file; --out names a folder")
+    rows = _vocabulary(vocabulary)
+    origin, models = checkpoint_place(base), _tuned_folders(tuned)
+    opened = {name: open_checkpoint(path) for name, path in models.items()}
+    first = open_checkpoint(origin)
+    for text in check_compatible(first, opened, union=rows == "union"):
+        Terminal().warning(text)
+    total = first.nbytes + sum(model.nbytes for model in opened.values())
+    limit = None if max_memory is None else parse_size(max_memory)
+    regions = select(
+        origin,
+        models,
+        percent,
+        exclude=exclude or [],
+        max_memory=limit,
+        threads=threads,
+        vocabulary=rows,
+        progress=byte_progress(total),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for name, region in regions.items():
+        region.save(out / f"{name}.region.safetensors")
+        stats = region.statistics
+        ratio = f"{region.threshold / stats['median']:.1f} × the median" if stats["median"] else "no median"
+        say(
+            f"{name}: {region.count} of {region.total} parameters, |Δ| >= {region.threshold or 0:.3g} "
+            f"({ratio if region.threshold else 'no median'}); zero updates {stats['zero_share']:.1%}; "
+            f"candidates {size(stats['candidate_bytes'])} in {stats['candidates_in']}"
+            + (", read twice" if stats["reads"] > 1 else "")
+        )
+        for text in region_warnings(name, region):
+            Terminal().warning(text)
+
+
+def group(
+    regions: Annotated[
+        list[Path], typer.Argument(metavar="REGION...", help="Region files; the file's name is the task's.")
+    ],
+    threshold: Annotated[float, typer.Option(help="Jaccard overlap from which two tasks are grouped (τ).")] = 0.1,
+    out: Annotated[Path, typer.Option(help="Where to write the result, JSON.")] = Path("groups.json"),
+    seed: Annotated[int, typer.Option(help="Of the shuffled order of the groups.")] = 0,
+) -> None:
+    """Compare core regions, and group the tasks whose regions overlap.
+
+    Shows the overlaps, and how often updates agree in sign where they overlap: which tasks interfere?
+    """
+    from cpift.console.terminal import say
+    from cpift.method.group import group as compare
+    from cpift.method.region import Region
+
+    names = [path.name.removesuffix(".safetensors").removesuffix(".region") for path in regions]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise CpiftError(f"two region files are named {twice[0]}; each task needs a name of its own")
+    grouping = compare({n: Region.load(p) for n, p in zip(names, regions, strict=True)}, threshold, seed=seed)
+    write_text(out, json.dumps(grouping.to_dict(), indent=1) + "\n")
+    for i, a in enumerate(names):
+        for j in range(i):
+            agreement = grouping.sign_agreement[i][j]
+            same = "unknown" if agreement is None else f"{agreement:.0%}"
+            say(f"{names[j]} – {a}: overlap {grouping.jaccard[i][j]:.4f}, same sign {same}")
+    for number, members in enumerate(grouping.stages, start=1):
+        say(f"stage {number}: {', '.join(members)}")
+
+
+def fuse(
+    base: Base,
+    tuned: Tuned,
+    out: Annotated[Path, typer.Option(help="The fused checkpoint, a new folder.")],
+    backbone: Annotated[
+        str | None, typer.Option(metavar="K", help="The model to fuse into; by default the base.")
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE", help="Core region of a tuned checkpoint. Without any, nothing is transplanted."
+        ),
+    ] = None,
+    overlap: Annotated[str, typer.Option(help="A position in several regions: largest, order or mean.")] = "largest",
+    interpolation: Annotated[str, typer.Option(help="slerp, karcher, linear or sum.")] = "slerp",
+    space: Annotated[str, typer.Option(help="What is interpolated: weights or updates.")] = "weights",
+    vector: Annotated[str, typer.Option(help="What one interpolation runs over: tensor or model.")] = "tensor",
+    weight: Annotated[str, typer.Option(help="equal, or a fixed ω from 0 to 1.")] = "equal",
+    vocabulary: RowsOf = "same",
+    max_shard_size: Annotated[str, typer.Option(help="Largest file of the output.")] = "5GB",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; by default the widest of the inputs.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Fuse fine-tuned checkpoints into one, without training.
+
+    Writes a plain Hugging Face checkpoint and fusion.json with angles, coefficients and counts per tensor. Reads
+    every checkpoint twice, tensor by tensor. Interrupted and started again, it resumes.
+    """
+    from cpift.checkpoint.hub import checkpoint_place
+    from cpift.checkpoint.reader import open_checkpoint
+    from cpift.console.terminal import Terminal, byte_progress, say
+    from cpift.method.fuse import fuse as combine
+    from cpift.recipe.parts import Fuse
+    from cpift.recipe.recipe import check_part
+
+    rows = _vocabulary(vocabulary)
+    origin, models = checkpoint_place(base), _tuned_folders(tuned)
+    start = None if backbone is None else checkpoint_place(backbone)
+    share = weight if weight == "equal" else _number(weight, "--weight")
+    choices = {"overlap": overlap, "interpolation": interpolation, "space": space, "vector": vector, "weight": share}
+    options = check_part(Fuse, choices)
+    reads = [origin, start or origin, *models.values()]
+    report = combine(
+        origin,
+        models,
+        out,
+        backbone=start,
+        regions=_named_paths(region or [], "--region"),
+        overlap=options.overlap,
+        interpolation=options.interpolation,
+        space=options.space,
+        vector=options.vector,
+        weight=options.weight,
+        vocabulary=rows,
+        max_shard_size=max_shard_size,
+        dtype=dtype,
+        threads=threads,
+        progress=byte_progress(2 * sum(open_checkpoint(p).nbytes for p in reads)),
+    )
+    won = ", ".join(f"{task} {count}" for task, count in report["won"].items())
+    for text in report.get("warnings", []):
+        Terminal().warning(text)
+    for group, source in report.get("companions", {}).items():
+        say(f"{group}: {source}")
+    for copied in report.get("vocabulary", {}).get("copied", []):
+        first, end = copied["rows"]
+        say(f"rows {first} to {end - 1} of the embedding: copied from {', '.join(copied['from'])}")
+    say(f"{out}: {report['total']} parameters, {report['core']} transplanted ({won}), {report['contested']} contested")
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or a hub id with or without @revision.")
+    ],
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="Where to write the scores, JSON.")] = Path("scores.json"),
+    sets: Sets = None,
+) -> None:
+    """Score any checkpoint on a recipe's tasks."""
+    from cpift.checkpoint.hub import checkpoint_place
+    from cpift.console.terminal import Terminal, say
+    from cpift.evaluation.recipe import evaluate_recipe
+    from cpift.recipe.recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides(sets))
+    folder = checkpoint_place(model, loaded.trust_remote_code)
+    terminal = Terminal()
+    try:
+        scores = evaluate_recipe(folder, loaded, terminal)
+    finally:
+        terminal.close()
+    write_text(out, json.dumps({"model": str(model), "tasks": scores}) + "\n")
+    for task, score in scores.items():
+        shown = f"{score['score']:.3f} nats" if score["metric"] == "loss" else f"{100 * score['score']:.1f} %"
+        say(f"{task}: {score['metric']} {shown} ({len(score['items'])} rows)")
+
+
+def _named_paths(values: Sequence[str], option: str) -> dict[str, str]:
+    paths: dict[str, str] = {}
+    for value in values:
+        name, sign, path = value.partition("=")
+        if not sign or not path or not name or name != Path(name).name or name.startswith("."):
+            raise CpiftError(f"{option} {value}: write it as NAME=PATH, the name without slashes")
+        if name in paths:
+            raise CpiftError(f"{option}: the name {name} is given twice")
+        paths[name] = path
+    return paths
+
+
+def _tuned_folders(values: Sequence[str]) -> dict[str, Path]:
+    from cpift.checkpoint.hub import checkpoint_place
+
+    return {name: checkpoint_place(path) for name, path in _named_paths(values, "--tuned").items()}
+
+
+def _vocabulary(value: str) -> Literal["same", "union"]:
+    if value == "same":
+        return "same"
+    if value == "union":
+        return "union"
+    raise CpiftError(f"--vocabulary {value}: write same or union")
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise CpiftError(f"{option} {text}: write equal or a number from 0 to 1") from None
