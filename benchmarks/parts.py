@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cpift.checkpoint.reader
+import cpift.checkpoint.safetensors
 import cpift.checkpoint.writer
 import cpift.method.fuse
 import cpift.method.identify
@@ -25,14 +25,14 @@ PARTS = {
     "identify": [
         ("guess the first bound", cpift.method.identify, "_first_bounds"),
         ("blocks", cpift.method.identify, "_scan"),
-        ("— map pages", cpift.checkpoint.reader, "map_ahead"),
+        ("— map pages", cpift.checkpoint.safetensors, "map_ahead"),
         ("— scan updates (multiply, compare)", cpift.method.identify, "scan_updates"),
         ("collect candidates", cpift.method.identify.Candidates, "add"),
         ("cut to k, unpack positions", cpift.method.identify.Candidates, "take"),
     ],
     "fuse": [
         ("blocks, first pass", cpift.method.fuse, "_block_gram"),
-        ("— map pages", cpift.checkpoint.reader, "map_ahead"),
+        ("— map pages", cpift.checkpoint.safetensors, "map_ahead"),
         ("— Gram matrices (multiply)", cpift.method.fuse, "add_gram"),
         ("blocks, second pass", cpift.method.fuse, "_fused"),
         ("— sum and round (multiply)", cpift.method.fuse, "combine"),

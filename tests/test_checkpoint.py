@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from checkpoints import family, write
 
-from cpift.checkpoint.reader import align, fingerprint, open_checkpoint
+from cpift.checkpoint.align import align
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.stream import fingerprint
 from cpift.errors import CpiftError
 
 W = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "b.weight": np.ones(5, np.float32)}

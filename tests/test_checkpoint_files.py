@@ -15,8 +15,10 @@ from checkpoints import CONFIGS, family, write
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from cpift.checkpoint.align import align
 from cpift.checkpoint.names import match_names, plain_name
-from cpift.checkpoint.reader import align, fingerprint, open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.stream import fingerprint
 from cpift.errors import CpiftError
 from cpift.method.identify import identify
 from cpift.train.models import check_model, load_model

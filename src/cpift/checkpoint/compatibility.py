@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cpift.checkpoint.files import read_json
-from cpift.checkpoint.reader import Checkpoint
+from cpift.checkpoint.stream import Checkpoint
 from cpift.checkpoint.tokens import Tokens, chat_template, compare_tokens, rest_of_tokenizer
 from cpift.errors import CpiftError
 

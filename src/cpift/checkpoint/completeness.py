@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cpift.checkpoint.buffers import is_parameter
 from cpift.checkpoint.names import plain_name, plain_names
-from cpift.checkpoint.reader import Checkpoint, is_parameter, open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.stream import Checkpoint
 from cpift.errors import CpiftError
 
 _TORCH_NAME = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
@@ -88,7 +90,7 @@ def wrapped_weights(folder: Path) -> dict[str, Any] | None:
 
     checkpoint = open_checkpoint(folder)
     slices: dict[str, Any] = {}
-    for file in sorted({tensor.file for tensor in (*checkpoint.tensors.values(), *checkpoint.others.values())}):
+    for file in sorted({f for t in (*checkpoint.tensors.values(), *checkpoint.others.values()) for f in t.files}):
         opened: Any = safe_open(file, framework="pt")
         slices |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
     if all(plain_name(name) == name for name in slices):

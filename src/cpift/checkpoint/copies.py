@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cpift.checkpoint.reader import BLOCK, Checkpoint
-from cpift.checkpoint.safetensors import StoredTensor
+from cpift.checkpoint.stream import BLOCK, Checkpoint
+from cpift.checkpoint.tensor import Tensor
+from cpift.checkpoint.ties import same_elements
 from cpift.errors import CpiftError
 
 
@@ -47,11 +48,7 @@ class Copies:
                 parameter = next((n for n, m in models.items() if name in m.tensors), None)
                 if parameter is not None:
                     raise CpiftError(f"{model.path}: {name} is a buffer, yet a parameter in {models[parameter].path}")
-                if (
-                    owner != label
-                    and name not in unlike
-                    and not _same(models[owner].others[name], tensor, models[owner], model, name)
-                ):
+                if owner != label and name not in unlike and not same_elements(models[owner].others[name], tensor):
                     unlike.append(name)
         if unlike:
             owner = made.buffers[unlike[0]]
@@ -62,7 +59,7 @@ class Copies:
             )
         return made
 
-    def tensor(self, name: str) -> StoredTensor:
+    def tensor(self, name: str) -> Tensor:
         """The buffer that is copied under this name."""
         return self.models[self.buffers[name]].others[name]
 
@@ -75,13 +72,3 @@ class Copies:
     def report(self) -> dict[str, Any]:
         """For ``fusion.json``."""
         return {"copied": dict(self.buffers), "tied": dict(self.aliases)}
-
-
-def _same(ours: StoredTensor, theirs: StoredTensor, left: Checkpoint, right: Checkpoint, name: str) -> bool:
-    if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
-        return False
-    return all(
-        left.raw(name, i, min(i + BLOCK, ours.size)).tobytes()
-        == right.raw(name, i, min(i + BLOCK, ours.size)).tobytes()
-        for i in range(0, ours.size, BLOCK)
-    )

@@ -6,58 +6,59 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cpift.checkpoint.tensor import FLOATING, OTHER, Tensor, itemsize
 from cpift.errors import CpiftError
+from cpift.kernels.prefault import map_ahead
 
 HEADER_LIMIT = 100_000_000  # as the safetensors library has it
 _TABLES_LIMIT = 2_000_000  # lists and tables in a header; more would take gigabytes to hold
-# bf16 has no numpy dtype: its bits come as uint16.
-_FLOATING = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-_OTHER = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
-_NUMPY = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
 _NAME_OF = {np.dtype(np.int32): "I32", np.dtype(np.int64): "I64", np.dtype(np.float32): "F32"}
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies: bytes ``begin:end`` of ``file``."""
+class MappedFile:
+    """A file as one read-only array of bytes, mapped when first read."""
 
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def data(self) -> np.ndarray:
+        """uint8, (bytes of the file,)."""
+        return np.asarray(np.memmap(self.path, mode="r", dtype=np.uint8))
+
+
+@dataclass(frozen=True)
+class StoredTensor(Tensor):
+    """Where a tensor lies: bytes ``begin:end`` of a file."""
+
     begin: int
     end: int
+    file: Path
+    mapped: MappedFile = field(repr=False, compare=False)
 
     @property
-    def floating(self) -> bool:
-        return self.dtype in _FLOATING
+    def files(self) -> frozenset[Path]:
+        """The one file."""
+        return frozenset((self.file,))
 
-    @property
-    def numpy_dtype(self) -> Any:
-        """The numpy type of the stored bits (uint16 for bf16)."""
-        return _FLOATING.get(self.dtype) or _NUMPY.get(self.dtype, np.uint8)
+    def read(self, start: int, stop: int, ahead: bool = False) -> np.ndarray:
+        """A read-only view of the stored elements."""
+        first = self.begin + start * self.itemsize
+        stored = self.mapped.data[first : self.begin + stop * self.itemsize]
+        if ahead:
+            map_ahead(stored)
+        return stored.view(self.numpy_dtype)
 
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.end - self.begin
-
-    @property
-    def itemsize(self) -> int:
-        return itemsize(self.dtype)
-
-
-def itemsize(dtype: str) -> int:
-    """Bytes of an element of a safetensors dtype name."""
-    return np.dtype(_FLOATING[dtype]).itemsize if dtype in _FLOATING else _OTHER[dtype]
+    def first_rows(self, shape: tuple[int, ...]) -> StoredTensor:
+        """A tensor's first rows are its first bytes."""
+        return replace(self, shape=shape, end=self.begin + math.prod(shape) * self.itemsize)
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -88,7 +89,8 @@ def read_header_and_metadata(path: Path) -> tuple[dict[str, StoredTensor], dict[
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CpiftError(f"{path}: damaged header (metadata is not text)")
-    tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    mapped = MappedFile(path)
+    tensors = {name: _tensor(mapped, name, entry, 8 + length, size) for name, entry in header.items()}
     position = 8 + length
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != position:
@@ -109,7 +111,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _tensor(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTensor:
+def _tensor(mapped: MappedFile, name: str, entry: Any, data: int, size: int) -> StoredTensor:
+    path = mapped.path
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         whole = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
@@ -117,7 +120,7 @@ def _tensor(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTe
         whole = False
     if not whole:
         raise CpiftError(f"{path}: damaged header (tensor {name!r})")
-    if dtype not in _FLOATING and dtype not in _OTHER:
+    if dtype not in FLOATING and dtype not in OTHER:
         raise CpiftError(
             f"{path}: tensor {name} is of type {dtype}, which is not supported; use F32, BF16 or F16"
             + (" (take the unquantised checkpoint)" if dtype.startswith(("F8", "F6", "F4")) else "")
@@ -126,7 +129,7 @@ def _tensor(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTe
         raise CpiftError(f"{path}: tensor {name} of shape {list(shape)} does not take {end - begin} bytes")
     if data + end > size:
         raise CpiftError(f"{path}: truncated (tensor {name} ends at byte {data + end}, the file at {size})")
-    return StoredTensor(path, dtype, shape, data + begin, data + end)
+    return StoredTensor(dtype, shape, data + begin, data + end, path, mapped)
 
 
 def header_bytes(

@@ -16,8 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cpift.checkpoint.files import read_json
-from cpift.checkpoint.reader import BLOCK, Block, Checkpoint, native
-from cpift.checkpoint.safetensors import StoredTensor
+from cpift.checkpoint.stream import BLOCK, Block, Checkpoint, native
 from cpift.checkpoint.tokens import Tokens, new_tokens
 from cpift.errors import CpiftError
 from cpift.kernels.loops import as_float64
@@ -35,16 +34,12 @@ def has_rows_of_tokens(name: str) -> bool:
 
 
 def base_rows(model: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """The model with the base's rows alone in its embeddings. A tensor's first rows are its first bytes."""
-    tensors = {name: _first_rows(t, base.tensors[name].shape) for name, t in model.tensors.items()}
+    """The model with the base's rows alone in its embeddings."""
+    tensors = {
+        name: t if t.shape == base.tensors[name].shape else t.first_rows(base.tensors[name].shape)
+        for name, t in model.tensors.items()
+    }
     return replace(model, tensors=tensors)
-
-
-def _first_rows(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
-    if tensor.shape == shape:
-        return tensor
-    nbytes = int(np.prod(shape)) * tensor.itemsize
-    return replace(tensor, shape=shape, end=tensor.begin + nbytes)
 
 
 @dataclass(frozen=True)

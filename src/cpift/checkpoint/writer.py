@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cpift.checkpoint.files import INDEX, SINGLE
-from cpift.checkpoint.safetensors import header_bytes, itemsize
+from cpift.checkpoint.safetensors import header_bytes
+from cpift.checkpoint.tensor import itemsize
 from cpift.errors import CpiftError
 from cpift.files.atomic import sync
 

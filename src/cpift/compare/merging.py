@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
+from cpift.checkpoint.align import align
 from cpift.checkpoint.files import INDEX, SINGLE
-from cpift.checkpoint.reader import align, open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.writer import copy_companions, set_dtype
 from cpift.compare.workbench import Place, Work
 from cpift.errors import CpiftError
@@ -77,7 +78,7 @@ def _untabled(model: Path, folder: Path) -> Path:
     Of those in its table it merges the tensors listed there, and drops others in silence: the biases of a Llama.
     """
     folder.mkdir()
-    read = {tensor.file.name for tensor in open_checkpoint(model).tensors.values()}
+    read = {file.name for file in open_checkpoint(model).files}
     for file in model.iterdir():
         stale = file.suffix == ".safetensors" and file.name not in read
         stale |= file.name == INDEX and read == {SINGLE}  # mergekit would read the shards of an older save

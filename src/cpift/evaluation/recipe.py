@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cpift.checkpoint.reader import check_finite, open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.stream import check_finite
 from cpift.console.reporter import Reporter
 from cpift.data.rows import answer_warnings, load_rows, metric_of
 from cpift.evaluation.scores import EvalTask, evaluate

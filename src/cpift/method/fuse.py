@@ -16,11 +16,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import xxhash
 
+from cpift.checkpoint.align import align
 from cpift.checkpoint.companions import Companions
 from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.completeness import check_complete
 from cpift.checkpoint.copies import Copies
-from cpift.checkpoint.reader import Block, Checkpoint, align, blocks, native, open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.stream import Block, Checkpoint, blocks, native
 from cpift.checkpoint.vocabulary import Rows, Vocabulary, base_rows, has_rows_of_tokens, union, write_tokenizer
 from cpift.checkpoint.writer import CheckpointWriter, Layout, Shard, parse_size, set_vocabulary
 from cpift.errors import CpiftError
@@ -240,7 +242,7 @@ def _key(inputs: _Inputs, options: Mapping[str, Any]) -> str:
     """What a half-written output must agree on to be continued: the options, files and regions."""
     state = xxhash.xxh3_128(json.dumps(options, sort_keys=True).encode())
     for model in inputs.models:
-        for file in sorted({t.file for t in model.tensors.values()}):
+        for file in model.files:
             stat = file.stat()
             state.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
     for task in inputs.tasks:

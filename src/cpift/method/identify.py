@@ -22,8 +22,11 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from cpift.checkpoint.align import align, excluded
 from cpift.checkpoint.compatibility import check_compatible
-from cpift.checkpoint.reader import BLOCK, Block, Checkpoint, align, blocks, excluded, native, open_checkpoint, widen
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.stream import BLOCK, Block, Checkpoint, blocks, native
+from cpift.checkpoint.tensor import widen
 from cpift.checkpoint.vocabulary import Vocabulary, base_rows, has_rows_of_tokens, union
 from cpift.errors import CpiftError
 from cpift.kernels.loops import count_keys, scan_updates

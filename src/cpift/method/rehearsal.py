@@ -11,7 +11,7 @@ import torch
 
 from cpift.checkpoint.completeness import silent
 from cpift.checkpoint.names import plain_name
-from cpift.checkpoint.reader import Checkpoint
+from cpift.checkpoint.stream import Checkpoint
 from cpift.errors import CpiftError
 from cpift.method.memory_names import Shape, check_shape, disk_names, prefixes_of, resolve
 

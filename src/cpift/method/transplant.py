@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from cpift.checkpoint.reader import Block, Checkpoint, native
+from cpift.checkpoint.stream import Block, Checkpoint, native
 from cpift.kernels.loops import as_float64
 from cpift.method.region import Region, merged
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cpift.checkpoint.reader import BLOCK, Checkpoint, widen
+from cpift.checkpoint.stream import BLOCK, Checkpoint
+from cpift.checkpoint.tensor import widen
 
 MANY = 0.05  # share of zero updates from which a user should know, and from which the reasons are looked for
 _EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|word_embeddings|tok_embeddings)\.weight$")

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from cpift.checkpoint.align import excluded
 from cpift.checkpoint.hub import locate
-from cpift.checkpoint.reader import excluded, open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.rows import load_task
 from cpift.errors import CpiftError
 from cpift.method.identify import core_count

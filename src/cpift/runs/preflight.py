@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cpift.checkpoint.align import align, excluded
 from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.hub import checkpoint_place, locate
-from cpift.checkpoint.reader import align, check_finite, excluded, open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.stream import check_finite
 from cpift.data.lengths import cut_warning
 from cpift.data.rows import Row, load_task, metric_of
 from cpift.errors import CpiftError, nearest

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cpift.checkpoint.hub import locate
-from cpift.checkpoint.reader import fingerprint, open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.stream import fingerprint
 from cpift.console.reporter import Reporter
 from cpift.data.rows import TaskRows, answer_warnings, load_task, metric_of, read_jsonl, sample, write_jsonl
 from cpift.data.sources import file_settings
@@ -126,7 +127,7 @@ identities: dict[Path, tuple[Any, str]] = {}  # what checkpoint_identity knows: 
 def checkpoint_identity(path: Path) -> str:
     """Fingerprint of weights, configuration and tokenizer of a checkpoint; read once in a process."""
     checkpoint = open_checkpoint(path)
-    files = sorted({t.file for t in checkpoint.tensors.values()})
+    files = checkpoint.files
     state = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     if path not in identities or identities[path][0] != state:
         parts = [fingerprint(checkpoint)]
