@@ -138,13 +138,12 @@ def test_the_mark_of_a_stage_comes_last(
 ) -> None:
     """Whatever file the copying is cut off at, what is there of the stage does not count; an older one neither."""
     out, there = copy(whole, tmp_path / "out", ("0[5-7]*",)), tmp_path / "there"
-    put, sent = Mirror._put, []
+    put = Mirror._put
 
-    def cut(self: Mirror, name: str) -> None:
-        sent.append(name)
-        if name == "stages/04-backbone/3/model.safetensors":
+    def cut(self: Mirror, path: Path) -> None:
+        if path == out / "stages/04-backbone/3/model.safetensors":
             raise KeyboardInterrupt
-        put(self, name)
+        put(self, path)
 
     with monkeypatch.context() as patch:
         patch.setattr(Mirror, "_put", cut)
@@ -172,12 +171,13 @@ def test_a_network_that_fails_for_a_while(
     there, out = tmp_path / "there", copy(whole, tmp_path / "out", ("06-refine/3", "07*"))
     put, down = Mirror._put, ["stages/05-fuse/config.json"]
 
-    def flaky(self: Mirror, name: str) -> None:
+    def flaky(self: Mirror, path: Path) -> None:
+        name = path.relative_to(out).as_posix()
         if name in down:
             if name != "scores.json":
                 down.remove(name)
             raise ConnectionError("no route to https://me:secret@host/x")
-        put(self, name)
+        put(self, path)
 
     monkeypatch.setattr(Mirror, "_put", flaky)
     listener = Listener()

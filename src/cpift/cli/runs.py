@@ -10,6 +10,7 @@ import typer
 
 from cpift.cli.options import Address, EngineName, GpusPerJob, RecipePath, Sets, overrides, terminal, write_text
 from cpift.errors import CpiftError
+from cpift.files.layout import RunLayout
 
 if TYPE_CHECKING:
     from cpift.recipe.recipe import Recipe
@@ -70,10 +71,10 @@ def run(
         result = run_all(loaded, out, until=until, reporter=shown, given=given, engine=workers, mirror=mirror)
     if result:
         scores_table(result)
-        if (out / "report.html").is_file():
+        if RunLayout(out).report.is_file():
             say(f"\nwhat happened to each task: {out / 'report.html'}")
         say(f"\nthe model is in {out / 'model'}; this line loads it:")
-        say(f'from transformers import AutoModelForCausalLM as A; model = A.from_pretrained("{out / "model"}")')
+        say(f'from transformers import AutoModelForCausalLM as A; model = A.from_pretrained("{RunLayout(out).model}")')
 
 
 def plan(
@@ -103,7 +104,7 @@ def plan(
 
     result = make_plan(Recipe.load(recipe, overrides(sets)), measure=measure, gpus=gpus)
     if out is not None:
-        write_text(out / "plan.json", json.dumps(result) + "\n")
+        write_text(RunLayout(out).plan, json.dumps(result) + "\n")
     if as_json:
         print(json.dumps(result, indent=1))
     else:
@@ -116,9 +117,9 @@ def status(
     """Show a run's stages: done, running, missing or stale, and why."""
     from cpift.recipe.recipe import Recipe
 
-    if not (folder / "recipe.yaml").is_file():
+    if not RunLayout(folder).recipe.is_file():
         raise CpiftError(f"{folder}: holds no run; cpift run RECIPE --out {folder} starts one")
-    _show_status(Recipe.load(folder / "recipe.yaml"), folder)
+    _show_status(Recipe.load(RunLayout(folder).recipe), folder)
 
 
 def report(

@@ -9,6 +9,7 @@ from cpift.compare.methods import MERGES
 from cpift.compare.workbench import Work
 from cpift.console.reporter import Reporter
 from cpift.errors import CpiftError
+from cpift.files.layout import Kind
 from cpift.recipe.recipe import Recipe
 from cpift.runs.stage import probe_epochs, probe_steps
 
@@ -31,7 +32,7 @@ def equal_tokens(
     batches = [batch_rows(r.training_of("probe")) for r in (mine, plain.run.recipe)]
     steps = probe_steps(plain.run) if mine.probe.steps == "auto" else int(mine.probe.steps)
     longer = steps * batches[0] / (probe_steps(plain.run) * batches[1])  # than the probes of cpi_ft
-    stretched, fixed, epochs = longer * plain.spent("01-probe"), 0.0, mine.backbone.epochs
+    stretched, fixed, epochs = longer * plain.spent(Kind.PROBE), 0.0, mine.backbone.epochs
     backbone = name.startswith("cpi_ft") and mine.backbone.source in ("multi_stage", "multi_task")
     if backbone:
         passes = longer * probe_epochs(plain.run) if epochs == "auto" else float(epochs)
@@ -54,6 +55,6 @@ def equal_tokens(
         # A few steps see more or fewer tokens than the mean row's: the backbone gets what is left.
         probed = Work(mine, out / "seeds" / job.folder, siblings(out, job), reporter, None)
         probed.probe()
-        left = total - fixed - probed.spent("01-probe")
+        left = total - fixed - probed.spent(Kind.PROBE)
         mine = mine.changed({"backbone.epochs": max(left, 1.0) / plain.epoch_tokens(plain.tasks)})
     return mine, total

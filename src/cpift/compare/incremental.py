@@ -11,6 +11,7 @@ from typing import Any
 
 from cpift.compare.merging import merge
 from cpift.compare.workbench import Place, Work
+from cpift.files import layout
 from cpift.runs.stages import identify_stage
 
 Arrivals = list[dict[str, Any]]
@@ -49,7 +50,7 @@ def cpi_ft(work: Work) -> Arrivals:
         probe_tokens = work.paper_tokens([task])
         before = work.spent()
         probe = work.train(
-            f"01-probe/{task}", work.base, [task], probe_tokens, training=work.run.recipe.training_of("probe")
+            layout.probe(task), work.base, [task], probe_tokens, training=work.run.recipe.training_of("probe")
         )
         work.make(identify_stage(work.run, task))
         if earlier:

@@ -23,6 +23,7 @@ from cpift.distributed import ranks
 from cpift.distributed.engine import Engine
 from cpift.errors import CpiftError
 from cpift.files import manifest
+from cpift.files.layout import RunLayout
 from cpift.files.lock import alone
 from cpift.recipe.recipe import Recipe
 from cpift.runs.make import versions
@@ -69,7 +70,7 @@ def compare(
     changed = {json.dumps(found, sort_keys=True): found for found in (overrides_of(job.method) for job in wanted)}
     for overrides in changed.values():  # most methods change nothing, and the base is read through for each
         check(recipe.changed(overrides), out / "check")
-    if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file() and not (out / "recipe.yaml").is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file() and not RunLayout(out).recipe.is_file():
         raise CpiftError(f"{out}: is not empty and holds no comparison; choose another --out")
     known: dict[Any, Any] = {}
 
@@ -77,7 +78,7 @@ def compare(
         return write(recipe, out, wanted, reference, known)
 
     with engine or nullcontext(), alone(out):
-        manifest.write_whole(out / "recipe.yaml", recipe.dump())
+        manifest.write_whole(RunLayout(out).recipe, recipe.dump())
         by_seed = {seed: [job for job in wanted if job.seed == seed] for seed in seeds}
         if engine and (len(seeds) > 1 or engine.elsewhere):
             ways = [_way(recipe, out.absolute(), todo, keep_models) for todo in by_seed.values()]

@@ -8,6 +8,7 @@ from typing import Any
 
 from cpift.compare.merging import merge
 from cpift.compare.workbench import Place, Work
+from cpift.files import layout
 
 Scores = dict[str, dict[str, Any]]
 STAGES_AT_RANDOM = 3  # of multi-stage SFT where every task is a group of its own (the paper's K)
@@ -15,13 +16,13 @@ STAGES_AT_RANDOM = 3  # of multi-stage SFT where every task is a group of its ow
 
 def base(work: Work) -> Scores:
     """The model before any training."""
-    return work.score("base", work.base)
+    return work.score(layout.BASE_MODEL, work.base)
 
 
 def single_task(work: Work) -> Scores:
     """A specialist for each task, scored on its own task alone."""
     places = work.probe()
-    return {task: work.score(f"probe/{task}", place, [task])[task] for task, place in places.items()}
+    return {task: work.score(layout.probe_model(task), place, [task])[task] for task, place in places.items()}
 
 
 def multi_task(work: Work) -> Scores:
@@ -45,7 +46,7 @@ def multi_stage_heuristic(work: Work) -> Scores:
     groups = _groups(work)
 
     def fall(task: str) -> float:
-        losses = [loss for _, loss, _ in work.run.facts(f"01-probe/{task}")["losses"]]
+        losses = [loss for _, loss, _ in work.run.facts(layout.probe(task))["losses"]]
         return 1 - losses[-1] / losses[0] if losses and losses[0] else 0.0
 
     easiest = sorted(groups, key=lambda group: -sum(map(fall, group)) / len(group))
@@ -134,8 +135,7 @@ def _multi_stage(work: Work, name: str, groups: list[list[str]], examples: int =
 
 
 def _scored(work: Work, place: Place) -> Scores:
-    number = place[0].rsplit("/", 1)[-1]
-    return work.score("fused" if place[0] == "05-fuse" else f"refine/{number}", place)
+    return work.score(layout.model_of(place[0]), place)
 
 
 def _merged(work: Work, method: str, parameters: Mapping[str, float]) -> Scores:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cpift.console.reporter import Reporter
-from cpift.files import manifest
+from cpift.files import layout, manifest
+from cpift.files.layout import RunLayout
 from cpift.recipe.recipe import Recipe
 from cpift.runs.executor import Runner
 from cpift.runs.stage import Run, Stage, base_needs, base_settings, first_stages, probe_epochs, trained_stage
@@ -37,7 +38,7 @@ class Work:
         self, recipe: Recipe, out: Path, shared: Sequence[Path], reporter: Reporter, tokens: float | None
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        manifest.write_whole(out / "recipe.yaml", recipe.dump())
+        manifest.write_whole(RunLayout(out).recipe, recipe.dump())
         self.run = Run(recipe, out, reporter, shared=tuple(p for p in shared if p != out))
         self.tokens = tokens
         self.trained: list[str] = []
@@ -56,8 +57,8 @@ class Work:
     def probe(self) -> dict[str, Place]:
         """Fine-tune the base on each task alone; find regions and groups."""
         self._runner.make(middle_stages(self.run))
-        self.trained += [f"01-probe/{task}" for task in self.tasks]
-        return {task: (f"01-probe/{task}", self.run.folder(f"01-probe/{task}")) for task in self.tasks}
+        self.trained += [layout.probe(task) for task in self.tasks]
+        return {task: (layout.probe(task), self.run.folder(layout.probe(task))) for task in self.tasks}
 
     def cpi_ft(self, refine: bool = True) -> Place:
         """The whole method, as the recipe has it, or all but its last stage; the model it ends with."""
@@ -111,11 +112,11 @@ class Work:
         self, name: str, what: str, task: str, tuned: Place, base: Place, backbone: Place | None,
         given: Mapping[str, Any], transplant: bool = True, **options: Any,
     ) -> Place:  # fmt: skip
-        core = self.place(f"02-identify/{task}")
+        core = self.place(layout.region(task))
         needs = tuple(place[0] for place in (base, tuned, backbone, core) if place and place[0])
 
         def combine(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-            regions = {task: core[1] / "region.safetensors"} if transplant else {}
+            regions = {task: core[1] / layout.REGION_FILE} if transplant else {}
             start = backbone[1] if backbone else None
             fuse_stage(folders[name], base[1], {task: tuned[1]}, backbone=start, regions=regions, **options)
             return {name: {}}
@@ -125,12 +126,12 @@ class Work:
 
     def core_of(self, task: str, before: Place, after: Place) -> Place:
         """The core region of a task from two models that follow one another, in place of base and probe."""
-        name = f"02-identify/{task}"
+        name = layout.region(task)
 
         def select(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
             found = select_regions(self.run, before[1], {task: after[1]})[task]
             # No base named: regions that are frozen together come from models of different times.
-            replace(found, base="").save(folders[name] / "region.safetensors")
+            replace(found, base="").save(folders[name] / layout.REGION_FILE)
             return {name: region_facts(found)}
 
         settings = {**region_settings(self.run), **({} if before[0] else base_settings(self.run))}
@@ -143,7 +144,8 @@ class Work:
         stages = [s for s in evaluate_stages(self.run, model, place) if s.name.rsplit("/", 1)[1] in wanted]
         self._runner.make(stages)
         return {
-            s.name.rsplit("/", 1)[1]: json.loads((self.run.folder(s.name) / "score.json").read_text()) for s in stages
+            s.name.rsplit("/", 1)[1]: json.loads((self.run.folder(s.name) / layout.SCORE_FILE).read_text())
+            for s in stages
         }
 
     def spent(self, prefix: str = "") -> int:
@@ -155,7 +157,7 @@ class Work:
         return float(sum(self.run.facts(name)["seconds"] for name in dict.fromkeys(self.trained)))
 
     def rows(self, task: str) -> int:
-        return int(self.run.facts(f"00-tasks/{task}")["train_rows"])
+        return int(self.run.facts(layout.rows(task))["train_rows"])
 
     def row_tokens(self, task: str) -> float:
         """Mean number of tokens of a training row."""

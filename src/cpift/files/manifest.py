@@ -14,9 +14,10 @@ from typing import Any
 import xxhash
 
 from cpift.errors import CpiftError
+from cpift.files import layout
 from cpift.files.atomic import sync
 
-FILE = "stage.json"
+FILE = layout.STAGE_FILE
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def finish(
 ) -> Made:
     """Hash and sync what was made, write ``stage.json``, and rename the folder to its place."""
     partial = partial_of(folder)
-    shutil.rmtree(partial / "work", ignore_errors=True)
+    shutil.rmtree(partial / layout.WORK_FOLDER, ignore_errors=True)
     (partial / ".key").unlink(missing_ok=True)
     outputs = {}
     for file in sorted(p for p in partial.rglob("*") if p.is_file() and p.name != FILE):
@@ -139,7 +140,11 @@ def _link(source: str, target: str) -> None:
 
 def disk_of(folder: Path) -> int:
     """Bytes of what a stage leaves: all but the folder's own marker and what it worked with."""
-    files = (p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] not in ("work", ".key"))
+    files = (
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.relative_to(folder).parts[0] not in (layout.WORK_FOLDER, ".key")
+    )
     return sum(p.stat().st_size for p in files)
 
 

@@ -17,6 +17,7 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
     Raises:
         CpiftError: the folder holds neither; a file in it cannot be read; ``out`` cannot be written.
     """
+    from cpift.files.layout import RunLayout
     from cpift.files.manifest import write_whole
     from cpift.report.page import page
 
@@ -26,14 +27,14 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
         from cpift.report.files import read_json
 
         parts = comparison_parts(read_json(folder / "comparison.json", KEYS), folder.resolve().name)
-    elif (folder / "recipe.yaml").is_file():
+    elif RunLayout(folder).recipe.is_file():
         from cpift.report.facts import read_run
         from cpift.report.run_page import run_parts
 
         parts = run_parts(read_run(folder))
     else:
         raise CpiftError(f"{folder}: holds neither a run nor a comparison; cpift run RECIPE --out {folder} starts one")
-    target = Path(out) if out is not None else folder / "report.html"
+    target = Path(out) if out is not None else RunLayout(folder).report
     try:
         write_whole(target, page(parts))
     except OSError as error:

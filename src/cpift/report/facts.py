@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cpift.files import layout
+from cpift.files.layout import Kind, RunLayout, kind_of, parse
 from cpift.files.lock import in_use
 from cpift.report.files import json_lines, maybe_json
 
@@ -68,12 +70,12 @@ class RunFacts:
     @property
     def final(self) -> str | None:
         """The model that the run is for, once it is scored on all tasks."""
-        last = f"refine/{len(self.order)}"
+        last = layout.refine_model(len(self.order))
         return last if set(self.models.get(last, {})) >= set(self.tasks) else None
 
-    def kind(self, prefix: str) -> dict[str, StageFacts]:
-        """Finished stages below a folder, in the order of their numbers or of the tasks."""
-        found = {n.split("/", 1)[-1]: s for n, s in self.stages.items() if n.startswith(prefix)}
+    def kind(self, kind: Kind) -> dict[str, StageFacts]:
+        """Finished stages of a kind by task or number, in the order of their numbers or of the tasks."""
+        found = {n.split("/", 1)[-1]: s for n, s in self.stages.items() if kind_of(n) is kind}
         order = {task: i for i, task in enumerate(self.tasks)}
         return dict(sorted(found.items(), key=lambda p: (order.get(p[0], int(p[0]) if p[0].isdigit() else 0), p[0])))
 
@@ -88,29 +90,27 @@ def read_run(folder: Path) -> RunFacts:
     """All that the report tells of a run. Raises :class:`CpiftError` for a file that is damaged."""
     from cpift.recipe.recipe import Recipe
 
-    recipe = Recipe.load(folder / "recipe.yaml")
+    place = RunLayout(folder)
+    recipe = Recipe.load(place.recipe)
     values = recipe.model_dump(by_alias=True, mode="json")
     defaults = defaults_of(values)
-    found = (_stage(folder / "stages", file.parent) for file in sorted((folder / "stages").glob("**/stage.json")))
-    place = folder / "stages"
-    groups = maybe_json(place / "03-group" / "groups.json", _GROUPS)
+    found = (_stage(name, place.stage(name)) for name in place.finished())
+    groups = maybe_json(place.groups, _GROUPS)
     stages = _of_this_run({s.name: s for s in found if s}, values, len(groups["groups"]) if groups else None)
-    log = json_lines(folder / "log.jsonl")
+    log = json_lines(place.log)
     state, error = _state(folder, log)
     run = RunFacts(
         name=folder.resolve().name, recipe=values, defaults=defaults, origins=_origins(log), state=state,
-        now=_under_way(place) if state in (RUNNING, STOPPED, FAILED) else [],
+        now=place.under_way() if state in (RUNNING, STOPPED, FAILED) else [],
         error=str(error.get("error", "")), error_stage=str(error.get("stage", "")), stages=stages, models={}, neutral={},
-        groups=groups, fusion=maybe_json(place / "05-fuse" / "fusion.json", _FUSION),
-        plan=maybe_json(folder / "plan.json", ("stages", "memory", "disk")), seconds=sum(s.facts.get("seconds", 0.0) for s in stages.values()),
+        groups=groups, fusion=maybe_json(place.fusion, _FUSION),
+        plan=maybe_json(place.plan, ("stages", "memory", "disk")), seconds=sum(s.facts.get("seconds", 0.0) for s in stages.values()),
     )  # fmt: skip
     run.models = _models(place, run)
     run.neutral = {
-        m: s.facts["loss"]
-        for m in run.models
-        if (s := stages.get(f"07-neutral/{m.replace('/', '-')}")) is not None and "loss" in s.facts
+        m: s.facts["loss"] for m in run.models if (s := stages.get(layout.neutral(m))) is not None and "loss" in s.facts
     }
-    told = maybe_json(folder / "scores.json") or {}
+    told = maybe_json(place.scores) or {}
     said = [
         *(told.get("warnings", []) if state == FINISHED else []),
         *(w for s in stages.values() for w in s.facts.get("warnings", [])),
@@ -130,16 +130,15 @@ def defaults_of(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "tasks": {name: found["tasks"][f"task{i}"] for i, (name, _) in enumerate(tasks)}}
 
 
-def _stage(place: Path, folder: Path) -> StageFacts | None:
+def _stage(name: str, folder: Path) -> StageFacts | None:
     from cpift.files import manifest
 
-    parts = folder.relative_to(place).parts
-    made = None if any(part.startswith(".") for part in parts) else manifest.read(folder)  # half made, or replaced
+    made = manifest.read(folder)
     if made is None:
         return None
     files = [folder / name for name in made.outputs]
     disk = sum(f.stat().st_size for f in files) if all(f.is_file() for f in files) else None
-    return StageFacts("/".join(parts), made.settings, made.facts, made.digest, made.facts.get("disk", disk), made.needs)
+    return StageFacts(name, made.settings, made.facts, made.digest, made.facts.get("disk", disk), made.needs)
 
 
 def _of_this_run(
@@ -149,14 +148,16 @@ def _of_this_run(
     source, known = recipe["backbone"]["from"], dict[str, bool]()
 
     def wanted(name: str) -> bool:
-        kind, _, rest = name.partition("/")
-        if kind in ("00-tasks", "01-probe", "02-identify") and rest not in recipe["tasks"]:
+        parts = parse(name)
+        if parts is None:
+            return True
+        if parts.kind in (Kind.ROWS, Kind.PROBE, Kind.REGION) and parts.task not in recipe["tasks"]:
             return False
-        if kind == "04-backbone" and source not in TRAINED_BACKBONES:
+        if parts.kind is Kind.BACKBONE and source not in TRAINED_BACKBONES:
             return False
-        if kind in ("04-backbone", "06-refine") and groups is not None and rest.isdigit() and int(rest) > groups:
+        if groups is not None and parts.number > groups:
             return False
-        return not (source == "pretrained" and name.startswith(("07-evaluate/backbone/", "07-neutral/backbone")))
+        return not (source == "pretrained" and parts.model == layout.BACKBONE_MODEL)
 
     def fresh(name: str) -> bool:
         if name not in known:
@@ -177,11 +178,6 @@ def _state(folder: Path, log: list[dict[str, Any]]) -> tuple[str, Mapping[str, A
     return (RUNNING if in_use(folder) else STOPPED), {}
 
 
-def _under_way(place: Path) -> list[str]:
-    found = [p for p in place.glob("**/.*.partial") if p.is_dir()]
-    return sorted(str(p.parent.relative_to(place) / p.name[1 : -len(".partial")]) for p in found)
-
-
 def _origins(log: list[dict[str, Any]]) -> dict[str, str] | None:
     """Of the last start that told them."""
     told = [
@@ -190,17 +186,15 @@ def _origins(log: list[dict[str, Any]]) -> dict[str, str] | None:
     return told[-1] if told else None
 
 
-def _models(place: Path, run: RunFacts) -> dict[str, dict[str, dict[str, Any]]]:
-    names = ["base", *(f"probe/{t}" for t in run.tasks), "backbone", "fused"]
-    names += [f"refine/{k}" for k in range(1, len(run.order) + 1)]
+def _models(place: RunLayout, run: RunFacts) -> dict[str, dict[str, dict[str, Any]]]:
+    names = [layout.BASE_MODEL, *map(layout.probe_model, run.tasks), layout.BACKBONE_MODEL, layout.FUSED_MODEL]
+    names += [layout.refine_model(k) for k in range(1, len(run.order) + 1)]
     found = {}
     for model in names:
         row = {}
         for task in run.tasks:
-            if f"07-evaluate/{model.replace('/', '-')}/{task}" in run.stages:
-                score = maybe_json(
-                    place / "07-evaluate" / model.replace("/", "-") / task / "score.json", ("metric", "score", "items")
-                )
+            if layout.score(model, task) in run.stages:
+                score = maybe_json(place.score(model, task), ("metric", "score", "items"))
                 if score:
                     row[task] = score
         if row:

@@ -6,30 +6,40 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpift.console.terminal import duration, size
+from cpift.files.layout import Kind, kind_of
 from cpift.report.facts import RunFacts, StageFacts
 from cpift.report.parts import Figure, Html, table
 
-_TRAINED = {"01-probe/": "probes", "04-backbone/": "backbone", "06-refine/": "refine"}
+_TRAINED = {Kind.PROBE: "probes", Kind.BACKBONE: "backbone", Kind.REFINE: "refine"}
 _KINDS = {
-    "00-": "base and rows", "01-": "probe", "02-": "identify", "03-": "group", "04-": "backbone", "05-": "fuse", "06-": "refine", "07-": "evaluate",
-}  # fmt: skip
+    Kind.BASE: "base and rows",
+    Kind.ROWS: "base and rows",
+    Kind.PROBE: "probe",
+    Kind.REGION: "identify",
+    Kind.GROUP: "group",
+    Kind.BACKBONE: "backbone",
+    Kind.FUSE: "fuse",
+    Kind.REFINE: "refine",
+    Kind.SCORE: "evaluate",
+    Kind.NEUTRAL: "evaluate",
+}
 
 
 def training(run: RunFacts) -> Figure | None:
     """Loss and learning rate of every training: probes side by side, backbone and refine one stage after the other."""
     loss, rate, rows, names = [], [], [], []
-    for prefix, title in _TRAINED.items():
+    for kind, title in _TRAINED.items():
         curves, rates, done = [], [], 0
-        for name, stage in run.kind(prefix).items():
+        for name, stage in run.kind(kind).items():
             entries = stage.facts.get("losses") or []
-            label = name if prefix == "01-probe/" else f"stage {name}"
+            label = name if kind is Kind.PROBE else f"stage {name}"
             for step, value, lr in entries:
                 curves.append({"x": done + step, "y": value, "s": label})
                 rates.append({"x": done + step, "y": lr, "s": label})
                 rows.append([f"{title} {name}", step, value, lr])
             if label not in names:
                 names.append(label)
-            done += stage.facts.get("steps", 0) if prefix != "01-probe/" else 0
+            done += stage.facts.get("steps", 0) if kind is not Kind.PROBE else 0
         if curves:
             loss.append({"title": title, "rows": curves})
             rate.append({"title": title, "rows": rates})
@@ -49,8 +59,8 @@ def training(run: RunFacts) -> Figure | None:
 def trainings(run: RunFacts) -> Html | None:
     """One line a training: steps, tokens, speed, first and last loss."""
     rows = []
-    for prefix, title in _TRAINED.items():
-        for name, stage in run.kind(prefix).items():
+    for kind, title in _TRAINED.items():
+        for name, stage in run.kind(kind).items():
             f = stage.facts
             losses = f.get("losses") or []
             speed = f["tokens"] / f["train_seconds"] if f.get("train_seconds") and f.get("tokens") else None
@@ -77,7 +87,8 @@ def cost(run: RunFacts) -> Figure | None:
     """Time, tokens, memory and disk of each kind of stage, beside the plan."""
     kinds: dict[str, list[StageFacts]] = {}
     for name, stage in run.stages.items():
-        kinds.setdefault(_KINDS.get(name[:3], "other"), []).append(stage)
+        kind = kind_of(name)
+        kinds.setdefault(_KINDS[kind] if kind else "other", []).append(stage)
     if not kinds:
         return None
     order = [k for k in dict.fromkeys([*_KINDS.values(), "other"]) if k in kinds]
@@ -89,14 +100,14 @@ def cost(run: RunFacts) -> Figure | None:
         {"title": title, "rows": [], "planned": [], "own": {"xLabel": unit}} for title, unit in units.items()
     ]
     rows = []
-    for kind in order:
-        facts = [s.facts for s in kinds[kind]]
+    for label in order:
+        facts = [s.facts for s in kinds[label]]
         seconds = sum(f.get("seconds", 0.0) for f in facts)
         tokens = sum(f.get("tokens", 0) for f in facts) or None
         peak = max((f.get("peak_memory", 0) for f in facts), default=0)
-        disks = [s.disk for s in kinds[kind]]
+        disks = [s.disk for s in kinds[label]]
         disk = None if any(d is None for d in disks) else sum(d or 0 for d in disks)
-        plan = planned.get(kind, {})
+        plan = planned.get(label, {})
         cells: list[str | None] = [
             duration(seconds),
             f"{tokens:,}" if tokens else None,
@@ -110,10 +121,10 @@ def cost(run: RunFacts) -> Figure | None:
             cells, values = [*cells, size(device)], (*values, device / 1e9)
         for panel, cell, value, mark in zip(panels, cells, values, predicted, strict=False):
             if value:
-                panel["rows"].append({"y": kind, "s": "", "v": value, "t": cell})
+                panel["rows"].append({"y": label, "s": "", "v": value, "t": cell})
             if mark:
-                panel["planned"].append({"y": kind, "v": mark})
-        row = [kind, len(facts), *cells[:1], tokens, *cells[2:]]
+                panel["planned"].append({"y": label, "v": mark})
+        row = [label, len(facts), *cells[:1], tokens, *cells[2:]]
         rows.append(
             row + ([duration(plan["seconds"]) if plan.get("seconds") else None, plan.get("tokens")] if planned else [])
         )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from cpift.files import layout
 from cpift.report import layers, wording
 from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure
@@ -107,7 +108,7 @@ def _coefficients(found: Mapping[str, Any]) -> Figure | None:
 def _collisions(run: RunFacts, found: Mapping[str, Any]) -> Figure | None:
     rows, table = [], []
     for task, won in found["won"].items():
-        region = run.stages.get(f"02-identify/{task}")
+        region = run.stages.get(layout.region(task))
         own = int(region.facts["count"]) if region else won
         lost = max(0, own - won)
         rows += [{"y": task, "s": "transplanted", "v": won}, {"y": task, "s": "lost to another task", "v": lost}]

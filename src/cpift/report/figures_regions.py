@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cpift.files.layout import Kind
 from cpift.method.group import components
 from cpift.report import layers, wording
 from cpift.report.facts import RunFacts
@@ -95,7 +96,7 @@ def merges(run: RunFacts) -> Html | None:
 
 def regions(run: RunFacts) -> list[Figure]:
     """Layer × module per task, and the shares of the kinds of modules."""
-    found = {task: s.facts for task, s in run.kind("02-identify/").items() if s.facts.get("by_parameter")}
+    found = {task: s.facts for task, s in run.kind(Kind.REGION).items() if s.facts.get("by_parameter")}
     if not found:
         return []
     sizes = _sizes(run, found)
@@ -169,7 +170,7 @@ def _by_layer(run: RunFacts, found: dict[str, dict[str, Any]], sizes: dict[str, 
 def statistics(run: RunFacts) -> Html | None:
     """Threshold, median and zero share of each region."""
     rows = []
-    for task, stage in run.kind("02-identify/").items():
+    for task, stage in run.kind(Kind.REGION).items():
         f = stage.facts
         ratio = f["threshold"] / f["median"] if f.get("threshold") and f.get("median") else None
         zero = f.get("zero_share")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cpift.files import layout
 from cpift.metrics import intervals
 from cpift.report import wording
 from cpift.report.facts import RunFacts
@@ -85,7 +86,7 @@ def forgetting(run: RunFacts) -> Figure | None:
         return None
     rows, table = [], []
     for task in run.tasks:
-        special = run.models.get(f"probe/{task}", {}).get(task)
+        special = run.models.get(layout.probe_model(task), {}).get(task)
         for model in models:
             entry = run.models[model].get(task)
             if entry is None:
@@ -106,7 +107,7 @@ def forgetting(run: RunFacts) -> Figure | None:
                     "v": shown,
                     "t": text,
                     "tip": tip,
-                    "mark": model == f"probe/{task}",
+                    "mark": model == layout.probe_model(task),
                 }
             )
             table.append([task, wording.model(model), entry["score"], away])

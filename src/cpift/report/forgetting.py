@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from cpift.files import layout
 from cpift.report import wording
 from cpift.report.facts import TRAINED_BACKBONES, RunFacts
 from cpift.report.verdicts import gap, path
@@ -83,7 +84,7 @@ def _why(run: RunFacts, task: str, after: str) -> str:
         core = f"{wording.percent(lost)} of its core went to other tasks, " if lost is not None else ""
         return f"{core}outside the core the weights are a mean"
     k = int(after.partition("/")[2])
-    seen = run.stages.get(f"06-refine/{k}")
+    seen = run.stages.get(layout.refine(k))
     tasks = seen.settings.get("tasks", []) if seen else []
     frozen = "frozen" if _stage_of(run, task) < k - 1 and run.recipe["refine"]["freeze"] else "not yet frozen"
     return f"which trained {wording.names(tasks, 3)}, its core {frozen}"
@@ -94,7 +95,7 @@ def _stage_of(run: RunFacts, task: str) -> int:
 
 
 def _lost_core(run: RunFacts, task: str) -> float | None:
-    region = run.stages.get(f"02-identify/{task}")
+    region = run.stages.get(layout.region(task))
     if not run.fusion or region is None or not region.facts.get("count") or task not in run.fusion["won"]:
         return None
     return max(0.0, 1 - float(run.fusion["won"][task]) / float(region.facts["count"]))

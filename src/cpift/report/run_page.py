@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cpift.console.terminal import duration
+from cpift.files import layout
 from cpift.report import figures_cost, figures_fusion, figures_regions, figures_scores, wording
 from cpift.report.facts import RunFacts
 from cpift.report.forgetting import falls, steps_looked_at
@@ -105,7 +106,7 @@ def _lines(run: RunFacts, found: Sequence[Verdict], many: bool) -> Html:
     others = ["base", "specialist", *([BASELINE] if BASELINE in run.models else [])]
     rows = []
     for v in found:
-        models = [f"probe/{v.task}" if name == "specialist" else name for name in others]
+        models = [layout.probe_model(v.task) if name == "specialist" else name for name in others]
         known = [run.models.get(m, {}).get(v.task) for m in models]
         cells = [wording.score(entry["score"], v.metric) if entry else None for entry in known]
         mine = Html(f"<strong>{e(wording.score(run.models[last][v.task]['score'], v.metric))}</strong>")
@@ -168,7 +169,7 @@ def _progress(run: RunFacts) -> list[Html]:
         return []
     done: dict[str, int] = {}
     for name in run.stages:
-        kind = name.split("/")[0]
+        kind = layout.folder_of(name)
         done[kind] = done.get(kind, 0) + 1
     lines = []
     if run.state == "failed":
@@ -178,6 +179,6 @@ def _progress(run: RunFacts) -> list[Html]:
             )
         )
     rows = [[kind, count, ", ".join(n for n in run.now if n.startswith(kind)) or None] for kind, count in done.items()]
-    rows += [[n.split("/")[0], 0, n] for n in run.now if n.split("/")[0] not in done]
+    rows += [[layout.folder_of(n), 0, n] for n in run.now if layout.folder_of(n) not in done]
     what = "under way" if run.state == "running" else "begun, not finished"
     return [*lines, table(["stage", "done", what], rows, text=(2,))] if rows else lines

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cpift.files import layout
 from cpift.metrics import intervals
 from cpift.report import wording
 from cpift.report.facts import FINISHED, STOPPED, TRAINED_BACKBONES, RunFacts
@@ -53,7 +54,7 @@ def verdicts(run: RunFacts) -> list[Verdict]:
     found = []
     for task in run.tasks:
         mine = run.models[run.final][task]
-        others = {"base": "base", "specialist": f"probe/{task}", BASELINE: BASELINE}
+        others = {"base": "base", "specialist": layout.probe_model(task), BASELINE: BASELINE}
         rows = {name: run.models.get(model, {}).get(task) for name, model in others.items()}
         gaps = {name: g for name, row in rows.items() if row and (g := gap(mine, row))}
         found.append(Verdict(task, str(mine["metric"]), gaps))
@@ -159,5 +160,6 @@ def _unfinished(run: RunFacts) -> str:
 
 def path(run: RunFacts, task: str) -> list[str]:
     """The models that a task went through: base, its own probe, backbone, fused, refine 1 … K."""
-    order = ["base", f"probe/{task}", "backbone", "fused", *(f"refine/{k}" for k in range(1, len(run.order) + 1))]
+    order = [layout.BASE_MODEL, layout.probe_model(task), layout.BACKBONE_MODEL, layout.FUSED_MODEL]
+    order += [layout.refine_model(k) for k in range(1, len(run.order) + 1)]
     return [model for model in order if task in run.models.get(model, {})]

@@ -16,7 +16,8 @@ from cpift.checkpoint.reader import open_checkpoint
 from cpift.distributed import ranks
 from cpift.distributed.engine import Engine, Job, JobError
 from cpift.errors import CpiftError
-from cpift.files import manifest
+from cpift.files import layout, manifest
+from cpift.files.layout import RunLayout
 from cpift.recipe.recipe import Recipe
 from cpift.runs.make import make, needs_of
 from cpift.runs.mirror import Mirror
@@ -68,7 +69,7 @@ class Runner:
         return made is None or made.key != manifest.key_of(stage.settings, self._needs(stage))
 
     def _adopted(self, stage: Stage) -> bool:
-        places = [out / "stages" / stage.name for out in self._run.shared]
+        places = [RunLayout(out).stage(stage.name) for out in self._run.shared]
         key = manifest.key_of(stage.settings, self._needs(stage))
         if self._mirror and self._mirror.bring(stage.name, key):
             self._verified.add(stage.name)
@@ -97,7 +98,7 @@ class Runner:
             self.now = unit[0].name
             self._prepare(unit)
             arguments = run.recipe, run.out.absolute(), [s.name for s in unit], dict(identities)
-            log_file = run.out.absolute() / "logs" / f"{unit[0].name.replace('/', '-')}.log"
+            log_file = RunLayout(run.out.absolute()).job_log(unit[0].name)
             jobs[unit[0].name] = unit, Job(unit[0].name, _what(unit), make_stages, arguments, log_file)
         _check_room(run, [stage for unit in due for stage in unit])
         try:
@@ -164,7 +165,7 @@ def make_stages(recipe: Recipe, out: Path, names: Sequence[str], known: Mapping[
     """
     from cpift.console.terminal import Terminal
 
-    if not (out / "recipe.yaml").is_file():
+    if not RunLayout(out).recipe.is_file():
         raise CpiftError(f"{out}: is not seen on {platform.node()}; all nodes must see the run folder under one path")
     identities.update(known)
     current = Run(recipe, out, Terminal())
@@ -226,7 +227,7 @@ def _await(folder: Path) -> None:
 
 def log(out: Path, event: Mapping[str, Any]) -> None:
     """Append one line to ``log.jsonl``."""
-    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+    with RunLayout(out).log.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **event}) + "\n")
 
 
@@ -234,7 +235,7 @@ def _check_room(current: Run, due: Sequence[Stage]) -> None:
     """Raise :class:`CpiftError` where the disk cannot hold the models that the stages will write, in fp32."""
     first = due[0]
     models = sum(stage.writes_model for stage in due)
-    if not models or first.name == "00-base":
+    if not models or first.name == layout.BASE:
         return
     needed = int(models * open_checkpoint(current.base).total * 4 * 1.05)
     free = shutil.disk_usage(current.out).free

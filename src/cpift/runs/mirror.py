@@ -15,10 +15,9 @@ from pathlib import Path, PurePosixPath
 from cpift.console.reporter import Reporter
 from cpift.errors import CpiftError, is_disk_full
 from cpift.files import manifest
+from cpift.files.layout import RunLayout
 from cpift.recipe.recipe import Recipe
 from cpift.recipe.yaml import read_yaml
-
-_BESIDE = ("state.json", "log.jsonl")  # a run on another disk goes on with these
 
 
 class Mirror:
@@ -33,6 +32,8 @@ class Mirror:
         from fsspec.core import url_to_fs
 
         self._out, self._recipe, self._reporter = out, recipe, reporter or Reporter()
+        self._layout = RunLayout(out)
+        self._beside = self._layout.state, self._layout.log  # a run on another disk resumes with these
         self._shown = re.sub(r"//[^/@]*@", "//", url)  # without a password: messages end in logs
         self._waiting: dict[str, None] = {}  # stages to copy, in order
         self._why = ""  # the last copy failed
@@ -53,7 +54,7 @@ class Mirror:
         try:
             self._fs.invalidate_cache()
             self.held = self._stages()
-            before = self._read("recipe.yaml")
+            before = self._read(self._layout.recipe)
         except Exception as error:
             raise self._failed("cannot be read", error) from error
         if what := _difference(before, recipe):
@@ -62,26 +63,26 @@ class Mirror:
     def begin(self) -> None:
         """Leave the recipe there, which shows that writing works; take back the run's state and log, where they lack."""
         try:
-            self._write("recipe.yaml", self._recipe.dump().encode())
-            beside = {name: self._read(name) for name in _BESIDE if not (self._out / name).exists()}
+            self._write(self._layout.recipe, self._recipe.dump().encode())
+            beside = {path: self._read(path) for path in self._beside if not path.exists()}
         except Exception as error:
             raise self._failed("cannot be written", error) from error
-        for name, data in beside.items():
-            if data and (name != "state.json" or _is_json(data)):
-                manifest.write_whole(self._out / name, data.decode(errors="replace"))
+        for path, data in beside.items():
+            if data and (path != self._layout.state or _is_json(data)):
+                manifest.write_whole(path, data.decode(errors="replace"))
 
     def bring(self, name: str, key: str) -> bool:
         """Take a stage back; False where it is not there with this key, or is damaged, which a warning tells."""
         made = self.held.get(name)
         if made is None or made.key != key:
             return False
-        folder = self._out / "stages" / name
+        folder = self._layout.stage(name)
         partial = manifest.partial_of(folder)
         shutil.rmtree(partial, ignore_errors=True)
         for file, expected in made.outputs.items():
             (partial / file).parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._fs.get_file(f"{self._root}/stages/{name}/{file}", str(partial / file))
+                self._fs.get_file(self._remote(folder / file), str(partial / file))
                 whole = manifest.file_hash(partial / file) == expected
             except FileNotFoundError:
                 whole = False
@@ -102,7 +103,7 @@ class Mirror:
         self._waiting |= dict.fromkeys(names)
         try:
             for name in list(self._waiting):
-                made = manifest.read(self._out / "stages" / name)
+                made = manifest.read(self._layout.stage(name))
                 if made is not None and made != self.held.get(name):
                     self._put_stage(name, made)
                 del self._waiting[name]
@@ -118,12 +119,12 @@ class Mirror:
             CpiftError: the copy is not complete, though the run folder is.
         """
         self.store(())
-        paths = sorted((self._out / "model").rglob("*")) if model else []
-        names = [path.relative_to(self._out).as_posix() for path in paths if path.is_file()]
+        place = self._layout
+        paths = sorted(place.model.rglob("*")) if model else []
         try:
-            for name in [*names, "plan.json", "report.html", *_BESIDE, "scores.json"] if not self._why else []:
-                if (self._out / name).is_file():
-                    self._put(name)
+            for path in [*paths, place.plan, place.report, *self._beside, place.scores] if not self._why else []:
+                if path.is_file():
+                    self._put(path)
         except Exception as error:
             self._why = _words(error)
         if self._why:
@@ -133,41 +134,46 @@ class Mirror:
 
     def _stages(self) -> dict[str, manifest.Made]:
         found = {}
-        for path in self._fs.find(f"{self._root}/stages"):
-            name = str(path).removeprefix(f"{self._root}/")
-            if name.endswith(f"/{manifest.FILE}"):
-                made = manifest.parse(self._read(name))
+        for remote in self._fs.find(self._remote(self._layout.stages)):
+            path = self._out / str(remote).removeprefix(f"{self._root}/")
+            if path.name == manifest.FILE:
+                made = manifest.parse(self._read(path))
                 if made is not None and isinstance(made.outputs, dict) and all(map(_is_inside, made.outputs)):
-                    found[name.removeprefix("stages/").removesuffix(f"/{manifest.FILE}")] = made
+                    found[self._layout.name_of(path.parent)] = made
         return found
 
     def _put_stage(self, name: str, made: manifest.Made) -> None:
+        folder = self._layout.stage(name)
         if self.held.pop(name, None) is not None:
-            self._write(f"stages/{name}/{manifest.FILE}", b"{}\n")  # the old one counts no more
+            self._write(folder / manifest.FILE, b"{}\n")  # the old one counts no more
         for file in (*made.outputs, manifest.FILE):
-            self._put(f"stages/{name}/{file}")
+            self._put(folder / file)
         self.held[name] = made
-        for beside in _BESIDE:
-            if (self._out / beside).is_file():
-                self._put(beside)
+        for path in self._beside:
+            if path.is_file():
+                self._put(path)
 
-    def _put(self, name: str) -> None:
-        target = f"{self._root}/{name}"
+    def _remote(self, path: Path) -> str:
+        """Where the copy of a path of the run folder lies."""
+        return f"{self._root}/{path.relative_to(self._out).as_posix()}"
+
+    def _put(self, path: Path) -> None:
+        target = self._remote(path)
         try:
-            self._fs.put_file(str(self._out / name), target)
+            self._fs.put_file(str(path), target)
         except FileNotFoundError:  # no such folder, where the system has folders
             self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-            self._fs.put_file(str(self._out / name), target)
+            self._fs.put_file(str(path), target)
 
-    def _write(self, name: str, data: bytes) -> None:
-        target = f"{self._root}/{name}"
+    def _write(self, path: Path, data: bytes) -> None:
+        target = self._remote(path)
         self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
         self._fs.pipe_file(target, data)
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, path: Path) -> bytes:
         """A small file; empty where it is not there."""
         try:
-            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+            return bytes(self._fs.cat_file(self._remote(path)))
         except FileNotFoundError:
             return b""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from cpift.files import layout
 from cpift.metrics import intervals
 from cpift.runs.stage import Run
 
@@ -92,8 +93,11 @@ def _scores(run: Run, models: Mapping[str, Any], last: str) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, task in run.recipe.tasks.items():
-        facts, mine = run.facts(f"00-tasks/{name}"), models[last][name]
-        cells = [_number(models[m][name]["score"], mine["metric"]) for m in ("base", f"probe/{name}", last)]
+        facts, mine = run.facts(layout.rows(name)), models[last][name]
+        cells = [
+            _number(models[m][name]["score"], mine["metric"])
+            for m in (layout.BASE_MODEL, layout.probe_model(name), last)
+        ]
         band = intervals.of_score(mine)
         told = " … ".join(_number(v, mine["metric"]) for v in band) if band else "–"
         named = [] if task.generate else [str(_name(source.path)) for source in task.sources("train")]

@@ -13,6 +13,7 @@ from cpift.distributed import ranks
 from cpift.distributed.engine import Engine
 from cpift.errors import CpiftError
 from cpift.files import manifest
+from cpift.files.layout import RunLayout
 from cpift.files.lock import alone
 from cpift.recipe.recipe import STAGES, Recipe
 from cpift.recipe.yaml import origins
@@ -76,6 +77,7 @@ def _lead(
     mirror: str | None,
 ) -> dict[str, Any]:
     check(recipe, out)
+    place = RunLayout(out)
     copy = Mirror(mirror, recipe, out, reporter) if mirror is not None else None
     from cpift.runs.preflight import read_rows
 
@@ -84,7 +86,7 @@ def _lead(
     with engine or nullcontext(), alone(out):
         if copy:
             copy.begin()
-        manifest.write_whole(out / "recipe.yaml", recipe.dump())
+        manifest.write_whole(place.recipe, recipe.dump())
         log(out, {"event": "start", **({"origins": dict(given)} if given else {})})
         runner = Runner(current, leader, engine, copy)
         try:
@@ -140,13 +142,14 @@ def check(recipe: Recipe, out: Path) -> None:
     ranks.check()
     if out.exists() and not out.is_dir():
         raise CpiftError(f"{out}: is a file; --out names a folder")
-    old = out / "recipe.yaml"
+    place = RunLayout(out)
+    old = place.recipe
     if old.is_file():
         before = Recipe.load(old)
         if before.model != recipe.model or before.seed != recipe.seed or not set(before.tasks) & set(recipe.tasks):
             what = "model" if before.model != recipe.model else "seed" if before.seed != recipe.seed else "tasks"
             raise CpiftError(f"{out}: holds another recipe's run (its {what} differ); choose another --out")
-    elif out.is_dir() and any(p.name not in (".lock", "plan.json") for p in out.iterdir()):
+    elif out.is_dir() and any(p.name not in (place.lock.name, place.plan.name) for p in out.iterdir()):
         raise CpiftError(f"{out}: is not empty and holds no run; choose another --out")
     from cpift.runs.preflight import check_models
     from cpift.train.fine_tune import check_training

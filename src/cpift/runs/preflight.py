@@ -15,7 +15,7 @@ from cpift.checkpoint.stream import check_finite
 from cpift.data.lengths import cut_warning
 from cpift.data.rows import Row, load_task, metric_of
 from cpift.errors import CpiftError, nearest
-from cpift.files import manifest
+from cpift.files import layout, manifest
 from cpift.method.rehearsal import check_names
 from cpift.recipe.recipe import Recipe
 from cpift.runs.stage import Run, first_stages
@@ -56,10 +56,15 @@ def read_rows(current: Run) -> None:
     Raises :class:`CpiftError` for the first row that could not be trained on, however far down it stands.
     """
     for stage in first_stages(current):
-        _, _, task = stage.name.partition("00-tasks/")
+        name = layout.parse(stage.name)
         made = manifest.read(current.folder(stage.name))
-        if not task or (made is not None and made.key == manifest.key_of(stage.settings, {})):
+        if (
+            name is None
+            or name.kind is not layout.Kind.ROWS
+            or (made is not None and made.key == manifest.key_of(stage.settings, {}))
+        ):
             continue
+        task = name.task
         asked = current.recipe.tasks[task]
         if asked.generate is None:  # generated rows are sound, and take long
             current.loaded[task] = load_task(task, asked, current.recipe.seed)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpift.files import manifest
+from cpift.files import layout, manifest
 from cpift.metrics.summary import summary
 from cpift.runs.guard_stage import losses
 from cpift.runs.model_card import card
@@ -20,9 +20,10 @@ def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     """Gather the scores, put the last model in its place; returns what ``scores.json`` holds."""
     scores: dict[str, dict[str, Any]] = {}
     for stage in stages:
-        if stage.together.startswith("evaluate/"):
-            model, task = stage.together.removeprefix("evaluate/"), stage.name.rsplit("/", 1)[1]
-            found = json.loads((run.folder(stage.name) / "score.json").read_text())
+        name = layout.parse(stage.name)
+        if name is not None and name.kind is layout.Kind.SCORE:
+            model, task = stage.together.removeprefix("evaluate/"), name.task
+            found = json.loads((run.folder(stage.name) / layout.SCORE_FILE).read_text())
             scores.setdefault(model, {})[task] = found
     mixed = mixed_precision(scores)
     if mixed:
@@ -35,7 +36,7 @@ def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
         "neutral_loss": losses(run, list(scores)),
         "warnings": run.warnings,
     }
-    manifest.write_whole(run.out / "scores.json", json.dumps(result))
+    manifest.write_whole(run.layout.scores, json.dumps(result))
     last = [stage.name for stage in stages if stage.kind == "refine"][-1]
     manifest.verify_stage(run.folder(last))
     _publish(run, run.folder(last), result)
@@ -55,13 +56,13 @@ def mixed_precision(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> st
     others = " and ".join(sorted(set(models) - {few}))
     return (
         f"scores were made in {few} for {names}, in {others} for the rest: small differences between them can come from that; "
-        "remove stages/07-evaluate and run again to score all on one machine"
+        f"remove stages/{layout.Kind.SCORE.value} and run again to score all on one machine"
     )
 
 
 def _publish(run: Run, source: Path, result: dict[str, Any]) -> None:
     """``model/``: the last stage's checkpoint, by hard links where the file system has them, with a card."""
-    target, partial = run.out / "model", run.out / ".model.partial"
+    target, partial = run.layout.model, run.out / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for file in sorted(source.iterdir()):

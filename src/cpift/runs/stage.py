@@ -17,6 +17,7 @@ from cpift.data.rows import TaskRows, answer_warnings, load_task, metric_of, rea
 from cpift.data.sources import file_settings
 from cpift.errors import CpiftError
 from cpift.files import manifest
+from cpift.files.layout import RunLayout
 from cpift.method.region import Region
 from cpift.recipe.recipe import Recipe
 from cpift.train.models import convert_gguf
@@ -53,8 +54,14 @@ class Run:
     cut_reported: set[str] = field(default_factory=set)  # tasks whose rows are known to be cut, and were warned of
     loaded: dict[str, TaskRows] = field(default_factory=dict)  # what load_task gave, kept until its stage stores it
 
+    @property
+    def layout(self) -> RunLayout:
+        """The paths of the run folder."""
+        return RunLayout(self.out)
+
     def folder(self, stage: str) -> Path:
-        return self.out / "stages" / stage
+        """The folder of a stage."""
+        return self.layout.stage(stage)
 
     @property
     def tasks(self) -> list[str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpift.errors import CpiftError
-from cpift.files import manifest
+from cpift.files import layout, manifest
+from cpift.files.layout import Kind
 from cpift.files.lock import in_use
 from cpift.recipe.recipe import Recipe
 from cpift.runs.make import needs_of
@@ -29,17 +30,17 @@ def stage_states(recipe: Recipe, out: Path) -> list[StageState]:
     run = Run(recipe, out)
     states: list[StageState] = []
     _add(run, first_stages(run), states)
-    if any(s.state != "done" for s in states if s.name.startswith("00-tasks")):
-        return [*states, StageState("01-probe …", "missing", "known once the tasks' rows are there")]
+    if any(s.state != "done" for s in states if layout.kind_of(s.name) is Kind.ROWS):
+        return [*states, StageState(f"{Kind.PROBE.value} …", "missing", "known once the tasks' rows are there")]
     _add(run, _without_writing(run), states)
     if run.groups() is None or any(s.state != "done" for s in states):
-        return [*states, StageState("04-backbone …", "missing", "known once the groups are there")]
+        return [*states, StageState(f"{Kind.BACKBONE.value} …", "missing", "known once the groups are there")]
     _add(run, last_stages(run), states)
     return states
 
 
 def _without_writing(run: Run) -> list[Stage]:
-    if run.recipe.probe.steps == "auto" and not (run.out / "state.json").is_file():
+    if run.recipe.probe.steps == "auto" and not run.layout.state.is_file():
         raise CpiftError(f"{run.out}: its state.json is gone; run again to settle the probes' steps")
     return middle_stages(run)
 
