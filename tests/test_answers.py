@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 
-from cpift.data.answers import extract, is_right, references
-from cpift.data.rows import answer_is_text, answer_warnings, metric_of
+from cpift.data.rows import answer_warnings, metric_of
 from cpift.errors import CpiftError
 from cpift.evaluation.scores import EvalTask, _forced_rows, evaluate
+from cpift.metrics.answers import AnswerPattern, answer_is_text, is_right, references
 from cpift.recipe.parts import Task
 
 GSM8K = "Half of 48 is 24.\nTogether 48+24 = <<48+24=72>>72.\n#### 72"
@@ -57,13 +56,16 @@ def row(answer: Any, text: str = "x") -> dict[str, Any]:
 )
 def test_what_is_right(text: str, answer: Any, pattern: str | None, right: bool) -> None:
     """By hand."""
-    assert is_right(text, row(answer), re.compile(pattern) if pattern else None) is right
+    assert is_right(text, row(answer), AnswerPattern.of(pattern)) is right
 
 
 def test_what_is_found() -> None:
     """The last match; None where nothing matches, or the group takes no part."""
-    assert extract("#### 1\n#### 2", re.compile(HASHES)) == "2"
-    assert extract("x", re.compile("(a)|x")) is None
+    hashes, optional = AnswerPattern.of(HASHES), AnswerPattern.of("(a)|x")
+    assert hashes is not None
+    assert optional is not None
+    assert hashes.find("#### 1\n#### 2") == "2"
+    assert optional.find("x") is None
     assert references(row([1, "b", 2.5, 3.0])) == ["1", "b", "2.5", "3.0", "3"]
     assert references({}) == references(row(None)) == references(row([])) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import tiny
 import torch
 from transformers import LlamaForCausalLM
 
-from cpift.data.answers import extract, normalise
 from cpift.data.encoding import IGNORED, encode
 from cpift.evaluation import batching
 from cpift.evaluation import scores as evaluation
 from cpift.evaluation.scores import EvalTask, evaluate, generate
+from cpift.metrics.answers import AnswerPattern, normalise
 from cpift.metrics.summary import summary
 from cpift.train.fine_tune import fine_tune
 from cpift.train.models import load_model, load_tokenizer
@@ -175,8 +174,10 @@ def test_answers_that_are_part_of_the_text_are_generated_and_extracted(model: Pa
 
 def test_extraction_and_normalising() -> None:
     """The last match's group; nothing where nothing matches; case, space, full stop, thousands do not count."""
-    assert extract("1 #### 2 #### 3", re.compile(r"#### (\d)")) == "3"
-    assert extract("none", re.compile(r"#### (\d)")) is None
+    pattern = AnswerPattern.of(r"#### (\d)")
+    assert pattern is not None
+    assert pattern.find("1 #### 2 #### 3") == "3"
+    assert pattern.find("none") is None
     assert normalise("  The\nAnswer. ") == "the answer"
     assert normalise("1,234,567.") == "1234567"
     assert normalise("1, 2") == "1, 2"

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from cpift.data.answers import normalise
 from cpift.data.rows import load_rows
 from cpift.evaluation.scores import EvalTask, evaluate, generate
 from cpift.method.region import Region
+from cpift.metrics.answers import normalise
 from cpift.recipe.parts import Task
 from cpift.recipe.recipe import Recipe
 from cpift.runs.pipeline import run

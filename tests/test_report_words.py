@@ -9,6 +9,7 @@ import pytest
 from report_folders import made_run
 
 from cpift.metrics import intervals
+from cpift.metrics.metric import NATS, PER_CENT
 from cpift.report import layers, wording
 from cpift.report.facts import read_run
 from cpift.report.forgetting import falls
@@ -109,10 +110,10 @@ def test_how_much_of_a_task_came_back(tmp_path: Path, right: int, now: str) -> N
 @pytest.mark.parametrize(
     ("found", "wanted"),
     [
-        (wording.score(0.3333, "exact_match"), "33.3 %"),
-        (wording.score(1.23456, "loss"), "1.235 nats"),
-        (wording.gap(-0.0333, "exact_match"), "−3.3 points"),
-        (wording.gap(0.0001, "exact_match"), "0.0 points"),
+        (wording.score(0.3333, PER_CENT), "33.3 %"),
+        (wording.score(1.23456, NATS), "1.235 nats"),
+        (wording.gap(-0.0333, PER_CENT), "−3.3 points"),
+        (wording.gap(0.0001, PER_CENT), "0.0 points"),
         (wording.count(1_345_150), "1.35 million"),
         (wording.count(1234), "1,234"),
         (wording.percent(0.00001), "under 0.1 %"),

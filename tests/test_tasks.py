@@ -11,8 +11,9 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpift.data.rows import answer_is_text, load_rows, metric_of, sample
+from cpift.data.rows import load_rows, metric_of, sample
 from cpift.errors import CpiftError
+from cpift.metrics.answers import answer_is_text
 from cpift.recipe.parts import Task
 
 GOOD = tiny.rows("reverse", 1, 0)[0]

@@ -207,6 +207,7 @@ def evaluate(
     from cpift.checkpoint.hub import checkpoint_place
     from cpift.console.terminal import Terminal, say
     from cpift.evaluation.recipe import evaluate_recipe
+    from cpift.metrics import named
     from cpift.recipe.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides(sets))
@@ -218,8 +219,7 @@ def evaluate(
         terminal.close()
     write_text(out, json.dumps({"model": str(model), "tasks": scores}) + "\n")
     for task, score in scores.items():
-        shown = f"{score['score']:.3f} nats" if score["metric"] == "loss" else f"{100 * score['score']:.1f} %"
-        say(f"{task}: {score['metric']} {shown} ({len(score['items'])} rows)")
+        say(f"{task}: {score['metric']} {named(score['metric']).value(score['score'])} ({len(score['items'])} rows)")
 
 
 def _named_paths(values: Sequence[str], option: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cpift.cli.options import RecipePath, Sets, overrides
+from cpift.metrics import named
 
 if TYPE_CHECKING:
     from cpift.data.lengths import Lengths
@@ -64,11 +65,12 @@ def show_task(name: str, task: TaskData, limit: int | None, write: Callable[[str
     """
     shapes = ", ".join(f"{shape} ({rows:,} rows)" for shape, rows in task.shapes.items()) or "generated"
     write(f"{name}: {summary(task)}, scored by {task.metric}")
+    scored = limit if named(task.metric).cuts_rows else None
     write(f"  shape      {shapes}")
     for source in task.sources if len(task.sources) > 1 or any(s.rows != s.used for s in task.sources) else ():
         write(f"  source     {source.path}: {source.rows:,} rows, used as {source.used:,}")
     for kind, lengths in (("training", task.train), ("evaluation", task.evaluation)):
-        write(f"  {kind:10} {_lengths(lengths, limit if kind == 'training' or task.metric == 'loss' else None)}")
+        write(f"  {kind:10} {_lengths(lengths, limit if kind == 'training' else scored)}")
     most = max((bar.rows for bar in task.train.histogram), default=1)
     for bar in task.train.histogram:
         sign = "█" if _writes("█") else "#"

@@ -12,6 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from cpift.metrics import described
+from cpift.metrics.metric import PER_CENT
+from cpift.metrics.summary import share_of
+
 RESAMPLES = 4000
 Results = Mapping[str, Mapping[str, Any]]  # seed to a job's result
 
@@ -44,10 +48,11 @@ def summary(results: Results, tasks: Mapping[str, Mapping[str, Any]], specialist
 
 
 def mean_score(scores: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Mean over the tasks scored by right or wrong; where there is none, minus the mean loss."""
-    right = [s["score"] for s in scores.values() if s["metric"] != "loss"]
-    losses = [-s["score"] for s in scores.values()]
-    return fmean(right or losses) if scores else None
+    """Mean over the tasks scored in per cent; where there is none, over all, the sign of a loss turned."""
+    kinds = {task: described(score["metric"]) for task, score in scores.items()}
+    right = [scores[task]["score"] for task, metric in kinds.items() if metric.unit == PER_CENT]
+    oriented = [metric.gain(scores[task]["score"], 0.0) for task, metric in kinds.items()]
+    return fmean(right or oriented) if scores else None
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:
@@ -55,8 +60,6 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def _share(pairs: Sequence[tuple[Any, Any]], task: str) -> float | None:
-    from cpift.metrics.summary import share_of
-
     found = [
         share_of(mine["scores"][task]["metric"], mine["scores"][task]["score"], theirs["scores"][task]["score"])
         for mine, theirs in pairs
@@ -72,7 +75,7 @@ def difference(
     """First minus second, with 95 % intervals of a paired percentile bootstrap.
 
     Each resample draws seeds, where there are several, and within each seed the task's items, for both methods the same.
-    ``mean`` is over the tasks scored by right or wrong (all tasks, where there is none).
+    ``mean`` is over the tasks scored in per cent (all tasks, where there is none).
     """
     seeds = [seed for seed in first if seed in second]
     shared = [t for t in tasks if seeds and all(t in r[s]["scores"] for r in (first, second) for s in seeds)]
@@ -82,7 +85,7 @@ def difference(
         pairs = [(first[s]["scores"][task], second[s]["scores"][task]) for s in seeds]
         samples[task] = _over_seeds([_resampled(a, b, resamples, rng) for a, b in pairs], drawn)
         found[task] = _interval(fmean(_gain(a, b) for a, b in pairs), samples[task])
-    counted = [t for t in shared if tasks[t]["metric"] != "loss"] or shared
+    counted = [t for t in shared if described(tasks[t]["metric"]).unit == PER_CENT] or shared
     result: dict[str, Any] = {"seeds": len(seeds), "tasks": found}
     if counted:
         observed = fmean(found[t]["difference"] for t in counted)
@@ -138,16 +141,17 @@ def _over_seeds(by_seed: Sequence[np.ndarray], drawn: np.ndarray) -> np.ndarray:
 
 def _gain(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """How much better the first score is."""
-    return float(a["score"] - b["score"]) * (-1.0 if a["metric"] == "loss" else 1.0)
+    return float(described(a["metric"]).gain(a["score"], b["score"]))
 
 
 def _resampled(a: Mapping[str, Any], b: Mapping[str, Any], resamples: int, rng: np.random.Generator) -> np.ndarray:
     """How much better the first of two models is on items drawn with replacement, (resamples,)."""
     mine, theirs = np.array(a["items"], np.float64), np.array(b["items"], np.float64)
-    weights = np.array(a["tokens"], np.float64) if a["metric"] == "loss" else np.ones(len(mine))
+    metric = described(a["metric"])
+    weights = np.array(a["tokens"], np.float64) if metric.by_tokens else np.ones(len(mine))
     picked = rng.integers(0, len(mine), (resamples, len(mine)))
     value: np.ndarray = ((mine - theirs) * weights)[picked].sum(axis=1) / weights[picked].sum(axis=1)
-    return -value if a["metric"] == "loss" else value
+    return value if metric.higher_is_better else -value
 
 
 def _interval(observed: float, sample: np.ndarray) -> dict[str, float]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cpift.metrics import described, mean_unit
+from cpift.metrics.metric import Unit
+
 
 def markdown(comparison: Mapping[str, Any]) -> str:
-    """All budgets of a comparison. Exact match in per cent, loss in nats; intervals are 95 %, ± one sd over seeds."""
+    """All budgets of a comparison. Scores in their units; intervals are 95 %, ± one sd over seeds."""
     return "\n".join(line for budget in comparison["budgets"] for line in _budget(comparison, budget))
 
 
 def _budget(comparison: Mapping[str, Any], budget: str) -> Iterator[str]:
     tasks, reference = comparison["tasks"], comparison["reference"]
+    unit = mean_unit(task["metric"] for task in tasks.values())
     found = comparison["summary"][budget]
     against = {d["method"]: d for d in comparison["differences"][budget]}
     done, wanted = min(row["seeds"] for row in found.values()), len(comparison["seeds"])
@@ -22,12 +26,11 @@ def _budget(comparison: Mapping[str, Any], budget: str) -> Iterator[str]:
     yield f"| method | mean | {' | '.join(tasks)} | minus {reference}: mean | wins–ties–losses | below specialist | tokens |"
     yield "|---" * (len(tasks) + 6) + "|"
     for method, row in sorted(found.items(), key=lambda item: -(_mean(item[1]) or -1e9)):
-        cells = [_cell(row["mean"], "exact" if any(t["metric"] != "loss" for t in tasks.values()) else "loss")]
-        cells += [_cell(row["tasks"].get(t, {"mean": None}), tasks[t]["metric"]) for t in tasks]
+        cells = [_cell(row["mean"], unit)]
+        cells += [_cell(row["tasks"].get(t, {"mean": None}), described(tasks[t]["metric"]).unit) for t in tasks]
         gap = against.get(method)
         if gap and "mean" in gap:
-            scale = 100 if any(t["metric"] != "loss" for t in tasks.values()) else 1
-            cells += [_signed(gap["mean"], scale), f"{gap['wins']}–{gap['ties']}–{gap['losses']}"]
+            cells += [_signed(gap["mean"], unit), f"{gap['wins']}–{gap['ties']}–{gap['losses']}"]
         else:
             cells += ["", ""]
         cells += [str(row.get("seesaw", "")), f"{row['tokens']:,.0f}"]
@@ -38,18 +41,18 @@ def _budget(comparison: Mapping[str, Any], budget: str) -> Iterator[str]:
 
 def _forgetting(comparison: Mapping[str, Any]) -> Iterator[str]:
     """What each arrival costs the tasks that were there, and gives the one that comes."""
-    scale = 100 if any(t["metric"] != "loss" for t in comparison["tasks"].values()) else 1
+    unit = mean_unit(task["metric"] for task in comparison["tasks"].values())
     yield "\n| method | old tasks, at each arrival | the new task |"
     yield "|---|---|---|"
     for method, row in sorted(
         comparison["forgetting"].items(), key=lambda item: -item[1]["old"]["difference"] if item[1] else 0
     ):
         if row:
-            yield f"| `{method}` | {_signed(row['old'], scale)} | {_signed(row['new'], scale)} |"
+            yield f"| `{method}` | {_signed(row['old'], unit)} | {_signed(row['new'], unit)} |"
 
 
-def _signed(value: Mapping[str, float], scale: float) -> str:
-    low, middle, high = (scale * value[key] for key in ("low", "difference", "high"))
+def _signed(value: Mapping[str, float], unit: Unit) -> str:
+    low, middle, high = (unit.scale * value[key] for key in ("low", "difference", "high"))
     return f"{middle:+.1f} ({low:+.1f} … {high:+.1f})"
 
 
@@ -58,9 +61,8 @@ def _mean(row: Mapping[str, Any]) -> float | None:
     return mean
 
 
-def _cell(value: Mapping[str, Any], metric: str) -> str:
+def _cell(value: Mapping[str, Any], unit: Unit) -> str:
     if value["mean"] is None:
         return "–"
-    if metric == "loss":
-        return f"{abs(value['mean']):.3f}" + (f" ± {value['sd']:.3f}" if value.get("sd") is not None else "")
-    return f"{100 * value['mean']:.1f}" + (f" ± {100 * value['sd']:.1f}" if value.get("sd") is not None else "")
+    spread = f" ± {unit.number(value['sd'])}" if value.get("sd") is not None else ""
+    return unit.number(abs(value["mean"])) + spread

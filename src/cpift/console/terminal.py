@@ -16,6 +16,8 @@ from rich.text import Text
 from cpift.console import stopping
 from cpift.console.reporter import Reporter
 from cpift.console.time_left import TimeLeft
+from cpift.metrics import described
+from cpift.metrics.metric import PER_CENT
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -116,15 +118,15 @@ def byte_progress(total: int) -> Callable[[int], None]:
 
 
 def scores_table(result: Mapping[str, Any]) -> None:
-    """Models × tasks; exact match in %, loss in nats."""
+    """Models × tasks, each score in the unit of its metric."""
     tasks: Sequence[str] = result["tasks"]
     any_row = next(iter(result["models"].values()))
     table = Table(box=None, pad_edge=False, header_style="bold" if _is_live() else "none")
     table.add_column("model", overflow="fold")
-    for task in tasks:
-        table.add_column(
-            clean(task) + (" (loss)" if any_row[task]["metric"] == "loss" else ""), justify="right", overflow="fold"
-        )
+    metrics = {task: described(any_row[task]["metric"]) for task in tasks}
+    for task, metric in metrics.items():
+        mark = "" if metric.unit == PER_CENT else f" ({metric.name})"
+        table.add_column(clean(task) + mark, justify="right", overflow="fold")
     for title in ("mean", "share", "worst", "<base", "<spec"):
         table.add_column(title, justify="right", overflow="fold")
     last = list(result["models"])[-1]
@@ -137,15 +139,15 @@ def scores_table(result: Mapping[str, Any]) -> None:
         behind = [str(told["below_base"]), str(told["below_specialist"])]
         table.add_row(Text(name), *cells, mean, share, Text(clean(told["worst_task"] or "")), *behind)
     wide = console if console.is_terminal else Console(highlight=False, width=200)
-    wide.print("\nscores: exact match in %, loss in nats", markup=False)
+    shown = dict.fromkeys(f"{metric.name} in {metric.unit.short}" for metric in metrics.values())
+    wide.print(f"\nscores: {', '.join(shown)}", markup=False)
     wide.print(table)
     wide.print("share: mean share of the specialists' scores; worst: the task with the least share;", markup=False)
     wide.print("<base, <spec: tasks more than 5 % below the base, below the task's own probe", markup=False)
 
 
 def _score(entry: Mapping[str, Any]) -> str:
-    value = entry["score"]
-    return f"{value:.3f}" if entry["metric"] == "loss" else f"{100 * value:.1f}"
+    return described(entry["metric"]).unit.number(entry["score"])
 
 
 def duration(seconds: float) -> str:

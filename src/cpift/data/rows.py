@@ -8,18 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cpift.data.answers import is_right, references
 from cpift.data.files import JSON_LINES, read_file
 from cpift.data.row_keys import check_row_keys
 from cpift.data.sources import read_source, weighted
 from cpift.errors import CpiftError, did_you_mean
+from cpift.metrics import WITH_ANSWERS, WITHOUT_ANSWERS, named
+from cpift.metrics.answers import is_right, references, response, turns
+from cpift.metrics.metric import Asked
 from cpift.recipe.parts import Source, Task
 
 Row = dict[str, Any]
@@ -137,32 +138,26 @@ def metric_of(name: str, task: Task, rows: Sequence[Row]) -> str:
     Raises:
         CpiftError: the rows do not allow the metric, or have answers only in part; a pattern without answers.
     """
-    answered = sum(_has_answer(name, row) for row in rows)
-    metric = task.metric or ("exact_match" if answered else "loss")
-    if task.metric is None and task.pattern is not None and not answered:
+    known = named(task.metric) if task.metric else None
+    answered = sum(_has_answer(name, row) for row in rows) if known is None or known.needs_answer else 0
+    metric = known or (WITH_ANSWERS if answered else WITHOUT_ANSWERS)
+    instead = f"use metric: {WITHOUT_ANSWERS.name}"
+    if known is None and task.pattern is not None and not answered:
         raise CpiftError(
             f"tasks.{name}: has a pattern, but its evaluation rows have no answer to compare with; add an answer to "
-            "each row (columns: {answer: …} names its column), or use metric: loss"
+            f"each row (columns: {{answer: …}} names its column), or {instead}"
         )
-    if metric != "loss" and answered < len(rows):
+    if metric.needs_answer and answered < len(rows):
         raise CpiftError(
-            f"tasks.{name}: metric {metric} needs an answer in each evaluation row, and {len(rows) - answered} of "
-            f"{len(rows)} have none; or use metric: loss"
+            f"tasks.{name}: metric {metric.name} needs an answer in each evaluation row, and {len(rows) - answered} of "
+            f"{len(rows)} have none; or {instead}"
         )
-    if metric != "loss" and any(_turns(row)[-1]["role"] != "assistant" for row in rows):
-        raise CpiftError(f"tasks.{name}: metric {metric} needs the assistant's turn last in each evaluation row")
-    if metric == "exact_match" and task.pattern is None:
-        if any(_text(row) not in [answer.strip() for answer in references(row)] for row in rows):
-            raise CpiftError(
-                f"tasks.{name}: the answers are not the whole assistant text; add a pattern that extracts them, "
-                "such as pattern: '#### (.+)'"
-            )
-        if task.metric is None and all("####" in _text(row) for row in rows):
-            raise CpiftError(
-                f"tasks.{name}: every answer has '####' before its result, as in gsm8k; add pattern: '#### (.+)' to "
-                "compare the results, or metric: loss; metric: exact_match compares the whole text"
-            )
-    return metric
+    if not metric.cuts_rows and any(turns(row)[-1]["role"] != "assistant" for row in rows):
+        raise CpiftError(f"tasks.{name}: metric {metric.name} needs the assistant's turn last in each evaluation row")
+    asked = Asked(task.answer_pattern, task.generate, explicit=known is not None)
+    if (problem := metric.check(rows, asked)) is not None:
+        raise CpiftError(f"tasks.{name}: {problem}")
+    return metric.name
 
 
 def answer_warnings(name: str, task: Task, rows: Sequence[Row]) -> list[str]:
@@ -173,10 +168,10 @@ def answer_warnings(name: str, task: Task, rows: Sequence[Row]) -> list[str]:
         task: its part of the recipe.
         rows: its evaluation rows, which :func:`metric_of` has accepted.
     """
-    if task.pattern is None or metric_of(name, task, rows) == "loss":
+    pattern = task.answer_pattern
+    if pattern is None or not named(metric_of(name, task, rows)).needs_answer:
         return []
-    pattern = re.compile(task.pattern)
-    wrong = sum(not is_right(_text(row), row, pattern) for row in rows)
+    wrong = sum(not is_right(response(row), row, pattern) for row in rows)
     if not wrong:
         return []
     return [
@@ -185,36 +180,11 @@ def answer_warnings(name: str, task: Task, rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def answer_is_text(row: Row) -> bool:
-    """Is the answer, and no other one, the whole of the last assistant turn? Then no generation is needed to score it."""
-    answer = row.get("answer")
-    given = answer if isinstance(answer, list) else [answer]
-    return bool(given) and all(_text(row) == str(value).strip() for value in given)
-
-
-def may_be_forced(rows: Sequence[Row], pattern: str | None) -> bool:
-    """May one teacher-forced forward give exact match?
-
-    Not with a pattern, which takes the answer out of what is generated; nor where one of several answers may come.
-    """
-    return not pattern and all(answer_is_text(row) for row in rows)
-
-
 def _has_answer(name: str, row: Row) -> bool:
     try:
         return bool(references(row))
     except ValueError as error:
         raise CpiftError(f"tasks.{name}: {error}") from error
-
-
-def _text(row: Row) -> str:
-    return str(_turns(row)[-1].get("content") or "").strip()
-
-
-def _turns(row: Row) -> list[dict[str, str]]:
-    """The messages of a row, or those of its completion; plain text is the assistant's."""
-    turns = row["messages"] if "messages" in row else row["completion"]
-    return [{"role": "assistant", "content": turns}] if isinstance(turns, str) else turns
 
 
 def sample(rows: Sequence[Row], count: int, seed: int, name: str, draw: int = 1) -> list[Row]:

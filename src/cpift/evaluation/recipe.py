@@ -28,7 +28,7 @@ def evaluate_recipe(model: str | Path, recipe: Recipe, reporter: Reporter | None
         _, rows, warnings = load_rows(name, task, recipe.seed)
         for text in [*warnings, *answer_warnings(name, task, rows)]:
             reporter.warning(text)
-        tasks[name] = EvalTask(rows, metric_of(name, task, rows), task.pattern, task.max_new_tokens, task.generate)
+        tasks[name] = EvalTask.of(task, rows, metric_of(name, task, rows))
     total, done = sum(len(task.rows) for task in tasks.values()), 0
 
     def tick(rows: int) -> None:

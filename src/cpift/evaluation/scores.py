@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,14 +11,17 @@ from typing import Any
 
 import torch
 
-from cpift.data.answers import extract, is_right, references
 from cpift.data.encoding import IGNORED, Encoded, encode, encode_forced, prompt_ids
 from cpift.data.healing import GoOnWith, starts, text_of
-from cpift.data.rows import Row, may_be_forced
+from cpift.data.rows import Row
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.evaluation.batching import batches, forced_room, generation_room, in_batches
+from cpift.metrics import named
+from cpift.metrics.answers import AnswerPattern, may_be_forced, references
+from cpift.metrics.metric import Asked, Metric, Scoring
+from cpift.recipe.parts import Task
 from cpift.train import accelerator
 from cpift.train.accelerator import frees_memory
 from cpift.train.malloc import kept_memory
@@ -30,13 +32,43 @@ TIMED_ROWS = 32  # answers that are generated on a processor to time it; elsewhe
 
 @dataclass(frozen=True)
 class EvalTask:
-    """What is needed to score one task: rows, a resolved metric, and how an answer is found in a generated text."""
+    """What is needed to score one task.
+
+    Attributes:
+        rows: evaluation rows.
+        metric: name of the resolved metric.
+        pattern: where an answer is within a text, as in a recipe.
+        max_new_tokens: longest generated answer.
+        generator: the reasoning_gym task that made the rows.
+        match: which match of the pattern counts, ``last`` or ``first``.
+    """
 
     rows: Sequence[Row]
     metric: str
-    pattern: str | None = None
+    pattern: str | Sequence[str] | None = None
     max_new_tokens: int = 256
-    generator: str | None = None  # reasoning_gym task, whose own scorer judges metric "generate"
+    generator: str | None = None
+    match: str = "last"
+
+    @classmethod
+    def of(cls, task: Task, rows: Sequence[Row], metric: str) -> EvalTask:
+        """Of a recipe's task, its rows and their metric."""
+        return cls(rows, metric, task.pattern, task.max_new_tokens, task.generate, task.match)
+
+    @property
+    def kind(self) -> Metric:
+        """The metric itself."""
+        return named(self.metric)
+
+    @property
+    def answer_pattern(self) -> AnswerPattern | None:
+        """Where an answer is within a text; None: the text is the answer."""
+        return AnswerPattern.of(self.pattern, self.match)
+
+
+def scoring_identity(task: Task, metric: str) -> dict[str, str]:
+    """What decides about a task's scores beside the metric's name, pattern and longest answer, for the key of a stage."""
+    return {**named(metric).identity(), **({} if task.match == "last" else {"match": task.match})}
 
 
 @dataclass(frozen=True)
@@ -94,7 +126,7 @@ def evaluate(
                 if not is_out_of_memory(error):
                     raise
                 text = error if isinstance(error, OutOfMemory) else f"out of memory on {accelerator.lacking(error)}"
-                shorter = "training.max_length" if task.metric == "loss" else f"tasks.{name}.max_new_tokens"
+                shorter = "training.max_length" if task.kind.cuts_rows else f"tasks.{name}.max_new_tokens"
                 raise OutOfMemory(f"{name}: {text}; leave out the longest rows, or lower {shorter}") from error
             if not score.items:
                 raise CpiftError(f"tasks.{name}: no evaluation row has a token to score; raise training.max_length")
@@ -104,9 +136,9 @@ def evaluate(
 
 def _forced_rows(network: Any, tokenizer: Any, task: EvalTask, max_length: int | None) -> list[Encoded] | None:
     """The rows where one teacher-forced forward gives the score of the task; None where it must be generated."""
-    if task.metric == "loss":
+    if task.kind.scoring is Scoring.LOSS:
         return [encode(row, tokenizer, max_length) for row in task.rows]
-    if task.metric != "exact_match" or not may_be_forced(task.rows, task.pattern):
+    if task.kind.scoring is not Scoring.EXACT or not may_be_forced(task.rows, task.answer_pattern):
         return None
     ends = stop_ids(tokenizer, network)
     forced = [encode_forced(row, tokenizer, ends) for row in task.rows]
@@ -131,13 +163,14 @@ def _teacher_forced(
     network: Any, tokenizer: Any, task: EvalTask, encoded: list[Encoded], progress: Callable[[int], None]
 ) -> Score:
     items, tokens = [0.0] * len(encoded), [0] * len(encoded)
+    exact = task.kind.scoring is Scoring.EXACT
 
     def work(batch: list[int]) -> None:
         ids, mask, labels = _padded([encoded[i] for i in batch], tokenizer.pad_token_id or 0, network.device)
         logits, first = _logits(network, ids, mask, labels)
         target = labels[:, first + 1 :]
         counted = target != IGNORED
-        if task.metric == "exact_match":
+        if exact:
             right = ((logits.argmax(-1) == target) | ~counted).all(-1) & counted.any(-1)
             values = right.double()
         else:
@@ -147,7 +180,7 @@ def _teacher_forced(
         progress(len(batch))
 
     in_batches([len(e.input_ids) for e in encoded], forced_room(network), work)
-    if task.metric == "exact_match":
+    if exact:
         return Score(task.metric, sum(items) / len(items), items, tokens)
     kept = [i for i, count in enumerate(tokens) if count]
     items, tokens, rows = [items[i] for i in kept], [tokens[i] for i in kept], len(items)
@@ -183,9 +216,9 @@ def _padded(rows: list[Encoded], pad: int, device: Any) -> tuple[torch.Tensor, t
 
 
 def _generated(network: Any, tokenizer: Any, task: EvalTask, progress: Callable[[int], None]) -> Score:
-    judge = _judge(task)
+    judge = task.kind.judge(Asked(task.answer_pattern, task.generator))
     longest = task.max_new_tokens
-    if task.metric == "exact_match" and task.pattern is None:  # the whole answer counts, however long
+    if task.kind.scoring is Scoring.EXACT and not task.pattern:  # the whole answer counts, however long
         longest = max(longest, *(2 * len(tokenizer(a)["input_ids"]) for row in task.rows for a in references(row)))
     texts = generate(network, tokenizer, task.rows, longest, progress)
     items = [judge(text, row) for (text, _), row in zip(texts, task.rows, strict=True)]
@@ -255,23 +288,6 @@ def _answer(ids: list[int], rest: str, row: Row, tokenizer: Any) -> str:
         return text_of(ids, tokenizer)[len(rest) :]
     text: str = tokenizer.decode(ids, skip_special_tokens=True)
     return text
-
-
-def _judge(task: EvalTask) -> Callable[[str, Row], float]:
-    pattern = re.compile(task.pattern) if task.pattern else None
-    if task.generator is not None and task.metric == "generate":
-        import reasoning_gym
-
-        scorer = reasoning_gym.get_score_answer_fn(task.generator)
-
-        def judge_generated(text: str, row: Row) -> float:
-            answer = extract(text, pattern)
-            return 0.0 if answer is None else float(scorer(answer.strip(), row["entry"]))
-
-        return judge_generated
-    if task.metric == "exact_match" and pattern is None:  # as the teacher-forced forward judges: the text itself
-        return lambda text, row: float(text.strip() in {reference.strip() for reference in references(row)})
-    return lambda text, row: float(is_right(text, row, pattern))
 
 
 @frees_memory

@@ -1,1 +1,59 @@
-"""Intervals and summaries of scores."""
+"""The table of metrics: a new one is a file beside this and a line in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cpift.errors import CpiftError, did_you_mean
+from cpift.metrics.exact_match import EXACT_MATCH
+from cpift.metrics.generate import GENERATE
+from cpift.metrics.loss import LOSS
+from cpift.metrics.metric import PER_CENT, Metric, Unit
+from cpift.metrics.own import is_own, own_metric
+from cpift.table import Table
+
+METRICS = Table(
+    "metric",
+    [
+        EXACT_MATCH,
+        GENERATE,
+        LOSS,
+    ],
+)
+WITH_ANSWERS, WITHOUT_ANSWERS = EXACT_MATCH, LOSS  # what scores rows where the recipe names no metric
+
+
+def named(name: str) -> Metric:
+    """The metric that a recipe names.
+
+    Raises:
+        CpiftError: neither in the table nor of the form ``package.module:function``.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    if is_own(name):
+        return own_metric(name)
+    raise CpiftError(f"is none of {', '.join(METRICS)}, nor package.module:function{did_you_mean(name, METRICS)}")
+
+
+def described(name: str) -> Metric:
+    """The metric that a file of scores names: one that is not in the table is taken for a share of 1."""
+    return METRICS[name] if name in METRICS else own_metric(name)
+
+
+def mean_unit(names: Iterable[str]) -> Unit:
+    """The unit of a mean over tasks: per cent where any task has it, as the others are left out of such a mean."""
+    units = [described(name).unit for name in names]
+    return PER_CENT if PER_CENT in units or not units else units[0]
+
+
+def common_axis(names: Iterable[str]) -> str:
+    """Label of an axis that tasks of these metrics share."""
+    axes = list(dict.fromkeys(described(name).axis for name in names))
+    units = {described(name).unit for name in names}
+    if len(axes) == 1:
+        return axes[0]
+    return f"score, {units.pop().short}" if len(units) == 1 else "score"
+
+
+__all__ = ["METRICS", "WITHOUT_ANSWERS", "WITH_ANSWERS", "common_axis", "described", "mean_unit", "named"]

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cpift.metrics import described
+
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 # Student's t, 97.5 %, by degrees of freedom 1 … 30.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -15,7 +17,7 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.2
 def of_score(entry: Mapping[str, Any]) -> tuple[float, float] | None:
     """Interval of a score (``metric``, ``score``, ``items``, ``tokens``); None where fewer than two rows are known.
 
-    Right or wrong: Wilson's. Otherwise the normal one of the mean, for loss weighted by tokens as the score is.
+    Right or wrong: Wilson's. Otherwise the normal one of the mean, weighted by tokens where the score is.
     """
     items = entry.get("items") or []
     if len(items) < 2:
@@ -24,7 +26,8 @@ def of_score(entry: Mapping[str, Any]) -> tuple[float, float] | None:
         return wilson(sum(items), len(items))
     half = Z * _standard_error(items, _weights(entry))
     low, high = entry["score"] - half, entry["score"] + half
-    return (max(0.0, low), high) if entry["metric"] == "loss" else (max(0.0, low), min(1.0, high))
+    highest = described(entry["metric"]).unit.highest
+    return max(0.0, low), high if highest is None else min(highest, high)
 
 
 def of_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float, float] | None:
@@ -76,7 +79,7 @@ def _binary(items: Sequence[float]) -> bool:
 
 def _weights(entry: Mapping[str, Any]) -> Sequence[float]:
     tokens = entry.get("tokens") or []
-    if entry["metric"] == "loss" and len(tokens) == len(entry["items"]) and sum(tokens):
+    if described(entry["metric"]).by_tokens and len(tokens) == len(entry["items"]) and sum(tokens):
         return list(tokens)
     return [1.0] * len(entry["items"])
 

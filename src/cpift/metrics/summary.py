@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cpift.metrics import described
+from cpift.metrics.metric import PER_CENT
+
 SLACK = 0.05  # a share this much below another counts as worse
 
 
 def share_of(metric: str, score: float, reference: float) -> float | None:
-    """``score`` as a share of ``reference``, 1.0 = as good; None where the reference is zero."""
-    if metric == "loss":
-        return reference / score if score else None
-    return score / reference if reference else None
+    """``score`` as a share of ``reference``, 1.0 = as good; None where that would divide by zero."""
+    return described(metric).share(score, reference)
 
 
 def summary(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str]) -> dict[str, Any]:
@@ -36,12 +37,14 @@ def summary(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], tasks: Sequen
             below_specialist += bool(specialist and _worse(metric, score, specialist["score"]))
             below_base += bool(base and _worse(metric, score, base["score"]))
         known = {task: share for task, share in shares.items() if share is not None}
-        right = [row[task]["score"] for task in tasks if task in row and row[task]["metric"] != "loss"]
+        right = [
+            row[task]["score"] for task in tasks if task in row and described(row[task]["metric"]).unit == PER_CENT
+        ]
         result[model] = {
             "shares": shares,
             "mean_share": sum(known.values()) / len(known) if known else None,
             "worst_task": min(known, key=lambda task: known[task]) if known else None,
-            "mean_score": sum(right) / len(right) if right else None,  # over the tasks scored by right or wrong
+            "mean_score": sum(right) / len(right) if right else None,  # over the tasks scored in per cent
             "below_base": below_base,
             "below_specialist": below_specialist,
         }
@@ -50,6 +53,6 @@ def summary(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], tasks: Sequen
 
 def _worse(metric: str, score: float, reference: float) -> bool:
     """Worse than the reference by more than 5 % of it."""
-    if metric == "loss":
-        return score > reference * (1 + SLACK)
-    return score < reference * (1 - SLACK)
+    if described(metric).higher_is_better:
+        return score < reference * (1 - SLACK)
+    return score > reference * (1 + SLACK)

@@ -76,9 +76,7 @@ def _plan(
         data[name], encoded[name], rows[name] = measured.data, measured.train, len(loaded.train)
         warnings += measured.data.warnings
         scored += measured.data.evaluation.tokens
-        tests[name] = EvalTask(
-            loaded.evaluation, measured.data.metric, task.pattern, task.max_new_tokens, task.generate
-        )
+        tests[name] = EvalTask.of(task, loaded.evaluation, measured.data.metric)
     lengths = {t: sum(len(e.input_ids) for e in kept) / len(kept) for t, kept in encoded.items()}
     parts = _trainings(recipe, rows, lengths)
     tasks, source = len(rows), recipe.backbone.source

@@ -18,7 +18,9 @@ from pydantic import (
 )
 
 from cpift.data.shapes import COLUMNS, SHAPES
-from cpift.errors import nearest
+from cpift.errors import CpiftError, nearest
+from cpift.metrics import named
+from cpift.metrics.answers import AnswerPattern
 
 
 class Part(BaseModel):
@@ -49,8 +51,17 @@ def _known_shape(value: str | None) -> str | None:
     return value
 
 
+def _known_metric(value: str) -> str:
+    try:
+        named(value)
+    except CpiftError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
 Columns = Annotated[dict[str, str], AfterValidator(_known_columns)]
 ShapeName = Annotated[str | None, AfterValidator(_known_shape)]
+MetricName = Annotated[str, AfterValidator(_known_metric)]
 
 
 class Source(Part):
@@ -98,10 +109,14 @@ class Task(Part):
     """Split, where ``eval`` is a data set from the hub."""
     train_rows: int | None = Field(default=None, gt=0)
     """Use only so many training rows, drawn by seed."""
-    metric: Literal["exact_match", "generate", "loss"] | None = None
-    """exact_match, generate or loss; by default exact_match where the rows have answers, else loss."""
-    pattern: str | None = None
-    """Regular expression whose first group is the answer within a generated text, as in gsm8k: '#### (.+)'."""
+    metric: MetricName | None = None
+    """A metric of docs/metrics.md, or one's own as package.module:function. By default exact_match where the rows have
+    answers, else loss."""
+    pattern: str | list[str] | None = None
+    """Regular expression whose first group is the answer within a text, as in gsm8k: '#### (.+)'. Of several, the first
+    that finds something counts."""
+    match: Literal["last", "first"] = "last"
+    """Which match of the pattern is the answer."""
     max_new_tokens: int = Field(default=256, gt=0)
     """Longest generated answer, in tokens."""
     config: dict[str, Any] | str = {}
@@ -125,9 +140,11 @@ class Task(Part):
 
     @field_validator("pattern")
     @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
+    def _compiles(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if value == []:
+            raise ValueError("is an empty list")
         try:
-            re.compile(value or "")
+            AnswerPattern.of(value)
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"is no regular expression ({error})") from error
         return value
@@ -167,9 +184,16 @@ class Task(Part):
         }
         return [s.model_copy(update={k: v for k, v in mine.items() if not getattr(s, k)}) for s in listed]
 
+    @property
+    def answer_pattern(self) -> AnswerPattern | None:
+        """Where an answer is within a text; None: the text is the answer."""
+        return AnswerPattern.of(self.pattern, self.match)
+
     def settings(self) -> dict[str, Any]:
         """What the rows and scores are made of. Newer keys count only where they are given: older runs stay as they are."""
-        newer = {name for name in ("revision", "columns", "shape") if getattr(self, name) in (None, {})}
+        newer = {
+            name for name in ("revision", "columns", "shape", "match") if getattr(self, name) in (None, {}, "last")
+        }
         return self.model_dump(exclude={"licence", *newer})
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sized
 
 from cpift.console.terminal import duration
+from cpift.metrics import described
+from cpift.metrics.metric import Unit
 from cpift.report import figures_comparison, wording
 from cpift.report.figures_comparison import SPECIALIST, Found, unit
 from cpift.report.parts import Clause, Figure, Html, Parts, Section, e, heading, paragraph, table
@@ -118,9 +120,9 @@ def _lead(found: Found) -> list[Html]:
     return [paragraph(text, "lead") for text in told]
 
 
-def _size(gap: Found, metric: str) -> str:
-    noise = " (within noise)" if gap["low"] <= 0 <= gap["high"] else f" (95 % {wording.interval(gap['low'], gap['high'], metric)})"  # fmt: skip
-    return wording.gap(gap["difference"], metric) + noise
+def _size(gap: Found, unit: Unit) -> str:
+    noise = " (within noise)" if gap["low"] <= 0 <= gap["high"] else f" (95 % {wording.interval(gap['low'], gap['high'], unit)})"  # fmt: skip
+    return wording.gap(gap["difference"], unit) + noise
 
 
 def _arrival_costs(found: Found) -> str:
@@ -188,7 +190,7 @@ def _board(found: Found) -> list[Html]:
         gloss = ' <small class="gloss">a model for each task</small>' if method == SPECIALIST else ""
         name = Html(f"<strong>{e(method)}</strong>" if method == found["reference"] else _breakable(method) + gloss)
         cells = (
-            [_cell(row["tasks"].get(t, {}).get("mean"), found["tasks"][t]["metric"]) for t in tasks]
+            [_cell(row["tasks"].get(t, {}).get("mean"), described(found["tasks"][t]["metric"]).unit) for t in tasks]
             if len(tasks) <= 8
             else []
         )
@@ -216,11 +218,11 @@ def _breakable(method: str) -> str:
     return e(method).replace(",", ",<wbr>")
 
 
-def _cell(value: float | None, metric: str) -> str | None:
-    return None if value is None else wording.score(abs(value), metric)
+def _cell(value: float | None, unit: Unit) -> str | None:
+    return None if value is None else wording.score(abs(value), unit)
 
 
-def _against(difference: Found | None, metric: str) -> Html | None:
+def _against(difference: Found | None, unit: Unit) -> Html | None:
     if not difference or "mean" not in difference:
         return None
     g = difference["mean"]
@@ -228,7 +230,7 @@ def _against(difference: Found | None, metric: str) -> Html | None:
         ("▲ better", "won") if g["low"] > 0 else ("▼ worse", "lost") if g["high"] < 0 else ("≈ within noise", "soft")
     )
     return Html(
-        f'<span class="{kind}">{word}</span> <br>{e(wording.gap(g["difference"], metric))} ({e(wording.interval(g["low"], g["high"], metric))})'
+        f'<span class="{kind}">{word}</span> <br>{e(wording.gap(g["difference"], unit))} ({e(wording.interval(g["low"], g["high"], unit))})'
     )
 
 

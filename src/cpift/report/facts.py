@@ -10,6 +10,8 @@ from typing import Any
 from cpift.files import layout
 from cpift.files.layout import Kind, RunLayout, kind_of, parse
 from cpift.files.lock import in_use
+from cpift.metrics import WITH_ANSWERS, described
+from cpift.metrics.metric import Metric
 from cpift.report.files import json_lines, maybe_json
 
 _GROUPS = ("tasks", "jaccard", "sign_agreement", "groups", "order", "threshold")
@@ -79,11 +81,12 @@ class RunFacts:
         order = {task: i for i, task in enumerate(self.tasks)}
         return dict(sorted(found.items(), key=lambda p: (order.get(p[0], int(p[0]) if p[0].isdigit() else 0), p[0])))
 
-    def metric(self, task: str) -> str:
+    def metric(self, task: str) -> Metric:
+        """What scores a task, by the first model that has a score."""
         for row in self.models.values():
             if task in row:
-                return str(row[task]["metric"])
-        return "exact_match"
+                return described(str(row[task]["metric"]))
+        return WITH_ANSWERS
 
 
 def read_run(folder: Path) -> RunFacts:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cpift.metrics import intervals
+from cpift.metrics import common_axis, described, intervals, mean_unit
+from cpift.metrics.metric import PER_CENT, Unit
 from cpift.metrics.summary import share_of
 from cpift.report import wording
 from cpift.report.parts import Figure
@@ -14,9 +15,9 @@ SPECIALIST = "single_task"
 Found = Mapping[str, Any]
 
 
-def unit(found: Found) -> str:
-    """Of a mean over tasks: of those scored by right or wrong, where there are any."""
-    return "exact_match" if any(t["metric"] != "loss" for t in found["tasks"].values()) else "loss"
+def unit(found: Found) -> Unit:
+    """Of a mean over tasks: of those scored in per cent, where there are any."""
+    return mean_unit(task["metric"] for task in found["tasks"].values())
 
 
 def _values(found: Found, budget: str, method: str, task: str, share: bool) -> list[float]:
@@ -44,7 +45,8 @@ def scores(found: Found, budget: str) -> Figure | None:
             continue
         panels = []
         for task, about in found["tasks"].items():
-            points, raw = [], not share and about["metric"] != "loss"
+            metric = described(about["metric"])
+            points, raw = [], not share and metric.unit == PER_CENT
             for method in methods:
                 values = _values(found, budget, method, task, share)
                 if not values:
@@ -57,7 +59,7 @@ def scores(found: Found, budget: str) -> Figure | None:
                     "t": f"{mean:.3f}, {len(values)} seeds",
                 }
                 if raw:
-                    point["t"] = f"{wording.score(mean, '')}, {len(values)} seed{'s' * (len(values) != 1)}"
+                    point["t"] = f"{wording.score(mean, PER_CENT)}, {len(values)} seed{'s' * (len(values) != 1)}"
                 drawn = spread and (max(0.0, spread[1]), min(1.0, spread[2]) if raw else spread[2])
                 points.append(point | ({"lo": drawn[0], "hi": drawn[1]} if drawn else {}))
                 rows.append(
@@ -71,7 +73,7 @@ def scores(found: Found, budget: str) -> Figure | None:
                     ]
                 )
             if points:
-                kind = "share of the specialist" if share else "loss, nats" if about["metric"] == "loss" else "right, %"
+                kind = "share of the specialist" if share else metric.axis
                 own = {"percent": True, "digits": 1} if raw else {}
                 panels.append({"title": f"{task}: {kind}", "rows": points, "own": own})
         views["shares of the specialist" if share else "raw scores"] = {
@@ -102,10 +104,10 @@ def differences(found: Found, budget: str) -> Figure | None:
     ]
     rows = [["mean", d["method"], d["mean"]["difference"], d["mean"]["low"], d["mean"]["high"]] for d in known]
     rows += [[t, d["method"], g["difference"], g["low"], g["high"]] for d in known for t, g in d["tasks"].items()]
-    loss = unit(found) == "loss"
+    per_cent = unit(found) == PER_CENT
     return Figure(
         f"differences-{budget}", f"Each method against {found['reference']}, mean over tasks", f"Dots: mean difference of each method to {found['reference']}, with 95 % intervals.",
-        {"kind": "dots", "panels": [{"rows": points}], "ys": [d["method"] for d in drawn], "rule": 0, "percent": not loss, "digits": 1 if not loss else 3, "xLabel": "nats, more is better" if loss else "points, more is better"},
+        {"kind": "dots", "panels": [{"rows": points}], "ys": [d["method"] for d in drawn], "rule": 0, "percent": per_cent, "digits": unit(found).digits, "xLabel": f"{unit(found).difference}, more is better"},
         ["task", "method", "difference", "95 % low", "95 % high"], rows, f"Right of the line: better than {found['reference']}. Paired by seed and evaluation row. The base is in the table only.",
     )  # fmt: skip
 
@@ -139,16 +141,16 @@ def arrivals(found: Found, budget: str) -> Figure | None:
 
 
 def _axis(found: Found) -> dict[str, Any]:
-    kinds = {about["metric"] == "loss" for about in found["tasks"].values()}
-    if kinds == {False}:
-        return {"yLabel": "right, %", "percent": True, "digits": 1}
-    return {"yLabel": "loss, nats" if kinds == {True} else "score, or loss in nats", "digits": 3}
+    metrics = [about["metric"] for about in found["tasks"].values()]
+    if {described(name).unit for name in metrics} == {PER_CENT}:
+        return {"yLabel": common_axis(metrics), "percent": True, "digits": PER_CENT.digits}
+    return {"yLabel": common_axis(metrics), "digits": 3}
 
 
 def forgetting(found: Found) -> Figure | None:
     """What each arrival costs the tasks that were there, and gives the one that comes."""
     known = {m: row for m, row in (found.get("forgetting") or {}).items() if row}
-    panels, rows, loss = [], [], unit(found) == "loss"
+    panels, rows, per_cent = [], [], unit(found) == PER_CENT
     for kind, title in (("old", "older tasks, at each arrival"), ("new", "the task that arrives")):
         gaps = {m: row[kind] for m, row in known.items() if kind in row}
         points = [{"y": m, "v": g["difference"], "lo": g["low"], "hi": g["high"], "c": int(m == found["reference"])} for m, g in gaps.items()]  # fmt: skip
@@ -156,9 +158,9 @@ def forgetting(found: Found) -> Figure | None:
         panels += [{"title": title, "rows": points}] if points else []
     if not panels:
         return None
-    axis = "nats, more is better" if loss else "points, more is better"
+    axis = f"{unit(found).difference}, more is better"
     return Figure(
         "forgetting", "What an arrival costs the older tasks, and gives the new one", "Dots: mean change of score at an arrival, with 95 % intervals, for each method; a panel for the older tasks and one for the new.",
-        {"kind": "dots", "panels": panels, "ys": list(known), "rule": 0, "percent": not loss, "digits": 3 if loss else 1, "xLabel": axis, "least": 320},
+        {"kind": "dots", "panels": panels, "ys": list(known), "rule": 0, "percent": per_cent, "digits": unit(found).digits, "xLabel": axis, "least": 320},
         ["tasks", "method", "change", "95 % low", "95 % high"], rows, f"Left of the line: forgotten. {found['reference']} is orange and square.",
     )  # fmt: skip

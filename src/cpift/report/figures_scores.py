@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cpift.files import layout
-from cpift.metrics import intervals
+from cpift.metrics import common_axis, described, intervals
+from cpift.metrics.metric import PER_CENT, Unit
 from cpift.report import wording
 from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure
@@ -16,8 +17,9 @@ _STEPS = {"base": "base", "backbone": "backbone", "fused": "fused"}
 
 
 def seesaw(run: RunFacts) -> list[Figure]:
-    """Each task's score through the stages; one figure for right or wrong, one for losses."""
-    return [f for loss in (False, True) if (f := _seesaw(run, loss)) is not None]
+    """Each task's score through the stages; one figure for each unit, per cent first."""
+    units = dict.fromkeys([PER_CENT, *(run.metric(task).unit for task in run.tasks)])
+    return [f for unit in units if (f := _seesaw(run, unit)) is not None]
 
 
 def step(model: str) -> str:
@@ -25,8 +27,8 @@ def step(model: str) -> str:
     return "specialist" if model.startswith("probe/") else wording.model(model)
 
 
-def _seesaw(run: RunFacts, loss: bool) -> Figure | None:
-    tasks = [t for t in run.tasks if (run.metric(t) == "loss") == loss and path(run, t)]
+def _seesaw(run: RunFacts, unit: Unit) -> Figure | None:
+    tasks, share = [t for t in run.tasks if run.metric(t).unit == unit and path(run, t)], unit == PER_CENT
     if not tasks:
         return None
     table, by_task = [], {}
@@ -54,21 +56,21 @@ def _seesaw(run: RunFacts, loss: bool) -> Figure | None:
         ]
     else:
         panels = [{"rows": [p for t in tasks for p in by_task[t]]}]
-    drawing = {"kind": "lines", "panels": panels, "xs": order, "series": [""] if small else tasks, "percent": not loss, "small": small,
-               "free": loss, "yLabel": "loss, nats" if loss else "right, %", "least": 230}  # fmt: skip
+    drawing = {"kind": "lines", "panels": panels, "xs": order, "series": [""] if small else tasks, "percent": share, "small": small,
+               "free": not share, "yLabel": common_axis(run.metric(t).name for t in tasks), "least": 230}  # fmt: skip
     if small:
         for panel in panels:
             panel["rows"] = [{**row, "s": ""} for row in panel["rows"]]
     else:
         _apart(panels[0]["rows"], tasks)
-    unit = "loss in nats, lower is better" if loss else "per cent right"
+    shown = "per cent" if share else f"{unit.name}, lower is better"
     note = "Vertical bars are 95 % intervals over the evaluation rows." + (
         " Dashed: the task's own specialist." if small else ""
     )
     return Figure(
-        "seesaw-loss" if loss else "seesaw", "Each task through the stages" + (", by loss" if loss else ""),
-        f"Lines: score of each task ({unit}) at {wording.names(order, 12)}.", drawing,
-        ["task", "model", "loss, nats" if loss else "score (0 to 1)", "95 % low", "95 % high"], table, note,
+        "seesaw" if share else "seesaw-loss", "Each task through the stages" + ("" if share else ", by loss"),
+        f"Lines: score of each task ({shown}) at {wording.names(order, 12)}.", drawing,
+        ["task", "model", "score (0 to 1)" if share else "loss, nats", "95 % low", "95 % high"], table, note,
     )  # fmt: skip
 
 
@@ -91,12 +93,12 @@ def forgetting(run: RunFacts) -> Figure | None:
             entry = run.models[model].get(task)
             if entry is None:
                 continue
-            away = None
+            away, metric = None, described(entry["metric"])
             if special and special["score"]:
-                turn = -1 if entry["metric"] == "loss" else 1
-                away = turn * (entry["score"] - special["score"]) / special["score"]
-            text = f"{entry['score']:.2f}" if entry["metric"] == "loss" else f"{100 * entry['score']:.0f}"
-            tip = wording.score(entry["score"], entry["metric"]) + (
+                away = metric.gain(entry["score"], special["score"]) / special["score"]
+            unit = metric.unit
+            text = f"{unit.scale * entry['score']:.{max(0, unit.digits - 1)}f}"
+            tip = wording.score(entry["score"], unit) + (
                 f", {wording.signed(100 * away, 0)} % of the specialist" if away is not None else ""
             )
             shown = None if away is None else max(-1.0, min(1.0, away))

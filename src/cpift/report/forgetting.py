@@ -54,7 +54,7 @@ def _fall(run: RunFacts, task: str) -> Fall | None:
         return None
     value, before, after = min(found)
     last, metric = steps[-1], run.metric(task)
-    at = {m: wording.score(run.models[m][task]["score"], metric) for m in (before, after, last)}
+    at = {m: wording.score(run.models[m][task]["score"], metric.unit) for m in (before, after, last)}
     since = gap(run.models[last][task], run.models[before][task])
     kept = since is not None and since.way != "down"
     regained = gap(run.models[last][task], run.models[after][task])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cpift.console.terminal import duration
 from cpift.files import layout
+from cpift.metrics.metric import Unit
 from cpift.report import figures_cost, figures_fusion, figures_regions, figures_scores, wording
 from cpift.report.facts import RunFacts
 from cpift.report.forgetting import falls, steps_looked_at
@@ -108,8 +109,8 @@ def _lines(run: RunFacts, found: Sequence[Verdict], many: bool) -> Html:
     for v in found:
         models = [layout.probe_model(v.task) if name == "specialist" else name for name in others]
         known = [run.models.get(m, {}).get(v.task) for m in models]
-        cells = [wording.score(entry["score"], v.metric) if entry else None for entry in known]
-        mine = Html(f"<strong>{e(wording.score(run.models[last][v.task]['score'], v.metric))}</strong>")
+        cells = [wording.score(entry["score"], v.metric.unit) if entry else None for entry in known]
+        mine = Html(f"<strong>{e(wording.score(run.models[last][v.task]['score'], v.metric.unit))}</strong>")
         rows.append([v.task, *cells, mine, _gap(v, "base", many), _gap(v, "specialist", many)])
     return table(["task", *others, "this model", "against the base", "against the specialist"], rows, kind="cards")
 
@@ -123,12 +124,12 @@ def _gap(verdict: Verdict, other: str, short: bool) -> Html | None:
         "down": ("▼ lost", "lost"),
         "same": ("≈ within noise", "soft"),
     }[found.way]
-    numbers = wording.gap(found.value, verdict.metric) if short else _numbers(found, verdict.metric)
+    numbers = wording.gap(found.value, verdict.metric.unit) if short else _numbers(found, verdict.metric.unit)
     return Html(f'<span class="{kind}">{word}</span>{" " if short else " <br>"}{e(numbers)}')
 
 
-def _numbers(found: Gap, metric: str) -> str:
-    return f"{wording.gap(found.value, metric)} ({wording.interval(found.low, found.high, metric)})"
+def _numbers(found: Gap, unit: Unit) -> str:
+    return f"{wording.gap(found.value, unit)} ({wording.interval(found.low, found.high, unit)})"
 
 
 def _forgotten(run: RunFacts) -> list[Html]:

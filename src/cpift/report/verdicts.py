@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpift.files import layout
-from cpift.metrics import intervals
+from cpift.metrics import described, intervals, mean_unit
+from cpift.metrics.metric import PER_CENT, Metric, Unit
 from cpift.report import wording
 from cpift.report.facts import FINISHED, STOPPED, TRAINED_BACKBONES, RunFacts
 from cpift.report.parts import Clause
@@ -35,7 +36,7 @@ class Verdict:
     """One task: gaps to ``base``, ``specialist`` and ``backbone``; absent where that model has no score."""
 
     task: str
-    metric: str
+    metric: Metric
     gaps: dict[str, Gap]
 
 
@@ -44,7 +45,7 @@ def gap(mine: dict[str, Any], other: dict[str, Any]) -> Gap | None:
     if found is None:
         return None
     value, low, high = found
-    return Gap(-value, -high, -low) if mine["metric"] == "loss" else Gap(value, low, high)
+    return Gap(value, low, high) if described(mine["metric"]).higher_is_better else Gap(-value, -high, -low)
 
 
 def verdicts(run: RunFacts) -> list[Verdict]:
@@ -57,7 +58,7 @@ def verdicts(run: RunFacts) -> list[Verdict]:
         others = {"base": "base", "specialist": layout.probe_model(task), BASELINE: BASELINE}
         rows = {name: run.models.get(model, {}).get(task) for name, model in others.items()}
         gaps = {name: g for name, row in rows.items() if row and (g := gap(mine, row))}
-        found.append(Verdict(task, str(mine["metric"]), gaps))
+        found.append(Verdict(task, described(str(mine["metric"])), gaps))
     return found
 
 
@@ -111,24 +112,24 @@ def _against(found: Sequence[Verdict], other: str, where: str, gained: str) -> C
 def _counted(some: Sequence[Verdict], known: int, other: str, word: str) -> str:
     """Up to two tasks by name; of more the number, the mean, and the one that moved most."""
     if (len(some) < 3 and len(some) < known) or known == 1:
-        return f"{word} on {wording.names([f'{v.task} ({_size(v.gaps[other], v.metric)})' for v in some], longest=120)}"
+        return f"{word} on {wording.names([f'{v.task} ({_size(v.gaps[other], v.metric.unit)})' for v in some], longest=120)}"
     who = "both tasks" if len(some) == known == 2 else f"all {known} tasks" if len(some) == known else f"{len(some)} of {known} tasks"  # fmt: skip
-    most = max(some, key=lambda v: abs(v.gaps[other].value) / (1 if v.metric != "loss" else 1e3))
-    told = f", most {most.task} {wording.gap(most.gaps[other].value, most.metric)}" if len(some) < known else ""
+    most = max(some, key=lambda v: (v.metric.unit == PER_CENT, abs(v.gaps[other].value)))
+    told = f", most {most.task} {wording.gap(most.gaps[other].value, most.metric.unit)}" if len(some) < known else ""
     return f"{word} on {who} ({_mean(some, other)}{told})"
 
 
 def _mean(some: Sequence[Verdict], other: str) -> str:
-    """Mean of the tasks scored by right or wrong; of the losses where there are no others."""
+    """Mean of the tasks scored in per cent; of the others where there are none."""
     pairs = [(v.gaps[other], v.metric) for v in some if other in v.gaps]
-    metric = "exact_match" if any(m != "loss" for _, m in pairs) else "loss"
-    mean = mean_gap([g for g, m in pairs if (m == "loss") == (metric == "loss")])
+    unit = mean_unit(metric.name for _, metric in pairs)
+    mean = mean_gap([g for g, metric in pairs if metric.unit == unit])
     assert mean is not None
-    return f"mean {_size(mean, metric)}" if len(pairs) > 1 else _size(mean, metric)
+    return f"mean {_size(mean, unit)}" if len(pairs) > 1 else _size(mean, unit)
 
 
-def _size(found: Gap, metric: str) -> str:
-    return f"{wording.gap(found.value, metric)}, 95 % {wording.interval(found.low, found.high, metric)}"
+def _size(found: Gap, unit: Unit) -> str:
+    return f"{wording.gap(found.value, unit)}, 95 % {wording.interval(found.low, found.high, unit)}"
 
 
 def _baseline(found: Sequence[Verdict], source: str) -> Clause:
@@ -137,7 +138,7 @@ def _baseline(found: Sequence[Verdict], source: str) -> Clause:
     if not known or source == "pretrained":  # that backbone is the base, of which the sentence has spoken
         return "", ""
     trained = TRAINED_BACKBONES.get(source, "the checkpoint that was given")
-    right = [v.gaps[BASELINE] for v in known if v.metric != "loss"] or [v.gaps[BASELINE] for v in known]
+    right = [v.gaps[BASELINE] for v in known if v.metric.unit == PER_CENT] or [v.gaps[BASELINE] for v in known]
     mean = mean_gap(right)
     verdict = "" if mean is None else {"up": "ahead", "down": "behind", "same": "no difference beyond noise"}[mean.way]
     return f"against the backbone, {trained}", f"{verdict} ({_mean(known, BASELINE)})"

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cpift.metrics.metric import Unit
 
-def score(value: float, metric: str) -> str:
+
+def score(value: float, unit: Unit) -> str:
     """33.3 %, or 1.234 nats."""
-    return f"{value:.3f} nats" if metric == "loss" else f"{100 * value:.1f} %"
+    return f"{unit.number(value)} {unit.short}"
 
 
-def gap(value: float, metric: str) -> str:
+def gap(value: float, unit: Unit) -> str:
     """+3.3 points, or −0.123 nats."""
-    return f"{signed(value, 3)} nats" if metric == "loss" else f"{signed(100 * value, 1)} points"
+    return f"{signed(unit.scale * value, unit.digits)} {unit.difference}"
 
 
-def interval(low: float, high: float, metric: str) -> str:
+def interval(low: float, high: float, unit: Unit) -> str:
     """−1.2 … +4.5, in the unit of :func:`gap`."""
-    scale, digits = (1, 3) if metric == "loss" else (100, 1)
-    return f"{signed(scale * low, digits)} … {signed(scale * high, digits)}"
+    return f"{signed(unit.scale * low, unit.digits)} … {signed(unit.scale * high, unit.digits)}"
 
 
 def signed(value: float, digits: int) -> str:

@@ -10,14 +10,9 @@ from typing import Any
 import yaml
 
 from cpift.files import layout
-from cpift.metrics import intervals
+from cpift.metrics import described, intervals
+from cpift.metrics.metric import PER_CENT
 from cpift.runs.stage import Run
-
-_METRICS = {
-    "loss": "loss, nats a token",
-    "exact_match": "exact match",
-    "generate": "exact match of the generated answer",
-}
 
 
 def card(run: Run, result: Mapping[str, Any]) -> str:
@@ -43,8 +38,8 @@ def _metadata(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
         found["datasets"] = sets
     results = []
     for task, score in scores.items():
-        asked, kind = run.recipe.tasks[task], "loss" if score["metric"] == "loss" else "exact_match"
-        metric = {"type": kind, "value": round(score["score"], 6), "name": _METRICS[score["metric"]]}
+        asked, kind = run.recipe.tasks[task], described(score["metric"])
+        metric = {"type": kind.card_type, "value": round(score["score"], 6), "name": kind.label}
         source = asked.train if isinstance(asked.train, str) and is_hub_id(asked.train) else None
         about = {"name": task, "type": source or ("generated" if asked.generate else "custom")}
         if isinstance(asked.eval, str) and asked.eval == source:
@@ -110,7 +105,8 @@ def _scores(run: Run, models: Mapping[str, Any], last: str) -> str:
 
 
 def _number(value: float, metric: str) -> str:
-    return f"{value:.3f}" if metric == "loss" else f"{100 * value:.1f} %"
+    unit = described(metric).unit
+    return unit.number(value) + (f" {unit.short}" if unit == PER_CENT else "")
 
 
 def _about_scores() -> str:

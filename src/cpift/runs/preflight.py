@@ -17,6 +17,7 @@ from cpift.data.rows import Row, load_task, metric_of
 from cpift.errors import CpiftError, nearest
 from cpift.files import layout, manifest
 from cpift.method.rehearsal import check_names
+from cpift.metrics import named
 from cpift.recipe.recipe import Recipe
 from cpift.runs.stage import Run, first_stages
 from cpift.runs.survey import measure
@@ -78,7 +79,7 @@ def read_rows(current: Run) -> None:
             if (text := cut_warning(task, data.train, limit)) is not None:
                 current.reporter.warning(text)
                 current.cut_reported.add(task)
-            if data.metric == "loss" and (text := cut_warning(task, data.evaluation, limit, evaluation=True)):
+            if named(data.metric).cuts_rows and (text := cut_warning(task, data.evaluation, limit, evaluation=True)):
                 current.reporter.warning(text)
         loaded = {task: (rows.train, rows.evaluation) for task, rows in current.loaded.items()}
         check_limits(current, tokenizer, loaded)
@@ -97,7 +98,7 @@ def check_limits(current: Run, tokenizer: Any, loaded: Mapping[str, tuple[Sequen
         asked = recipe.tasks[task]
         metric = metric_of(task, asked, list(evaluation))
         limit = max_length(recipe.training)
-        rows.append(Rows(task, train, evaluation, metric, asked.max_new_tokens, limit, asked.pattern))
+        rows.append(Rows(task, train, evaluation, named(metric), asked.max_new_tokens, limit, asked.answer_pattern))
         check_rows(len(train), recipe.training_of("probe"), f"tasks.{task} has")
         refined = min(len(train), recipe.refine.examples_per_task)
         check_rows(refined, recipe.training_of("refine"), f"refine.examples_per_task leaves tasks.{task}")

@@ -247,6 +247,7 @@ def _refine(run: Run, groups: list[list[str]], start: tuple[str, Path]) -> list[
 
 def evaluate_stages(run: Run, model: str, place: tuple[str, Path]) -> list[Stage]:
     """Scores of a model (its name, and its stage or "" with its folder) on every task of the run."""
+    from cpift.evaluation.scores import scoring_identity
     from cpift.train.fine_tune import max_length
 
     limit = max_length(run.recipe.training)
@@ -285,7 +286,7 @@ def evaluate_stages(run: Run, model: str, place: tuple[str, Path]) -> list[Stage
         settings: dict[str, Any] = {
             "metric": run.facts(f"00-tasks/{task}")["metric"], "max_length": limit, "pattern": asked.pattern, "max_new_tokens": asked.max_new_tokens,
         }  # fmt: skip
-        settings |= run.recipe.chat.identity()
+        settings |= {**run.recipe.chat.identity(), **scoring_identity(asked, settings["metric"])}
         needs = [f"00-tasks/{task}"]
         if place[0]:
             needs.append(place[0])
@@ -306,7 +307,7 @@ def eval_task(run: Run, task: str) -> Any:
 
     asked = run.recipe.tasks[task]
     metric = run.facts(f"00-tasks/{task}")["metric"]
-    return EvalTask(run.rows(task, "eval"), metric, asked.pattern, asked.max_new_tokens, asked.generate)
+    return EvalTask.of(asked, run.rows(task, "eval"), metric)
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -12,6 +12,7 @@ from cpift.data.encoding import IGNORED, Encoded, encode, notes_of
 from cpift.data.lengths import Lengths, cut_warning, encode_measured
 from cpift.data.rows import Row, TaskRows, Used, answer_warnings, load_task, metric_of, sample
 from cpift.errors import CpiftError
+from cpift.metrics import named
 from cpift.recipe.parts import Task
 from cpift.recipe.recipe import Recipe
 
@@ -80,7 +81,7 @@ def measure(name: str, task: Task, rows: TaskRows, tokenizer: Any, max_length: i
     try:
         train, train_lengths = encode_measured(rows.train, tokenizer, max_length)
         # Only a loss is taken over cut rows: answers are compared whole.
-        scored = max_length if metric == "loss" else None
+        scored = max_length if named(metric).cuts_rows else None
         evaluation, eval_lengths = encode_measured(rows.evaluation, tokenizer, scored)
     except CpiftError as error:
         raise CpiftError(f"tasks.{name}: {error}") from error

@@ -14,8 +14,11 @@ from typing import Any
 
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.encoding import Encoded, encode, prompt_ids
-from cpift.data.rows import Row, may_be_forced
+from cpift.data.rows import Row
 from cpift.errors import CpiftError
+from cpift.metrics import WITHOUT_ANSWERS
+from cpift.metrics.answers import AnswerPattern, may_be_forced
+from cpift.metrics.metric import Metric, Scoring
 
 # A learnt vector for each position, by the names that models give it; and models whose code makes such a table.
 _POSITION_TABLE = re.compile(r"(^|\.)(wpe|positions?_embed\w*|embed_positions|pos_emb\w*)\.weight$")
@@ -44,17 +47,17 @@ class Rows:
     task: str
     train: Sequence[Row]
     evaluation: Sequence[Row]
-    metric: str
+    metric: Metric
     max_new_tokens: int
     max_length: int | None
-    pattern: str | None = None
+    pattern: AnswerPattern | None = None
 
     @property
     def generates(self) -> bool:
         """Are answers generated, other than judged by one forward?"""
-        return self.metric == "generate" or (
-            self.metric == "exact_match" and not may_be_forced(self.evaluation, self.pattern)
-        )
+        if self.metric.scoring is Scoring.EXACT:
+            return not may_be_forced(self.evaluation, self.pattern)
+        return self.metric.scoring is Scoring.GENERATED
 
 
 def limits_of(config: Any, names: Sequence[str]) -> Limits:
@@ -152,7 +155,7 @@ def check_fits(rows: Rows, tokenizer: Any, limits: Limits) -> list[str]:
     if larger or open_ended:
         encoded = [encode(row, tokenizer, rows.max_length) for row in rows.train]
         warnings += check_encoded(encoded, limits, tokenizer, f"tasks.{rows.task}: training row")
-    scored = None if rows.metric == "exact_match" else rows.max_length  # answers are scored whole
+    scored = None if rows.metric.reads_whole_rows else rows.max_length
     if larger or open_ended or (scored is None and limits.absolute):
         encoded = [encode(row, tokenizer, scored) for row in rows.evaluation]
         warnings += check_encoded(
@@ -210,7 +213,7 @@ def _check_prompts(rows: Rows, tokenizer: Any, limits: Limits) -> list[str]:
         if not length:
             raise CpiftError(
                 f"{where} has an empty prompt, and its answer is to be generated; give it a prompt, leave it out, or set "
-                f"tasks.{rows.task}.metric to loss"
+                f"tasks.{rows.task}.metric to {WITHOUT_ANSWERS.name}"
             )
         if not limits.positions or length + rows.max_new_tokens <= limits.positions:
             continue

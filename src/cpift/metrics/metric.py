@@ -1,0 +1,141 @@
+"""What a metric is: its name and unit, what it needs of a row, and how an answer is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from cpift.metrics.answers import AnswerPattern, Row
+
+Judge = Callable[[str, Row], float]
+"""Score from 0 to 1 of a generated text, given its row."""
+
+
+class Scoring(Enum):
+    """How the outcome of a row is obtained from a model."""
+
+    LOSS = "loss"
+    """Mean negative log-likelihood of the assistant's tokens; rows are cut at ``training.max_length``."""
+    EXACT = "exact"
+    """One teacher-forced forward where that decides; otherwise the answer is generated and judged."""
+    GENERATED = "generated"
+    """The answer is generated and judged."""
+    OPTIONS = "options"
+    """The likelihood of each option of the row."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How the values of a metric are written.
+
+    Attributes:
+        name: for tables, such as ``per cent``.
+        short: beside a number, such as ``%``.
+        difference: beside a difference of two scores, such as ``points``.
+        scale: what a score is multiplied by.
+        digits: after the point.
+        highest: the largest possible score; None: unbounded.
+    """
+
+    name: str
+    short: str
+    difference: str
+    scale: float
+    digits: int
+    highest: float | None
+
+    def number(self, value: float) -> str:
+        """The value alone, such as 33.3."""
+        return f"{self.scale * value:.{self.digits}f}"
+
+
+PER_CENT = Unit("per cent", "%", "points", 100, 1, 1.0)
+NATS = Unit("nats", "nats", "nats", 1, 3, None)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a task asks of its metric.
+
+    Attributes:
+        pattern: where the answer is within a text; None: the text is the answer.
+        generator: name of the reasoning_gym task that made the rows.
+        explicit: whether the recipe names the metric, rather than leaving it to the rows.
+    """
+
+    pattern: AnswerPattern | None = None
+    generator: str | None = None
+    explicit: bool = True
+
+
+def _accepts_all(rows: Sequence[Row], asked: Asked) -> str | None:
+    return None
+
+
+def _no_judge(asked: Asked) -> Judge:
+    raise NotImplementedError("this metric judges no generated text")
+
+
+def _no_settings() -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: what ``metric:`` in a recipe calls it.
+        label: what reports and model cards call it.
+        summary: one line for command help and docs.
+        rows: what it needs of an evaluation row, for people.
+        scoring: how an outcome is obtained.
+        axis: label of a chart's axis.
+        unit: how its values are written.
+        higher_is_better: False where a lower score is better.
+        by_tokens: the score is the mean over tokens, not over rows.
+        needs_answer: each row needs an ``answer``.
+        card_type: the metric's type in the metadata of a model card.
+        check: what is wrong with the rows, or None. Packages that are missing are reported here, before any training.
+        judge: makes the judge of a task's answers.
+        identity: what decides about the score beside name and settings, for the key of a stage.
+    """
+
+    name: str
+    label: str
+    summary: str
+    rows: str
+    scoring: Scoring
+    axis: str
+    unit: Unit = PER_CENT
+    higher_is_better: bool = True
+    by_tokens: bool = False
+    needs_answer: bool = False
+    card_type: str = "score"
+    check: Callable[[Sequence[Row], Asked], str | None] = _accepts_all
+    judge: Callable[[Asked], Judge] = _no_judge
+    identity: Callable[[], Mapping[str, str]] = _no_settings
+
+    @property
+    def cuts_rows(self) -> bool:
+        """Are evaluation rows cut at ``training.max_length``? Answers are compared whole."""
+        return self.scoring is Scoring.LOSS
+
+    @property
+    def reads_whole_rows(self) -> bool:
+        """Does the model read each evaluation row with its whole answer?"""
+        return self.scoring in (Scoring.EXACT, Scoring.OPTIONS)
+
+    def gain(self, score: float, other: float) -> float:
+        """How much better a score is than another: positive is better."""
+        return score - other if self.higher_is_better else other - score
+
+    def share(self, score: float, reference: float) -> float | None:
+        """The score as a share of a reference, 1.0 = as good; None where that would divide by zero."""
+        part, whole = (score, reference) if self.higher_is_better else (reference, score)
+        return part / whole if whole else None
+
+    def value(self, score: float) -> str:
+        """33.3 %, or 1.234 nats."""
+        return f"{self.unit.number(score)} {self.unit.short}"
