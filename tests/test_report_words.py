@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from report_folders import made_run
 
+from cpift.checkpoint import layers
 from cpift.metrics import intervals
 from cpift.metrics.metric import NATS, PER_CENT
-from cpift.report import layers, wording
+from cpift.report import wording
 from cpift.report.facts import read_run
 from cpift.report.forgetting import falls
 from cpift.report.parts import Html, table

@@ -14,6 +14,7 @@ from cpift import __version__
 from cpift.cli.checkpoints import evaluate, fuse, group, identify
 from cpift.cli.compare import Lists, compare
 from cpift.cli.data import data
+from cpift.cli.diff import diff
 from cpift.cli.runs import init, plan, report, run, status
 from cpift.console import stopping
 from cpift.errors import CpiftError, is_disk_full
@@ -27,6 +28,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     evaluate,
     compare,
     data,
+    diff,
     status,
     report,
     init,

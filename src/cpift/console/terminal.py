@@ -117,6 +117,18 @@ def byte_progress(total: int) -> Callable[[int], None]:
     return tick
 
 
+def numbers_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column holds names, and the others numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold" if _is_live() else "none")
+    for i, header in enumerate(headers):
+        table.add_column(clean(header), justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    wide = console if console.is_terminal else Console(highlight=False, width=200)
+    wide.print()
+    wide.print(table)
+
+
 def scores_table(result: Mapping[str, Any]) -> None:
     """Models × tasks, each score in the unit of its metric."""
     tasks: Sequence[str] = result["tasks"]

@@ -12,12 +12,12 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -37,6 +37,16 @@ from cpift.method.zero_updates import reasons
 
 CHUNK = 2**17  # elements of one checkpoint in work at a time
 _WINDOW, _SAMPLED = 2**13, 2**22  # elements read together, and in all, to guess the first bound
+
+
+class Observer(Protocol):
+    """Measures each block of all checkpoints in the same read; of counted parameters only."""
+
+    def measure(self, stored: Sequence[np.ndarray]) -> np.ndarray:
+        """Look at one block of the base and of each tuned checkpoint, as the kernels take it; called by worker threads."""
+
+    def add(self, measured: np.ndarray) -> None:
+        """Take what :meth:`measure` returned; called in the order of blocks."""
 
 
 def core_count(percent: str | float | int, total: int) -> int:
@@ -61,6 +71,7 @@ def identify(
     max_memory: int | None = None,
     vocabulary: Vocabulary = "same",
     progress: Callable[[int], None] = lambda nbytes: None,
+    observer: Observer | None = None,
 ) -> dict[str, Region]:
     """Core region of each tuned checkpoint against ``base``.
 
@@ -73,6 +84,7 @@ def identify(
         max_memory: bytes that candidates may take in memory (16·k a task); above, they go to a scratch file.
         vocabulary: "union" takes embeddings with more rows than the base's; regions lie in the base's rows.
         progress: called with the number of bytes read since the last call.
+        observer: measures the blocks as they are read.
 
     Returns:
         Task name to :class:`Region`; ``Region.statistics`` holds the share of zero updates, the estimated median
@@ -96,13 +108,13 @@ def identify(
     total = sum(t.size for name, t in origin.tensors.items() if name not in skipped)
     count = core_count(percent, total)
     spill = max_memory is not None and 16 * count * len(models) > max_memory
-    job = _Job(origin, models, skipped, count, chunk, threads, progress)
+    job = _Job(origin, models, skipped, count, chunk, threads, progress, observer)
     with tempfile.TemporaryDirectory(prefix="cpift-") if spill else nullcontext() as scratch:
         folder = Path(scratch) if scratch else None
         done = job.read(_first_bounds(job, total), folder)
         short = [name for name, held in done.candidates.items() if held.filled < count]
         if short:  # the bound guessed from a sample was too high: rare, and only then is anything read twice
-            again = replace(job, models={name: models[name] for name in short})
+            again = replace(job, models={name: models[name] for name in short}, observer=None)
             done.candidates.update(again.read(dict.fromkeys(short, -1), folder).candidates)
         shapes = {name: t.shape for name, t in origin.tensors.items()}
 
@@ -153,6 +165,7 @@ class _Job:
     chunk: int
     threads: int | None
     progress: Callable[[int], None]
+    observer: Observer | None
 
     @property
     def segments(self) -> list[tuple[str, int]]:
@@ -171,12 +184,12 @@ class _Job:
         zeros = {name: Counter[str]() for name in names}
         base_hash, hashes = self.origin.hasher(), {name: model.hasher() for name, model in self.models.items()}
 
-        def work(block: Block) -> tuple[bytes, list[_Found]]:
+        def work(block: Block) -> tuple[bytes, list[_Found], np.ndarray | None]:
             now = [held[name].bound for name in names] if block.name not in self.skipped else None
             mine = samples.setdefault(threading.get_ident(), np.zeros((len(names), 2**16), np.int64))
-            return _scan(self.origin, models, block, now, mine, self.chunk)
+            return _scan(self.origin, models, block, now, mine, self.chunk, self.observer)
 
-        for block, (checksum, results) in ordered_map(work, blocks(self.origin), self.threads):
+        for block, (checksum, results, measured) in ordered_map(work, blocks(self.origin), self.threads):
             base_hash.add(checksum)
             segment = number[block.name, block.start // SEGMENT * SEGMENT]
             for name, result in zip(names, results, strict=True):
@@ -186,6 +199,8 @@ class _Job:
                 if not result.finite:
                     _blame(self.origin, self.models[name], block)
                 held[name].add(segment, result.entries, result.bound)
+            if self.observer is not None and measured is not None:
+                self.observer.add(measured)
             self.progress((block.stop - block.start) * self.origin.tensors[block.name].itemsize * (1 + len(names)))
         prints = {name: hashed.hexdigest() for name, hashed in hashes.items()}
         sample = sum(samples.values(), np.zeros((len(names), 2**16), np.int64))
@@ -206,7 +221,7 @@ def _first_bounds(job: _Job, total: int) -> dict[str, int]:
     histograms = np.zeros((len(job.models), 2**16), np.int64)
     unused, everything = np.zeros_like(histograms), [-1] * len(job.models)
     for window in windows:
-        _, found = _scan(job.origin, list(job.models.values()), window, everything, unused, _WINDOW)
+        _, found, _ = _scan(job.origin, list(job.models.values()), window, everything, unused, _WINDOW)
         for histogram, result in zip(histograms, found, strict=True):
             count_keys(result.entries, -1, histogram)
     rank = int(1.3 * job.count * seen / total) + 2000
@@ -227,8 +242,14 @@ class _Found(NamedTuple):
 
 
 def _scan(
-    base: Checkpoint, models: list[Checkpoint], block: Block, bounds: list[int] | None, samples: np.ndarray, chunk: int
-) -> tuple[bytes, list[_Found]]:
+    base: Checkpoint,
+    models: list[Checkpoint],
+    block: Block,
+    bounds: list[int] | None,
+    samples: np.ndarray,
+    chunk: int,
+    observer: Observer | None = None,
+) -> tuple[bytes, list[_Found], np.ndarray | None]:
     """One block of all checkpoints, chunk by chunk; ``bounds`` is None where the parameter does not count."""
     size, both = block.stop - block.start, (base, *models)
     whole = [model.raw(*block, ahead=True) for model in both]
@@ -253,7 +274,8 @@ def _scan(
         entries = candidates[i][: found[i]].copy()
         bound = bounds[i] if bounds is not None else 0
         result.append(_Found(hashed.digest(), entries, bound, zeros[i], not has_infinite(entries)))
-    return hashes[0].digest(), result
+    measured = observer.measure([origin, *tuned]) if observer is not None and bounds is not None else None
+    return hashes[0].digest(), result, measured
 
 
 def _blame(base: Checkpoint, model: Checkpoint, block: Block) -> None:

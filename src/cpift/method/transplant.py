@@ -47,12 +47,12 @@ def transplant(
     best = np.full(len(positions), -1.0)
     owner = np.full(len(positions), -1)
     chosen, claims = np.zeros(len(positions)), np.zeros(len(positions))
-    origin = _values(base, block, positions)
+    origin = values_at(base, block, positions)
     for i, (core, model) in enumerate(zip(cores, tasks.values(), strict=True)):
         if core is None:
             continue
         place = np.searchsorted(positions, core)
-        theirs = _values(model, block, core)
+        theirs = values_at(model, block, core)
         claims[place] += 1
         if overlap == "mean":
             chosen[place] += theirs
@@ -69,7 +69,7 @@ def transplant(
     return positions, chosen, wins
 
 
-def _values(model: Checkpoint, block: Block, positions: np.ndarray) -> np.ndarray:
+def values_at(model: Checkpoint, block: Block, positions: np.ndarray) -> np.ndarray:
     """Stored elements of the block at these positions, as float64."""
     picked = np.ascontiguousarray(model.raw(*block)[positions])
     out = np.empty(len(picked))

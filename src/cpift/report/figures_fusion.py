@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from cpift.checkpoint import layers
 from cpift.files import layout
-from cpift.report import layers, wording
+from cpift.report import wording
 from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure
 

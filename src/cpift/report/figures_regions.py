@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from cpift.checkpoint import layers
 from cpift.files.layout import Kind
 from cpift.method.group import components
-from cpift.report import layers, wording
+from cpift.report import wording
 from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure, Html, table
 
 
-def overlap(run: RunFacts) -> list[Figure]:
-    """Jaccard heatmap with the slider, and sign agreement."""
-    if not run.groups:
+def overlap(groups: Mapping[str, Any] | None) -> list[Figure]:
+    """Jaccard heatmap with the slider, and sign agreement; ``groups`` as ``groups.json`` has them."""
+    if not groups:
         return []
-    tasks, jaccard, signs = run.groups["tasks"], run.groups["jaccard"], run.groups["sign_agreement"]
+    tasks, jaccard, signs = groups["tasks"], groups["jaccard"], groups["sign_agreement"]
     pairs = [(i, j) for i in range(len(tasks)) for j in range(len(tasks))]
     top = max((jaccard[i][j] for i, j in pairs if i != j), default=0.0)
     # The diagonal is 1 by definition and would hide all else, so it is left empty.
@@ -37,7 +39,7 @@ def overlap(run: RunFacts) -> list[Figure]:
         "jaccard": jaccard,
         "digits": 4,
     }
-    threshold = float(run.groups["threshold"])
+    threshold = float(groups["threshold"])
     limit = min(1.0, max(1.25 * top, 1.25 * threshold, 1e-4))
     control = Html(
         f'<div class="controls"><label for="tau">Threshold τ = <output id="tau-value" for="tau">{threshold:.2g}</output></label>'
@@ -50,7 +52,7 @@ def overlap(run: RunFacts) -> list[Figure]:
         Figure(
             "overlap", "Overlap of the core regions",
             "Heatmap: Jaccard overlap of the core regions of each two tasks. Framed pairs are at or above the threshold.", first, headers, listed,
-            f"This run grouped at τ = {threshold:g}. Move τ to see what groups another would give; framed pairs are joined.", control,
+            f"Grouped here at τ = {threshold:g}. Move τ to see what groups another would give; framed pairs are joined.", control,
         )
     ]  # fmt: skip
     known = [r for row in signs for r in row if r is not None]
@@ -100,7 +102,7 @@ def regions(run: RunFacts) -> list[Figure]:
     if not found:
         return []
     sizes = _sizes(run, found)
-    return [f for f in (_shares(found), _by_layer(run, found, sizes)) if f]
+    return [f for f in (shares(found), by_layer(float(run.recipe["region"]["percent"]), found, sizes)) if f]
 
 
 def _sizes(run: RunFacts, found: dict[str, dict[str, Any]]) -> dict[str, int]:
@@ -110,7 +112,8 @@ def _sizes(run: RunFacts, found: dict[str, dict[str, Any]]) -> dict[str, int]:
     return sizes
 
 
-def _shares(found: dict[str, dict[str, Any]]) -> Figure:
+def shares(found: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Kinds of modules; ``found`` has for each task ``by_parameter``, the core positions by parameter."""
     rows = []
     for task, facts in found.items():
         total = sum(facts["by_parameter"].values())
@@ -127,10 +130,11 @@ def _shares(found: dict[str, dict[str, Any]]) -> Figure:
     )  # fmt: skip
 
 
-def _by_layer(run: RunFacts, found: dict[str, dict[str, Any]], sizes: dict[str, int]) -> Figure | None:
+def by_layer(per_cent: float, found: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> Figure | None:
+    """Layer × module; ``sizes`` are the elements by parameter, ``per_cent`` is the mean density."""
     if not sizes:
         return None
-    percent = float(run.recipe["region"]["percent"]) / 100
+    percent = per_cent / 100
     inside = [n for n in sizes if layers.layer(n) is not None]
     order = sorted({layers.layer(n) or 0 for n in inside})
     modules = sorted(

@@ -154,7 +154,7 @@ def _forgotten(run: RunFacts) -> list[Html]:
 
 
 def _overlap(run: RunFacts) -> list[Html | Figure | None]:
-    found = figures_regions.overlap(run)
+    found = figures_regions.overlap(run.groups)
     if not found:
         return []
     return [

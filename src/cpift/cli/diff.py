@@ -1,0 +1,117 @@
+"""``cpift diff``: which fine-tuned checkpoints collide, and where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cpift.errors import CpiftError
+
+if TYPE_CHECKING:
+    from cpift.method.compare_updates import Comparison
+
+
+def diff(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint that all were fine-tuned from.")],
+    tuned: Annotated[
+        list[str],
+        typer.Argument(metavar="CKPT...", help="Fine-tuned checkpoints: folders or hub ids; NAME=CKPT gives a name."),
+    ],
+    percent: Annotated[str, typer.Option(help="Share of all parameters in a core region, in per cent.")] = "1",
+    threshold: Annotated[float, typer.Option(help="Overlap from which two are grouped (τ).")] = 0.1,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Parameters that do not count, as a shell-style pattern: '*embed*'.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one HTML page that needs no network.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (cpift.diff/1) in place of the tables.")] = False,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Above this size, candidates go to a scratch file: 4GB.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Worker threads; by default one a core.")] = None,
+) -> None:
+    """Which of these fine-tunes collide, and where.
+
+    For each pair: overlap of the core regions beside chance, sign agreement, cosine of the updates. For each model: where
+    in the model its region lies. Reads every checkpoint once and writes nothing, but for --html. Needs no GPU.
+    """
+    from cpift.checkpoint.hub import checkpoint_place
+    from cpift.checkpoint.reader import open_checkpoint
+    from cpift.checkpoint.writer import parse_size
+    from cpift.cli.options import write_text
+    from cpift.console.terminal import Terminal, byte_progress, say
+    from cpift.method.compare_updates import compare_updates
+    from cpift.report.diff_page import diff_page
+
+    places = {name: checkpoint_place(path) for name, path in _named(tuned).items()}
+    origin = checkpoint_place(base)
+    total = sum(open_checkpoint(path).nbytes for path in (origin, *places.values()))
+    found = compare_updates(
+        origin, places, percent, threshold, exclude=exclude or [], threads=threads,
+        max_memory=None if max_memory is None else parse_size(max_memory),
+        progress=(lambda nbytes: None) if as_json else byte_progress(total),
+    )  # fmt: skip
+    for text in found.warnings:
+        Terminal().warning(text)
+    if html is not None:
+        write_text(html, diff_page(found, _short(base)))
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        _show(found)
+        if html is not None:
+            say(f"wrote {html}")
+
+
+def _named(values: Sequence[str]) -> dict[str, str]:
+    """Names of checkpoints: as given, or the last part of the path."""
+    found: dict[str, str] = {}
+    for value in values:
+        name, sign, path = value.partition("=")
+        if not sign or "/" in name or Path(value).exists():
+            name, path = _short(value), value
+        if not name or not path:
+            raise CpiftError(f"{value}: write it as NAME=CKPT")
+        if name in found:
+            raise CpiftError(f"two checkpoints are named {name}; write NAME=CKPT to tell them apart")
+        found[name] = path
+    return found
+
+
+def _short(path: str) -> str:
+    return Path(path).resolve().name if Path(path).exists() else path.rstrip("/").rpartition("/")[2]
+
+
+def _show(found: Comparison) -> None:
+    from cpift.console.terminal import numbers_table, say
+    from cpift.report.diff_page import MEANING, times
+
+    say(f"{found.total} parameters counted; core regions of {found.percent} %")
+    if found.pairs:
+        rows = [
+            [
+                f"{pair.first} – {pair.second}",
+                f"{pair.overlap:.4f}",
+                f"{pair.chance:.4f}",
+                times(pair.overlap, pair.chance),
+                "–" if pair.same_sign is None else f"{pair.same_sign:.0%}",
+                "–" if pair.cosine is None else f"{pair.cosine:.3f}",
+            ]
+            for pair in found.pairs
+        ]
+        numbers_table(["pair", "overlap", "chance", "× chance", "same sign", "cosine"], rows)
+    kinds = list(found.size_share.kinds)
+    rows = [
+        [model.name, f"{model.count}", *(f"{model.share.kinds.get(kind, 0.0):.1%}" for kind in kinds)]
+        for model in found.models
+    ]
+    whole = ["all parameters", f"{found.total}", *(f"{found.size_share.kinds[kind]:.1%}" for kind in kinds)]
+    numbers_table(["core region of", "positions", *kinds], [*rows, whole])
+    if found.pairs:
+        say(f"\ngroups at τ = {found.threshold:g}: " + " | ".join(", ".join(members) for members in found.groups))
+    say("\n" + "\n".join(MEANING))

@@ -1,0 +1,145 @@
+"""The page of ``cpift diff``: which fine-tuned checkpoints collide, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cpift.method.compare_updates import Comparison
+from cpift.report import figures_regions, wording
+from cpift.report.page import page
+from cpift.report.parts import Figure, Html, Parts, Section, bullets, e, paragraph, table
+
+# What the numbers do and do not predict; shown in the terminal and on the page.
+MEANING = (
+    "Overlap, sign and cosine describe where updates lie and where they point. "
+    "Whether they predict that two tasks harm each other in one model has not been measured.",
+    "Measured so far, on small models: top-1 % regions of short fine-tunings overlap by 0.003 to 0.05, mostly more than "
+    "chance and below τ = 0.1, so that each task is a group of its own (docs/results.md).",
+    "With larger updates, of a learning rate of 1e-3, all five tasks of one suite overlapped by more than τ. "
+    "So compare fine-tunes of like length and rate.",
+)
+
+
+def diff_page(found: Comparison, base: str) -> str:
+    """The whole page, self-contained.
+
+    Args:
+        found: the comparison.
+        base: name of the base, as people know it.
+    """
+    names = [model.name for model in found.models]
+    cores = {model.name: {"by_parameter": model.core} for model in found.models}
+    layered = figures_regions.by_layer(_percent(found), cores, found.sizes)
+    where: list[Html | Figure] = [figures_regions.shares(cores), *([layered] if layered else [])]
+    sections = [
+        Section("meaning-part", "What these numbers say", [bullets(MEANING)]),
+        Section("models-part", "The updates", [_models(found)]),
+        Section("regions-part", "Where the core regions lie", where),
+    ]
+    if found.pairs:
+        overlaps: list[Html | Figure] = [
+            _pairs(found),
+            *figures_regions.overlap(_groups(found)),
+            _cosines(found),
+            _where(found),
+        ]
+        sections.insert(1, Section("overlap-part", "Two by two", overlaps))
+    return page(
+        Parts(
+            title=f"{wording.names(names)}: cpift diff",
+            kicker=Html(f"cpift diff · base {e(base)} · {len(names)} fine-tuned · top {e(found.percent)} %"),
+            headline=[("", sentence(found))],
+            warnings=[(text, "see docs/diff.md") for text in found.warnings],
+            sections=sections,
+        )
+    )
+
+
+def sentence(found: Comparison) -> str:
+    """The result in one sentence."""
+    if not found.pairs:
+        return f"The core region of {found.models[0].name} has {wording.count(found.models[0].count)} positions"
+    most = max(found.pairs, key=lambda pair: pair.overlap)
+    told = f"{most.first} and {most.second} overlap most: {most.overlap:.4f}, {times(most.overlap, most.chance)} chance"
+    groups = " | ".join(", ".join(members) for members in found.groups)
+    return f"{told}. Groups at τ = {found.threshold:g}: {groups}"
+
+
+def times(value: float, chance: float) -> str:
+    """How many times chance: 2.4 ×."""
+    return f"{value / chance:.2g} ×" if chance else "– ×"
+
+
+def _percent(found: Comparison) -> float:
+    """Per cent of the elements that are core, on average over the models."""
+    return 100 * sum(model.count for model in found.models) / max(1, len(found.models) * found.total)
+
+
+def _groups(found: Comparison) -> dict[str, Any]:
+    """As ``groups.json`` has them."""
+    signs: dict[tuple[str, str], float | None] = {}
+    for pair in found.pairs:
+        signs[pair.first, pair.second] = signs[pair.second, pair.first] = pair.same_sign
+    names = [model.name for model in found.models]
+    agreement = [[signs.get((a, b)) for b in names] for a in names]
+    return {"tasks": names, "jaccard": found.overlaps(), "sign_agreement": agreement, "threshold": found.threshold}
+
+
+def _pairs(found: Comparison) -> Html:
+    rows = [
+        [
+            f"{pair.first} – {pair.second}",
+            f"{pair.overlap:.4f}",
+            f"{pair.chance:.4f}",
+            f"{pair.chance_by_tensor:.4f}",
+            pair.shared,
+            None if pair.same_sign is None else wording.percent(pair.same_sign),
+            None if pair.cosine is None else f"{pair.cosine:.4f}",
+        ]
+        for pair in found.pairs
+    ]
+    headers = ["pair", "overlap", "chance", "chance, tensor by tensor", "common positions", "same sign", "cosine"]
+    return Html(
+        paragraph(
+            "Chance is the overlap of two random regions. Tensor by tensor, each keeps its share of every tensor."
+        )
+        + table(headers, rows)
+    )
+
+
+def _cosines(found: Comparison) -> Figure:
+    names = [model.name for model in found.models]
+    cells = []
+    for pair in found.pairs:
+        for x, y in ((pair.first, pair.second), (pair.second, pair.first)):
+            cells.append({"x": x, "y": y, "v": pair.cosine, "t": "" if pair.cosine is None else f"{pair.cosine:.2f}"})
+    top = max((abs(pair.cosine) for pair in found.pairs if pair.cosine is not None), default=0.0) or 1.0
+    return Figure(
+        "cosines", "Cosine of the whole updates", "Heatmap: cosine of the updates of each two models; zero is chance.",
+        {"kind": "heat", "panels": [{"rows": cells}], "xs": names, "ys": names, "domain": [-top, 0, top], "diverging": True},
+        ["model", "other model", "cosine"], [[p.first, p.second, p.cosine] for p in found.pairs],
+        "Over all counted parameters, not only the core. Near zero the updates are unrelated; below zero they oppose.",
+    )  # fmt: skip
+
+
+def _where(found: Comparison) -> Figure:
+    rows = [
+        {"y": f"{pair.first} – {pair.second}", "s": kind, "v": share}
+        for pair in found.pairs
+        for kind, share in pair.shared_share.kinds.items()
+    ]
+    kinds = list(dict.fromkeys(row["s"] for row in rows))
+    return Figure(
+        "where", "Where the common positions lie", "Bars: share of embedding, attention, MLP and norm parameters in the common positions.",
+        {"kind": "bars", "panels": [{"rows": rows}], "ys": list(dict.fromkeys(row["y"] for row in rows)), "series": kinds, "percent": True, "xLabel": "share of the common positions, %", "small": len(found.pairs) > 8},
+        ["pair", "part", "share of the common positions"], [[row["y"], row["s"], row["v"]] for row in rows],
+    )  # fmt: skip
+
+
+def _models(found: Comparison) -> Html:
+    headers = ["model", "core positions", "threshold of |Δ|", "norm of Δ", "unchanged"]
+    rows: list[Sequence[Any]] = [
+        [m.name, m.count, m.threshold, m.norm, wording.percent(m.zero_share)] for m in found.models
+    ]
+    return table(headers, rows)
