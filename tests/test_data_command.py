@@ -125,12 +125,14 @@ def test_plan_and_data_have_the_same_numbers(tmp_path: Path, capsys: pytest.Capt
     cut = shown["tasks"]["cut"]
     assert (cut["train"]["cut"], cut["train"]["cut_share"], cut["train"]["tokens"]) == (3, 0.3, 150)
     assert (cut["metric"], cut["shapes"]) == ("loss", {"prompt_completion": 12})
-    assert cut["row_share"] == 10 / 26
+    assert cut["row_share"] == 9 / 25  # one row is left out
     other = shown["tasks"]["reverse"]["train"]["tokens"]
     assert cut["token_share"] == 150 / (150 + other)
     assert any("3 of 10" in text for text in planned["warnings"])
     code, out, _ = tiny_run.call(capsys, "plan", tmp_path / "r.yaml")
-    assert "data         cut: 10 rows (38% of all), 150 tokens" in out
+    assert "data         cut: 10 rows, 150 tokens" in out
+    assert "mixture      where tasks are trained together, by rows:" in out
+    assert "  cut: 36% of the rows (9), " in out
     assert "30.0% cut; prompt_completion" in out
 
 
@@ -146,10 +148,13 @@ def test_what_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     code, out, err = tiny_run.call(capsys, "data", tmp_path / "r.yaml", "--examples", "1")
     assert code == 0
     lines = out.splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith("alpaca: 6 training rows (27% of all)"))
+    at = next(i for i, line in enumerate(lines) if line.startswith("alpaca: 6 training rows, "))
     assert "  shape      alpaca (4 rows)" in lines[at:]
     assert f"  source     {tmp_path / 'a.jsonl'}: 3 rows, used as 6" in lines[at:]
-    assert [line.strip() for line in lines[lines.index("  example 1, 27 tokens:") + 1 :] if line.strip()] == [
+    shown = lines[
+        lines.index("  example 1, 27 tokens:") + 1 : lines.index("where tasks are trained together, by rows:")
+    ]
+    assert [line.strip() for line in shown if line.strip()] == [
         "<|im_start|>user", "say", "x<|im_end|>", "<|im_start|>assistant", "⟦y<|im_end|>", "⟧"
     ]  # fmt: skip
     assert "evaluation rows also stand in the training rows" in err

@@ -74,6 +74,17 @@ def test_one_copy_of_the_weights_is_fetched(hub: Hub) -> None:
     assert (locate("org/base", trust_remote_code=True) / "modeling.py").is_file()
 
 
+def test_data_needs_no_weights(hub: Hub, tmp_path: Path) -> None:
+    """``cpift data`` fetches the tokenizer and the configuration alone."""
+    tiny.jsonl(tmp_path / "t.jsonl", tiny.rows("upper", 6, 0))
+    (tmp_path / "r.json").write_text(json.dumps({"model": "org/base", "tasks": {"t": {"train": "t.jsonl", "eval": 2}}}))
+    assert "t: 4 training rows" in call("data", tmp_path / "r.json")
+    place = hub.home / "org--base" / "None"
+    assert {file.name for file in place.iterdir()} >= {"config.json", "tokenizer.json"}
+    assert not list(place.glob("*.safetensors"))
+    assert (locate("org/base") / "model.safetensors").is_file()  # what trains fetches them
+
+
 def test_the_revision_is_asked_for(hub: Hub, tmp_path: Path) -> None:
     """Behind the name, or as a key of the recipe; not of a local folder, nor two of them."""
     assert locate("org/tuned@v2") == locate("org/tuned", "v2")

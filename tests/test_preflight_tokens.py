@@ -13,12 +13,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cpift.data.encoding import encode
 from cpift.errors import CpiftError
+from cpift.planning.plan import plan
 from cpift.recipe.recipe import Recipe
 from cpift.runs.pipeline import run
 from cpift.runs.preflight import read_rows
 from cpift.runs.stage import Run
 from cpift.train.fine_tune import fine_tune
-from cpift.train.limits import limits_of_folder
+from cpift.train.limits import limits_of_place
 
 
 def gpt2(folder: Path, positions: int) -> Path:
@@ -120,7 +121,7 @@ def test_rows_longer_than_a_rotary_model_was_made_for_are_a_warning(tmp_path: Pa
     long(tmp_path, "train", 120)
     (warning,) = checked(tmp_path)
     assert "tasks.upper: training rows: 1 of 6 are longer than the 100 tokens" in warning
-    assert limits_of_folder(tmp_path / "base").absolute is False
+    assert limits_of_place(tmp_path / "base").absolute is False
 
 
 def test_a_training_refuses_them_as_well(tmp_path: Path) -> None:
@@ -164,6 +165,31 @@ def test_stop_strings_are_refused_where_answers_are_generated(tmp_path: Path) ->
         CpiftError, match=r"generation_config.json: stop_strings .* tasks.upper generates .* take stop_strings out"
     ):
         checked(tmp_path, task={"metric": "generate"})
+
+
+def test_stop_strings_are_refused_where_the_chat_may_reason_first(tmp_path: Path) -> None:
+    """Such answers are generated, though exact match has no pattern: the scores decide so, and the check asks them."""
+    tiny.recipe(tmp_path, ("reverse", "upper"))
+    file = tmp_path / "base" / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "stop_strings": ["###"]}))
+    template = tiny.CHATML.replace(
+        "{{ message['content'] }}",
+        "{% if message['reasoning_content'] %}<think>{{ message['reasoning_content'] }}</think>{% endif %}{{ message['content'] }}",
+    )
+    with pytest.raises(CpiftError, match=r"stop_strings .* tasks.reverse generates"):
+        checked(tmp_path, chat_template=template)
+
+
+def test_plan_makes_the_checks_of_a_run(tmp_path: Path) -> None:
+    """What a run would refuse, or warn of, before it trains."""
+    gpt2(tmp_path / "base", 100)
+    long(tmp_path, "eval", 120)
+    with pytest.raises(CpiftError, match=r"evaluation row 2 has .* for 100; leave it out, or shorten it"):
+        plan(Recipe.parse(recipe_of(tmp_path, training={"max_length": 100})))
+    tiny.base(tmp_path / "base")
+    without(tmp_path, "pad_token")
+    warnings = plan(Recipe.parse(recipe_of(tmp_path)))["warnings"]
+    assert any("its tokenizer has no pad token; '<|im_end|>'" in text for text in warnings)
 
 
 def test_an_empty_prompt_has_no_answer_to_generate(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ _BESIDE = ["*.json", "*.jinja", "*.model", "*.txt", "README.md"]
 _NEVER = ["onnx/*", "original/*", "openvino/*", "checkpoint-*/*", "runs/*", "trainer_state.json"]
 
 
-def locate(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+def locate(model: str, revision: str | None = None, trust_remote_code: bool = False, weights: bool = True) -> Path:
     """The local folder (or GGUF file) of a model; a hub repository is fetched, one copy of its safetensors weights.
 
     Args:
         model: a folder, a GGUF or safetensors file, a hub id, or ``id@revision``.
         revision: branch, tag or commit, where it does not stand behind the id.
         trust_remote_code: fetch the repository's Python files too?
+        weights: fetch the weights? Without them, the configuration and the tokenizer alone.
 
     Raises:
         CpiftError: no such folder, file or repository; one that asks for a login.
@@ -39,7 +40,7 @@ def locate(model: str, revision: str | None = None, trust_remote_code: bool = Fa
         raise CpiftError(f"model: {model} is neither a folder, a GGUF file nor a hub id")
     if own and revision and own != revision:
         raise CpiftError(f"model: {model} and revision: {revision} name two revisions; keep one of them")
-    return _fetch(name, own or revision, trust_remote_code)
+    return _fetch(name, own or revision, trust_remote_code, weights)
 
 
 def checkpoint_place(model: str, trust_remote_code: bool = False) -> Path:
@@ -53,10 +54,10 @@ def checkpoint_place(model: str, trust_remote_code: bool = False) -> Path:
 _FILES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".json")
 
 
-def _fetch(name: str, revision: str | None, trust_remote_code: bool) -> Path:
+def _fetch(name: str, revision: str | None, trust_remote_code: bool, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = [*_WEIGHTS, *_BESIDE, *(["*.py"] if trust_remote_code else [])]
+    wanted = [*(_WEIGHTS if weights else []), *_BESIDE, *(["*.py"] if trust_remote_code else [])]
     at = f" at revision {revision}" if revision else ""
     try:
         place = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=_NEVER))
@@ -77,7 +78,7 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool) -> Path:
         raise CpiftError(
             f"model: {name}{at} is no local folder and cannot be fetched ({' '.join(str(error).split())})"
         ) from error
-    if not any(place.glob("*.safetensors")) and not (place / "adapter_config.json").is_file():
+    if weights and not any(place.glob("*.safetensors")) and not (place / "adapter_config.json").is_file():
         raise CpiftError(
             f"model: {name}{at} has no safetensors weights under the names that transformers loads; pickle and GGUF are "
             "not fetched. Take another revision or repository, or fetch and convert it"

@@ -33,13 +33,21 @@ def data(
     NO_COLOR. Needs the model's tokenizer, not its weights. Writes nothing.
     """
     from cpift.recipe.recipe import Recipe
-    from cpift.runs.survey import survey
+    from cpift.runs.survey import mixture_lines, survey
     from cpift.train.fine_tune import max_length
 
     loaded = Recipe.load(recipe, overrides(sets))
     limit, tasks = max_length(loaded.training), survey(loaded, examples)
     if as_json:
-        print(json.dumps({"max_length": limit, "tasks": {name: task.to_dict() for name, task in tasks.items()}}))
+        print(
+            json.dumps(
+                {
+                    "max_length": limit,
+                    "mix": loaded.mix,
+                    "tasks": {name: task.to_dict() for name, task in tasks.items()},
+                }
+            )
+        )
         return
     from cpift.console.terminal import Terminal, say
 
@@ -49,6 +57,8 @@ def data(
             say(f"  example {number}, {example.tokens:,} tokens:")
             show_example(example)
         say("")
+    for line in mixture_lines(tasks, loaded.mix):
+        say(line)
     for task in tasks.values():
         for text in task.warnings:
             Terminal().warning(text)
@@ -78,11 +88,8 @@ def show_task(name: str, task: TaskData, limit: int | None, write: Callable[[str
 
 
 def summary(task: TaskData) -> str:
-    """A task's share of the mixture, in one line."""
-    return (
-        f"{task.train.rows:,} training rows ({task.row_share:.0%} of all), {task.train.tokens:,} tokens "
-        f"({task.token_share:.0%}), {task.evaluation.rows:,} evaluation rows"
-    )
+    """A task's rows in one line."""
+    return f"{task.train.rows:,} training rows, {task.train.tokens:,} tokens, {task.evaluation.rows:,} evaluation rows"
 
 
 def _lengths(lengths: Lengths, limit: int | None) -> str:

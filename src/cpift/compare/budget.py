@@ -36,13 +36,14 @@ def equal_tokens(
     backbone = name.startswith("cpi_ft") and mine.backbone.source in ("multi_stage", "multi_task")
     if backbone:
         passes = longer * probe_epochs(plain.run) if epochs == "auto" else float(epochs)
-        stretched += passes * plain.epoch_tokens(plain.tasks)
+        stretched += passes * plain.pooled_tokens(_trained_together(plain, mine))
     if name.startswith("cpi_ft"):
         groups = plain.run.groups() or []
         part = mine.refine
-        each = {t: min(part.examples_per_task, plain.rows(t)) * plain.row_tokens(t) for t in plain.tasks}
-        times = len(groups) if part.data == "mixed" else 1
-        fixed = 0.0 if name == "cpi_ft_no_refine" else part.epochs * times * sum(each.values())
+        mixed = part.data == "mixed"
+        one_pass = plain.pooled_tokens([plain.tasks] if mixed else groups, part.examples_per_task)
+        times = len(groups) if mixed else 1
+        fixed = 0.0 if name == "cpi_ft_no_refine" else part.epochs * times * one_pass
     factor = (total - fixed) / stretched
     if factor <= 0:
         raise CpiftError(
@@ -56,5 +57,11 @@ def equal_tokens(
         probed = Work(mine, out / "seeds" / job.folder, siblings(out, job), reporter, None)
         probed.probe()
         left = total - fixed - probed.spent(Kind.PROBE)
-        mine = mine.changed({"backbone.epochs": max(left, 1.0) / plain.epoch_tokens(plain.tasks)})
+        mine = mine.changed({"backbone.epochs": max(left, 1.0) / plain.pooled_tokens(_trained_together(plain, mine))})
     return mine, total
+
+
+def _trained_together(plain: Work, recipe: Recipe) -> list[list[str]]:
+    """The groups of tasks that the backbone trains on one after the other."""
+    groups = plain.run.groups()
+    return groups if recipe.backbone.source == "multi_stage" and groups else [plain.tasks]

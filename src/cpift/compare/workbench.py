@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cpift.console.reporter import Reporter
+from cpift.data.mixture import pooled_rows
 from cpift.files import layout, manifest
 from cpift.files.layout import RunLayout
 from cpift.recipe.recipe import Recipe
@@ -175,6 +176,20 @@ class Work:
         """Tokens of one pass over the tasks' rows."""
         return sum(self.rows(task) * self.row_tokens(task) for task in tasks)
 
+    def pooled_tokens(self, groups: Sequence[Sequence[str]], examples: int | None = None) -> float:
+        """Tokens of one pass over the rows of each group, pooled by the recipe's ``mix``.
+
+        Args:
+            groups: tasks that are trained together; each task once.
+            examples: rows that each task has at most; None: all.
+        """
+        rows = {t: self.rows(t) if examples is None else min(examples, self.rows(t)) for g in groups for t in g}
+        pooled: dict[str, int] = {}
+        for group in groups:
+            tokens = {t: rows[t] * self.row_tokens(t) for t in group}
+            pooled |= pooled_rows({t: rows[t] for t in group}, tokens, self.run.recipe.mix)
+        return sum(pooled[t] * self.row_tokens(t) for t in self.tasks if t in pooled)
+
     def paper_tokens(self, tasks: Sequence[str]) -> float:
         """As many passes over the rows as a probe makes over those of the mean task."""
         return probe_epochs(self.run) * self.epoch_tokens(tasks)
@@ -183,7 +198,7 @@ class Work:
         """Optimizer steps that see so many tokens."""
         from cpift.train.fine_tune import batch_rows
 
-        rows, total = sum(self.rows(t) for t in tasks), self.epoch_tokens(tasks)
+        rows, total = sum(self.rows(t) for t in tasks), self.pooled_tokens([tasks])
         kept = {t: min(count, self.rows(t)) for t, count in replay.items()}
         if kept:
             times = max(1, round(rows / sum(kept.values())))

@@ -15,6 +15,7 @@ from cpift.data.marks import mark_completion, mark_turns
 from cpift.data.rows import Row
 from cpift.data.templates import conversation_of, render_asked
 from cpift.data.turns import REASONING_KEYS, common_length, end_of_turn, turn_of
+from cpift.metrics.answers import AnswerPattern, may_be_forced
 
 IGNORED = -100
 
@@ -110,6 +111,34 @@ def encode_forced(row: Row, tokenizer: Any, ends: Sequence[int]) -> Encoded | No
         ids = ids if end is None else [*ids, end]
         stop = len(ids) - 1
     return Encoded(ids[: stop + 1], [IGNORED] * len(prompt) + ids[len(prompt) : stop + 1])
+
+
+def forced_rows(
+    rows: Sequence[Row], pattern: AnswerPattern | None, tokenizer: Any, ends: Sequence[int] = ()
+) -> list[Encoded] | None:
+    """All rows as :func:`encode_forced` gives them, where one forward a row gives exact match; else None.
+
+    The one rule for whether answers are judged by a forward pass or generated: scores and the checks before a run
+    both ask here. Whether None is given depends on the rows and the chat template alone, not on ``ends``.
+
+    Args:
+        rows: evaluation rows of a task whose metric is exact_match.
+        pattern: of the task.
+        tokenizer: the model's.
+        ends: ids that end an answer.
+
+    Raises:
+        CpiftError: the chat template refuses a row.
+    """
+    if not may_be_forced(rows, pattern):
+        return None
+    encoded = []
+    for row in rows:
+        forced = encode_forced(row, tokenizer, ends)
+        if forced is None:
+            return None
+        encoded.append(forced)
+    return encoded
 
 
 def _mark(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cpift.data.encoding import IGNORED, Encoded, encode, encode_forced, prompt_ids
+from cpift.data.encoding import IGNORED, Encoded, encode, forced_rows, prompt_ids
 from cpift.data.healing import GoOnWith, starts, text_of
 from cpift.data.rows import Row
 from cpift.data.templates import ChatSettings
@@ -19,7 +19,7 @@ from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.evaluation.batching import batches, forced_room, generation_room, in_batches
 from cpift.metrics import named
-from cpift.metrics.answers import AnswerPattern, may_be_forced, references
+from cpift.metrics.answers import AnswerPattern, references
 from cpift.metrics.metric import Asked, Metric, Scoring
 from cpift.recipe.parts import Task
 from cpift.train import accelerator
@@ -138,12 +138,9 @@ def _forced_rows(network: Any, tokenizer: Any, task: EvalTask, max_length: int |
     """The rows where one teacher-forced forward gives the score of the task; None where it must be generated."""
     if task.kind.scoring is Scoring.LOSS:
         return [encode(row, tokenizer, max_length) for row in task.rows]
-    if task.kind.scoring is not Scoring.EXACT or not may_be_forced(task.rows, task.answer_pattern):
+    if task.kind.scoring is not Scoring.EXACT:
         return None
-    ends = stop_ids(tokenizer, network)
-    forced = [encode_forced(row, tokenizer, ends) for row in task.rows]
-    found = [row for row in forced if row is not None]
-    return found if len(found) == len(forced) else None
+    return forced_rows(task.rows, task.answer_pattern, tokenizer, stop_ids(tokenizer, network))
 
 
 def _score(

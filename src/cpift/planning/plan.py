@@ -5,18 +5,31 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from cpift.checkpoint.align import excluded
 from cpift.checkpoint.hub import locate
 from cpift.checkpoint.reader import open_checkpoint
-from cpift.data.rows import load_task
+from cpift.data.encoding import Encoded
+from cpift.data.mixture import pooled_rows
+from cpift.data.rows import Row, load_task
 from cpift.errors import CpiftError
+from cpift.evaluation.scores import EvalTask
 from cpift.method.identify import core_count
+from cpift.planning import trial
+from cpift.planning.gpus import per_gpu
+from cpift.planning.gpus import show as show_gpus
+from cpift.planning.memory import shape_of
+from cpift.planning.padding import shuffled_padding
 from cpift.recipe.recipe import Recipe
+from cpift.runs.preflight import check_limits, check_models
+from cpift.runs.survey import measure as measure_rows
+from cpift.runs.survey import mixture, mixture_lines
+from cpift.train.fine_tune import DEFAULTS, batch_rows, check_training, max_length
 from cpift.train.models import convert_gguf, load_tokenizer
+from cpift.train.sampling import KEY, with_sampling
 
 TRAIN_BYTES = 16  # a parameter in fp32: weight, gradient, and AdamW's two moments
 SAVED_BYTES = 12  # of a trainer's own checkpoint: weight and moments
@@ -33,9 +46,6 @@ def plan(recipe: Recipe, *, measure: bool = False, gpus: int | None = None) -> d
 
     Raises :class:`CpiftError` for a recipe, data or model that cannot be used.
     """
-    from cpift.runs.preflight import check_models
-    from cpift.train.fine_tune import check_training
-
     if gpus is not None and gpus < 1:
         raise CpiftError(f"--gpus {gpus}: is no number of GPUs")
     for stage in _TRAINED:
@@ -55,17 +65,13 @@ def plan(recipe: Recipe, *, measure: bool = False, gpus: int | None = None) -> d
 def _plan(
     recipe: Recipe, base: Path, converted: bool, measure: bool, gpus: int | None, prepared: float, scratch: Path
 ) -> dict[str, Any]:
-    from cpift.evaluation.scores import EvalTask
-    from cpift.runs.survey import measure as measure_rows
-    from cpift.runs.survey import mixture
-    from cpift.train.fine_tune import max_length
-
     checkpoint, tokenizer = open_checkpoint(base), load_tokenizer(base, recipe.trust_remote_code, recipe.chat)
     skipped = excluded(checkpoint.tensors, recipe.region.exclude)
     counted = sum(t.size for n, t in checkpoint.tensors.items() if n not in skipped)
     core = core_count(str(recipe.region.percent), counted)
     limit = max_length(recipe.training)
     rows, encoded, tests, data, scored, warnings = {}, {}, {}, {}, 0, list[str]()
+    held: dict[str, tuple[Sequence[Row], Sequence[Row]]] = {}
     loading = encoding = 0.0
     for name, task in recipe.tasks.items():
         began = time.perf_counter()
@@ -74,11 +80,14 @@ def _plan(
         measured = measure_rows(name, task, loaded, tokenizer, limit)
         encoding += time.perf_counter() - began
         data[name], encoded[name], rows[name] = measured.data, measured.train, len(loaded.train)
+        held[name] = loaded.train, loaded.evaluation
         warnings += measured.data.warnings
         scored += measured.data.evaluation.tokens
         tests[name] = EvalTask.of(task, loaded.evaluation, measured.data.metric)
+    warnings += check_limits(recipe, base, tokenizer, held)
     lengths = {t: sum(len(e.input_ids) for e in kept) / len(kept) for t, kept in encoded.items()}
     parts = _trainings(recipe, rows, lengths)
+    mixed = mixture(data, recipe.mix)
     tasks, source = len(rows), recipe.backbone.source
     checkpoints = sum(part["stages"] for part in parts) + 1 + converted
     models = 2 + tasks + (source != "pretrained") + tasks
@@ -93,19 +102,15 @@ def _plan(
         "memory": checkpoint.total * TRAIN_BYTES,
         "disk": checkpoints * checkpoint.total * 4 + _saved(recipe, parts) * checkpoint.total * SAVED_BYTES,
         "checkpoints": checkpoints,
-        "data": {name: task.to_dict() for name, task in mixture(data).items()},
+        "data": {name: task.to_dict() for name, task in mixed.items()},
+        "mixture": mixture_lines(mixed, recipe.mix),
         "warnings": warnings,
     }
     if gpus is not None:
-        from cpift.planning.gpus import per_gpu
-        from cpift.planning.memory import shape_of
-
         shape = shape_of({n: t.size for n, t in checkpoint.tensors.items()}, checkpoint.config)
         longest = max(len(e.input_ids) for kept in encoded.values() for e in kept)
         result["gpus"] = per_gpu(recipe, shape, longest, core, gpus)
     if measure:
-        from cpift.planning import trial
-
         found = trial.measure(recipe, base, encoded, tests, scratch)
         result["measured"] = found | {
             "prepare_seconds": prepared,
@@ -113,14 +118,13 @@ def _plan(
             "encode_seconds": encoding,
         }
         result["memory"] = found["peak_memory"]
-        _add_seconds(result, {t: len(test.rows) for t, test in tests.items()})
+        slower = _more_padding(recipe, _pools(recipe, rows, lengths), encoded, found["train_padding"])
+        _add_seconds(result, {t: len(test.rows) for t, test in tests.items()}, slower)
     return result
 
 
 def _trainings(recipe: Recipe, rows: dict[str, int], lengths: dict[str, float]) -> list[dict[str, Any]]:
     """Stages, steps and tokens of each part of the run that trains; ``rows``, mean ``lengths``: of each task's training rows."""
-    from cpift.train.fine_tune import batch_rows
-
     batch = {stage: batch_rows(recipe.training_of(stage)) for stage in _TRAINED}
     mean_rows = sum(rows.values()) / len(rows)
     auto = max(1, math.ceil(mean_rows / batch["probe"]))
@@ -136,20 +140,69 @@ def _trainings(recipe: Recipe, rows: dict[str, int], lengths: dict[str, float]) 
         return max(1, math.ceil(epochs * count / batch[stage] - 1e-9))
 
     parts = [part(f"probe {t}", "probe", [(steps, lengths[t])]) for t in rows]
-    everything = sum(rows.values()), sum(rows[t] * lengths[t] for t in rows) / sum(rows.values())
+    pools = _pools(recipe, rows, lengths)
+
+    def mean_length(pool: Mapping[str, int]) -> float:
+        return sum(count * lengths[task] for task, count in pool.items()) / sum(pool.values())
+
     if recipe.backbone.source == "multi_stage":
         parts.append(part("backbone", "backbone", [(number("backbone", passes, rows[t]), lengths[t]) for t in rows]))
     elif recipe.backbone.source == "multi_task":
-        parts.append(part("backbone", "backbone", [(number("backbone", passes, everything[0]), everything[1])]))
+        pool = pools["backbone"]
+        steps_of_all = number("backbone", passes, sum(pool.values()))
+        parts.append(part("backbone", "backbone", [(steps_of_all, mean_length(pool))]))
     drawn = {t: min(recipe.refine.examples_per_task, rows[t]) for t in rows}
     if recipe.refine.data == "mixed":
-        mixed = sum(drawn.values())
-        length = sum(drawn[t] * lengths[t] for t in rows) / mixed
-        counts = [(number("refine", recipe.refine.epochs, mixed), length)] * len(rows)
+        pool = pools["refine"]
+        counts = [(number("refine", recipe.refine.epochs, sum(pool.values())), mean_length(pool))] * len(rows)
     else:
         counts = [(number("refine", recipe.refine.epochs, drawn[t]), lengths[t]) for t in rows]
     parts.append(part("refine", "refine", counts))
     return parts
+
+
+def _pools(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, float]) -> dict[_Trained, dict[str, int]]:
+    """Rows that each task gives to the stages that train on all tasks: by kind of stage, where there is one.
+
+    Args:
+        recipe: the recipe.
+        rows: number of training rows by task.
+        lengths: mean tokens of a row by task.
+    """
+    pools: dict[_Trained, dict[str, int]] = {}
+    if recipe.backbone.source == "multi_task":
+        pools["backbone"] = _pooled(recipe, rows, lengths)
+    if recipe.refine.data == "mixed":
+        few = {task: min(recipe.refine.examples_per_task, count) for task, count in rows.items()}
+        pools["refine"] = _pooled(recipe, few, lengths)
+    return pools
+
+
+def _pooled(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, float]) -> dict[str, int]:
+    return pooled_rows(rows, {task: count * lengths[task] for task, count in rows.items()}, recipe.mix)
+
+
+def _more_padding(
+    recipe: Recipe,
+    pools: Mapping[_Trained, Mapping[str, int]],
+    encoded: Mapping[str, Sequence[Encoded]],
+    measured: float,
+) -> dict[str, float]:
+    """How much longer a token takes in stages that train on all tasks than in the trial, by kind of stage.
+
+    Args:
+        recipe: the recipe.
+        pools: rows that each task gives, by kind of stage.
+        encoded: training rows by task.
+        measured: the padding of the trial.
+    """
+    factors = {}
+    for stage, counts in pools.items():
+        training = {**DEFAULTS, **with_sampling(recipe.training_of(stage), len(counts))}
+        if training[KEY] == "random":
+            batch = int(training["per_device_train_batch_size"])
+            factors[str(stage)] = shuffled_padding(encoded, counts, batch) / measured
+    return factors
 
 
 def _saved(recipe: Recipe, parts: list[dict[str, Any]]) -> int:
@@ -162,12 +215,19 @@ def _saved(recipe: Recipe, parts: list[dict[str, Any]]) -> int:
     return 0
 
 
-def _add_seconds(result: dict[str, Any], tests: dict[str, int]) -> None:
-    """The time of each part and of the whole, from what was measured; ``tests``: rows to score by task."""
+def _add_seconds(result: dict[str, Any], tests: dict[str, int], slower: Mapping[str, float]) -> None:
+    """The time of each part and of the whole, from what was measured.
+
+    Args:
+        result: the plan, to which seconds are added.
+        tests: rows to score by task.
+        slower: factors of the time of a token, by name of the part.
+    """
     found, parts, models = result["measured"], result["stages"], result["evaluated_models"]
     for part in parts:
         made = part["stages"] * (found["train_overhead_seconds"] + found["finish_seconds"])
-        part["seconds"] = part["tokens"] / found["train_tokens_per_second"] + made
+        each = slower.get(part["stage"], 1.0) / found["train_tokens_per_second"]
+        part["seconds"] = part["tokens"] * each + made
     for name in ("identify", "fuse"):
         parts.append({"stage": name, "stages": 1, "seconds": found[f"{name}_seconds"]})
     parts[-1]["seconds"] += found["finish_seconds"]
@@ -182,7 +242,7 @@ def _add_seconds(result: dict[str, Any], tests: dict[str, int]) -> None:
 def _data(task: dict[str, Any]) -> str:
     train, shapes = task["train"], ", ".join(task["shapes"]) or "generated"
     return (
-        f"{train['rows']:,} rows ({task['row_share']:.0%} of all), {train['tokens']:,} tokens ({task['token_share']:.0%}), "
+        f"{train['rows']:,} rows, {train['tokens']:,} tokens, "
         f"the longest {train['longest']:,}, {train['cut_share']:.1%} cut; {shapes}"
     )
 
@@ -198,6 +258,8 @@ def show(result: dict[str, Any], say: Callable[[str], None]) -> None:
     )
     for name, task in result["data"].items():
         say(f"data         {name}: {_data(task)}")
+    for line in result["mixture"]:
+        say(f"{'mixture' if not line.startswith(' ') else '':12} {line}")
     for part in result["stages"]:
         took = f"  {duration(part['seconds'])}" if "seconds" in part else ""
         done = f"{part['steps']:,} steps, {part['tokens']:,} tokens" if "steps" in part else "no training"
@@ -217,7 +279,5 @@ def show(result: dict[str, Any], say: Callable[[str], None]) -> None:
     else:
         say("time         add --measure to time a few steps on this machine")
     if "gpus" in result:
-        from cpift.planning.gpus import show as show_gpus
-
         show_gpus(result["gpus"], say)
     say("Each task is taken as a group of its own; generated answers are not in the tokens, but in the time.")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cpift.data.encoding import Encoded
+from cpift.planning.padding import padding
 from cpift.recipe.recipe import Recipe
 
 STEPS, WARM_UP = 12, 2  # the first ones are not timed, nor is the last
@@ -85,6 +86,8 @@ def _training(
     training = {**DEFAULTS, **recipe.training_of("probe")}
     rows = sample(encoded, batch_rows(training), training["train_sampling_strategy"] == "group_by_length")
     training["train_sampling_strategy"] = "sequential"
+    lengths, width = [len(row.input_ids) for row in rows], batch_rows(training)
+    each = int(training["per_device_train_batch_size"])
     reset_peak()
     began = time.perf_counter()
     trained = fine_tune(
@@ -99,6 +102,7 @@ def _training(
     manifest.finish(scratch / "trial", "trial", {}, {}, {})
     return {
         "train_tokens_per_second": speed,
+        "train_padding": padding(lengths[width * WARM_UP : -width], each),
         "train_overhead_seconds": max(took - trained.tokens / speed, 0.0),  # load, make the trainer, warm up, save
         "finish_seconds": time.perf_counter() - began,
         "train_peak": peak,

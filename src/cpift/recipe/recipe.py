@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from cpift.data.files import is_file_name
+from cpift.data.mixture import check_mix
 from cpift.data.templates import ChatSettings
 from cpift.errors import CpiftError, did_you_mean
 from cpift.recipe.parts import Backbone, Fuse, Group, Part, Probe, Refine, RegionPart, Source, Task
@@ -43,6 +44,8 @@ class Recipe(Part):
     """Chat template in place of the tokenizer's own: a file, or the text itself. Saved with the models."""
     chat_template_kwargs: dict[str, Any] = Field(default={})
     """Variables of the chat template for all rows, such as enable_thinking: false; a row's own come on top."""
+    mix: str | dict[str, float] = "rows"
+    """Shares of tasks that are trained together: rows, tokens, equal, or a weight for each task."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of everything that is drawn: data, order, training."""
     trust_remote_code: bool = False
@@ -76,6 +79,14 @@ class Recipe(Part):
         order = self.group.order
         if order != "random" and (sorted(t for g in order for t in g) != sorted(self.tasks) or not all(order)):
             raise ValueError(f"group.order: must hold each task once, and no empty group ({', '.join(self.tasks)})")
+        return self
+
+    @model_validator(mode="after")
+    def _mixed(self) -> Recipe:
+        try:
+            check_mix(self.mix, list(self.tasks))
+        except ValueError as error:
+            raise ValueError(f"mix: {error} (got {self.mix!r})") from error
         return self
 
     @model_validator(mode="after")

@@ -20,9 +20,9 @@ from cpift.method.rehearsal import check_names
 from cpift.metrics import named
 from cpift.recipe.recipe import Recipe
 from cpift.runs.stage import Run, first_stages
-from cpift.runs.survey import measure
+from cpift.runs.survey import measure, tokenizer_of
 from cpift.train.fine_tune import check_rows, max_length
-from cpift.train.limits import Rows, check_fits, check_generation, check_tokenizer, limits_of_folder
+from cpift.train.limits import Rows, check_fits, check_generation, check_tokenizer, limits_of_place
 from cpift.train.models import check_model, load_tokenizer
 
 _TRAINED: tuple[Literal["probe", "backbone", "refine"], ...] = ("probe", "backbone", "refine")
@@ -71,8 +71,8 @@ def read_rows(current: Run) -> None:
             current.loaded[task] = load_task(task, asked, current.recipe.seed)
             metric_of(task, asked, current.loaded[task].evaluation)
     recipe = current.recipe
-    if current.loaded and locate(recipe.model, recipe.revision, recipe.trust_remote_code).is_dir():
-        tokenizer = load_tokenizer(current.base, recipe.trust_remote_code, recipe.chat)
+    if current.loaded:
+        tokenizer = tokenizer_of(recipe)
         limit = max_length(recipe.training_of("probe"))
         for task, rows in current.loaded.items():
             data = measure(task, recipe.tasks[task], rows, tokenizer, limit).data
@@ -82,16 +82,29 @@ def read_rows(current: Run) -> None:
             if named(data.metric).cuts_rows and (text := cut_warning(task, data.evaluation, limit, evaluation=True)):
                 current.reporter.warning(text)
         loaded = {task: (rows.train, rows.evaluation) for task, rows in current.loaded.items()}
-        check_limits(current, tokenizer, loaded)
+        model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
+        for text in check_limits(recipe, model, tokenizer, loaded):
+            current.reporter.warning(text)
 
 
-def check_limits(current: Run, tokenizer: Any, loaded: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]) -> None:
-    """Hold training and evaluation rows of each task against what the model has room for; warnings go to the reporter.
+def check_limits(
+    recipe: Recipe, model: Path, tokenizer: Any, loaded: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]
+) -> list[str]:
+    """Compare the rows of each task with what the model has room for.
 
-    Raises :class:`CpiftError` as :mod:`cpift.train.limits` does, and where all rows of a task would be dropped.
+    Args:
+        recipe: the recipe.
+        model: folder or GGUF file of the base.
+        tokenizer: of the base.
+        loaded: training and evaluation rows by task.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        CpiftError: as :mod:`cpift.train.limits` does, and where all rows of a task would be dropped.
     """
-    recipe = current.recipe
-    limits = limits_of_folder(current.base, recipe.trust_remote_code)
+    limits = limits_of_place(model, recipe.trust_remote_code)
     warnings = check_tokenizer(tokenizer, limits, recipe.training)
     rows = []
     for task, (train, evaluation) in loaded.items():
@@ -102,11 +115,11 @@ def check_limits(current: Run, tokenizer: Any, loaded: Mapping[str, tuple[Sequen
         check_rows(len(train), recipe.training_of("probe"), f"tasks.{task} has")
         refined = min(len(train), recipe.refine.examples_per_task)
         check_rows(refined, recipe.training_of("refine"), f"refine.examples_per_task leaves tasks.{task}")
-    check_generation(current.base, [held.task for held in rows if held.generates])
+    generated = [held.task for held in rows if held.generates(tokenizer)]
+    check_generation(model, generated)
     for held in rows:
-        warnings += check_fits(held, tokenizer, limits)
-    for text in warnings:
-        current.reporter.warning(text)
+        warnings += check_fits(held, tokenizer, limits, held.task in generated)
+    return warnings
 
 
 def check_router(recipe: Recipe, model: Path) -> None:

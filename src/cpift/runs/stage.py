@@ -13,6 +13,9 @@ from cpift.checkpoint.hub import locate
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import fingerprint
 from cpift.console.reporter import Reporter
+from cpift.data.encoding import Encoded, encode_all, notes_of
+from cpift.data.lengths import cut_warning, encode_measured
+from cpift.data.mixture import drawn, pooled_rows
 from cpift.data.rows import TaskRows, answer_warnings, load_task, metric_of, read_jsonl, sample, write_jsonl
 from cpift.data.sources import file_settings
 from cpift.errors import CpiftError
@@ -255,17 +258,18 @@ def trained_stage(
         needs += [f"00-tasks/{task}" for task in replay]
     if trainable is not None:
         settings["trainable"] = trainable
+    if run.recipe.mix != "rows" and len(tasks) > 1:
+        mix = run.recipe.mix
+        settings["mix"] = mix if isinstance(mix, str) else {task: mix[task] for task in tasks}
     settings |= run.recipe.chat.identity()
 
     def train(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-        from cpift.data.encoding import encode_all, notes_of
-        from cpift.data.lengths import cut_warning, encode_measured
         from cpift.method.freeze import regions_by_name
         from cpift.train.fine_tune import fine_tune, max_length
         from cpift.train.models import load_tokenizer
 
         tokenizer = load_tokenizer(start[1], run.recipe.trust_remote_code, run.recipe.chat)
-        encoded: list[Any] = []
+        parts: dict[str, list[Encoded]] = {}
         empty = cut = 0
         for task in tasks:
             rows = run.rows(task, "train")
@@ -281,12 +285,18 @@ def trained_stage(
                 run.warn(f"task {task}: {note}")
             if not kept:
                 raise CpiftError(f"{name}: no row of {task} has a trained part left; raise training.max_length")
-            encoded, empty, cut = encoded + kept, empty + lengths.left_out, cut + lengths.cut
+            parts[task], empty, cut = kept, empty + lengths.left_out, cut + lengths.cut
             text = cut_warning(task, lengths, max_length(training)) if kind == "probe" else None
             if text is not None and task in run.cut_reported:
                 run.warnings.append(f"{name}: {text}")  # kept for the report, and not shown twice
             elif text is not None:
                 run.warn(f"{name}: {text}")
+        counts = pooled_rows(
+            {task: len(kept) for task, kept in parts.items()},
+            {task: sum(len(row.input_ids) for row in kept) for task, kept in parts.items()},
+            run.recipe.mix,
+        )
+        encoded = [kept[i] for task, kept in parts.items() for i in drawn(counts[task], len(kept), seed, task)]
         old = [
             row for task, count in (replay or {}).items() for row in sample(run.rows(task, "train"), count, seed, task)
         ]

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
+from cpift.checkpoint.hub import locate
 from cpift.data.encoding import IGNORED, Encoded, encode, notes_of
 from cpift.data.lengths import Lengths, cut_warning, encode_measured
+from cpift.data.mixture import Mix, pooled_rows
 from cpift.data.rows import Row, TaskRows, Used, answer_warnings, load_task, metric_of, sample
 from cpift.errors import CpiftError
 from cpift.metrics import named
 from cpift.recipe.parts import Task
 from cpift.recipe.recipe import Recipe
+from cpift.train.fine_tune import max_length
+from cpift.train.models import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,11 @@ class TaskData:
     evaluation: Lengths
     warnings: Sequence[str]
     row_share: float = 0.0
-    """Share of the training rows of all tasks."""
+    """Share of the rows where all tasks are trained together, by the recipe's ``mix``."""
     token_share: float = 0.0
     """Share of the tokens of these rows."""
+    mixed_rows: int = 0
+    """Rows that the task gives where all tasks are trained together."""
     examples: Sequence[Example] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,15 +105,42 @@ def measure(name: str, task: Task, rows: TaskRows, tokenizer: Any, max_length: i
     )
 
 
-def mixture(tasks: Mapping[str, TaskData]) -> dict[str, TaskData]:
-    """The tasks with their shares of all training rows and tokens."""
-    rows = sum(task.train.rows for task in tasks.values())
-    tokens = sum(task.train.tokens for task in tasks.values())
-    shares = {
-        name: {"row_share": task.train.rows / rows, "token_share": task.train.tokens / tokens}
+def mixture(tasks: Mapping[str, TaskData], mix: Mix) -> dict[str, TaskData]:
+    """The tasks with their shares of rows and tokens where all of them are trained together.
+
+    Args:
+        tasks: by name.
+        mix: the recipe's.
+    """
+    used = {name: task.train.rows - task.train.left_out for name, task in tasks.items()}
+    tokens = {name: task.train.tokens for name, task in tasks.items()}
+    rows = pooled_rows(used, tokens, mix)
+    mixed = {name: rows[name] * tokens[name] / used[name] for name in tasks}
+    return {
+        name: replace(
+            task,
+            mixed_rows=rows[name],
+            row_share=rows[name] / sum(rows.values()),
+            token_share=mixed[name] / sum(mixed.values()),
+        )
         for name, task in tasks.items()
     }
-    return {name: TaskData(**{**vars(task), **shares[name]}) for name, task in tasks.items()}
+
+
+def mixture_lines(tasks: Mapping[str, TaskData], mix: Mix) -> list[str]:
+    """What each task gives where all tasks are trained together, for people; none for a single task.
+
+    Args:
+        tasks: what :func:`mixture` gave.
+        mix: the recipe's.
+    """
+    if len(tasks) < 2:
+        return []
+    by = mix if isinstance(mix, str) else "weights " + ", ".join(f"{task} {weight:g}" for task, weight in mix.items())
+    return [f"where tasks are trained together, by {by}:"] + [
+        f"  {name}: {task.row_share:.0%} of the rows ({task.mixed_rows:,}), {task.token_share:.0%} of the tokens"
+        for name, task in tasks.items()
+    ]
 
 
 def survey(recipe: Recipe, examples: int = 3) -> dict[str, TaskData]:
@@ -118,16 +153,14 @@ def survey(recipe: Recipe, examples: int = 3) -> dict[str, TaskData]:
     Raises:
         CpiftError: rows, or a tokenizer, that cannot be used.
     """
-    from cpift.train.fine_tune import max_length
-
     tokenizer, limit = tokenizer_of(recipe), max_length(recipe.training)
     tasks = {}
     for name, task in recipe.tasks.items():
         rows = load_task(name, task, recipe.seed)
         data = measure(name, task, rows, tokenizer, limit).data
         drawn = [render(row, tokenizer, limit) for row in sample(rows.train, examples, recipe.seed, name)]
-        tasks[name] = TaskData(**{**vars(data), "examples": drawn})
-    return mixture(tasks)
+        tasks[name] = replace(data, examples=drawn)
+    return mixture(tasks, recipe.mix)
 
 
 def render(row: Row, tokenizer: Any, max_length: int | None) -> Example:
@@ -148,15 +181,12 @@ def render(row: Row, tokenizer: Any, max_length: int | None) -> Example:
 
 
 def tokenizer_of(recipe: Recipe) -> Any:
-    """The tokenizer of the recipe's model; that of a GGUF file without its weights.
+    """The tokenizer of the recipe's model, without its weights: they are neither fetched from the hub nor read.
 
     Raises:
         CpiftError: there is none that loads.
     """
-    from cpift.checkpoint.hub import locate
-    from cpift.train.models import load_tokenizer
-
-    model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
+    model = locate(recipe.model, recipe.revision, recipe.trust_remote_code, weights=False)
     if model.suffix != ".gguf":
         return load_tokenizer(model, recipe.trust_remote_code, recipe.chat)
     tokenizer = _of_gguf(model)
@@ -165,8 +195,6 @@ def tokenizer_of(recipe: Recipe) -> Any:
 
 
 def _of_gguf(file: Path) -> Any:
-    from transformers import AutoTokenizer
-
     try:
         return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # damaged files raise whatever the reader trips over

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from cpift.checkpoint.reader import open_checkpoint
-from cpift.data.encoding import Encoded, encode, prompt_ids
+from cpift.data.encoding import Encoded, encode, forced_rows, prompt_ids
 from cpift.data.rows import Row
 from cpift.errors import CpiftError
 from cpift.metrics import WITHOUT_ANSWERS
-from cpift.metrics.answers import AnswerPattern, may_be_forced
+from cpift.metrics.answers import AnswerPattern
 from cpift.metrics.metric import Metric, Scoring
 
 # A learnt vector for each position, by the names that models give it; and models whose code makes such a table.
-_POSITION_TABLE = re.compile(r"(^|\.)(wpe|positions?_embed\w*|embed_positions|pos_emb\w*)\.weight$")
+_POSITION_TABLE = re.compile(r"(^|\.)(wpe|positions?_embed\w*|position_embd|embed_positions|pos_emb\w*)\.weight$")
 _TABLE_IN_CODE = {"gptj", "codegen", "ctrl"}
 
 
@@ -52,11 +54,17 @@ class Rows:
     max_length: int | None
     pattern: AnswerPattern | None = None
 
-    @property
-    def generates(self) -> bool:
-        """Are answers generated, other than judged by one forward?"""
+    def generates(self, tokenizer: Any) -> bool:
+        """Are answers generated, or judged by one forward pass? The rule of the scores.
+
+        Args:
+            tokenizer: of the base.
+
+        Raises:
+            CpiftError: the chat template refuses a row.
+        """
         if self.metric.scoring is Scoring.EXACT:
-            return not may_be_forced(self.evaluation, self.pattern)
+            return forced_rows(self.evaluation, self.pattern, tokenizer) is None
         return self.metric.scoring is Scoring.GENERATED
 
 
@@ -68,12 +76,20 @@ def limits_of(config: Any, names: Sequence[str]) -> Limits:
     return Limits(_number(vocabulary), _number(positions), absolute)
 
 
-def limits_of_folder(folder: Path, trust_remote_code: bool = False) -> Limits:
-    """The limits of a checkpoint that transformers can load."""
-    from transformers import AutoConfig
+def limits_of_place(model: Path, trust_remote_code: bool = False) -> Limits:
+    """The limits of a checkpoint or a GGUF file that transformers can load. No weights are read.
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return limits_of(config, list(open_checkpoint(folder).tensors))
+    Args:
+        model: a folder, or a GGUF file.
+        trust_remote_code: may code that lies in the folder be run?
+    """
+    if model.suffix == ".gguf":
+        from gguf import GGUFReader
+
+        names = [tensor.name for tensor in GGUFReader(model).tensors]
+        return limits_of(AutoConfig.from_pretrained(model.parent, gguf_file=model.name), names)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    return limits_of(config, list(open_checkpoint(model).tensors))
 
 
 def check_tokenizer(tokenizer: Any, limits: Limits, training: Mapping[str, Any]) -> list[str]:
@@ -134,13 +150,14 @@ def check_generation(folder: Path, tasks: Sequence[str]) -> None:
         )
 
 
-def check_fits(rows: Rows, tokenizer: Any, limits: Limits) -> list[str]:
+def check_fits(rows: Rows, tokenizer: Any, limits: Limits, generates: bool) -> list[str]:
     """Check a task's rows against what the model has room for.
 
     Args:
         rows: of one task.
         tokenizer: of the base.
         limits: of the base.
+        generates: are the task's answers generated (:meth:`Rows.generates`)?
 
     Returns:
         Warnings: rows longer than the model was trained for.
@@ -161,7 +178,7 @@ def check_fits(rows: Rows, tokenizer: Any, limits: Limits) -> list[str]:
         warnings += check_encoded(
             encoded, limits, tokenizer, f"tasks.{rows.task}: evaluation row", cut=scored is not None
         )
-    if rows.generates:
+    if generates:
         warnings += _check_prompts(rows, tokenizer, limits)
     return warnings
 
