@@ -28,9 +28,10 @@ from cpift.checkpoint.writer import CheckpointWriter, Layout, Shard, parse_size,
 from cpift.errors import CpiftError
 from cpift.kernels.loops import add_gram, combine, rounded
 from cpift.kernels.threads import check_threads, ordered_map, thread_local_scratch
-from cpift.method.interpolate import Combination, Interpolation, Space, combination
+from cpift.method.interpolations import INTERPOLATIONS, Combination, Space, Weight, check_weight, combination
+from cpift.method.overlap_rules import OVERLAP_RULES, OverlapRule
 from cpift.method.region import Region, merged
-from cpift.method.transplant import Overlap, core_positions, transplant
+from cpift.method.transplant import core_positions, transplant
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 _LONG = {short: long for long, short in DTYPES.items()}
@@ -61,11 +62,11 @@ def fuse(
     *,
     backbone: str | Path | None = None,
     regions: Mapping[str, Region | str | Path] | None = None,
-    overlap: Overlap = "largest",
-    interpolation: Interpolation = "slerp",
+    overlap: str = "largest",
+    interpolation: str = "slerp",
     space: Space = "weights",
     vector: Literal["tensor", "model"] = "tensor",
-    weight: Literal["equal"] | float = "equal",
+    weight: Weight = "equal",
     vocabulary: Vocabulary = "same",
     max_shard_size: str | int = "5GB",
     dtype: str | None = None,
@@ -82,12 +83,12 @@ def fuse(
         out: the folder to write.
         backbone: θ_base, by default θ⁰.
         regions: core region of each task that has one; elsewhere nothing is transplanted.
-        overlap: a position in several regions takes the value of the task with the "largest" \\|Δ\\| (equal: the first
-            task), of the last in "order" (each transplanted over the one before), or the "mean" of the tasks' values.
-        interpolation: see :func:`cpift.method.interpolate.combination`.
-        space: see there.
+        overlap: which task's value a position in several regions takes: a name in
+            :data:`cpift.method.overlap_rules.OVERLAP_RULES`.
+        interpolation: of the rest: a name in :data:`cpift.method.interpolations.INTERPOLATIONS`.
+        space: what is interpolated, the "weights" or the "updates".
         vector: what one SLERP is taken over, each "tensor" or the whole "model".
-        weight: see :func:`cpift.method.interpolate.combination`.
+        weight: "equal", or a number from 0 to 1, whose meaning is the interpolation's.
         vocabulary: "same" refuses embeddings with other numbers of rows; "union" fuses the rows that all have and
             copies those of added tokens from the model that added them.
         max_shard_size: largest file of the output.
@@ -107,9 +108,15 @@ def fuse(
     check_threads(threads)
     if vocabulary not in get_args(Vocabulary):
         raise CpiftError(f"vocabulary: {vocabulary} is not one of {', '.join(get_args(Vocabulary))}")
+    rule = OVERLAP_RULES.choose(overlap, "overlap")
+    INTERPOLATIONS.choose(interpolation, "interpolation")
     inputs = _open(base, backbone, tuned, regions or {}, vocabulary == "union")
     if weight != "equal" and not 0 <= weight <= 1:
         raise CpiftError(f"weight: {weight} is not in 0 … 1")
+    try:
+        check_weight(interpolation, weight)
+    except ValueError as error:
+        raise CpiftError(f"weight: {error}") from None
     if dtype is not None and dtype not in DTYPES:
         raise CpiftError(f"dtype: {dtype} is not one of {', '.join(DTYPES)}")
     options = {"overlap": overlap, "interpolation": interpolation, "space": space, "vector": vector, "weight": weight,
@@ -132,7 +139,7 @@ def fuse(
         if plan is None:
             plan = _plan(inputs, options, threads, progress)
             writer.store("plan.json", plan)
-        counts = _write(writer, inputs, plan, layout, overlap, threads, progress)
+        counts = _write(writer, inputs, plan, layout, rule, threads, progress)
         report = _report(plan, counts, options, inputs)
         writer.finish(report, lambda folder: _beside(inputs, folder), kinds)
     except CpiftError:
@@ -146,7 +153,7 @@ def _write(
     inputs: _Inputs,
     plan: Mapping[str, Any],
     layout: Layout,
-    overlap: Overlap,
+    rule: OverlapRule,
     threads: int | None,
     progress: Callable[[int], None],
 ) -> dict[str, list[int]]:
@@ -164,7 +171,7 @@ def _write(
 
             def write(block: Block, shard: Shard = shard, targets: Mapping[str, str] = targets) -> np.ndarray:
                 kind = layout[block.name][0]
-                data, wins = _fused(inputs, block, coefficients[block.name], overlap, kind)
+                data, wins = _fused(inputs, block, coefficients[block.name], rule, kind)
                 shard.write(targets[block.name], block.start, data.data)
                 return wins
 
@@ -346,7 +353,7 @@ def _check_regions(inputs: _Inputs, prints: list[str]) -> None:
 
 
 def _fused(
-    inputs: _Inputs, block: Block, coefficients: np.ndarray, overlap: Overlap, dtype: str
+    inputs: _Inputs, block: Block, coefficients: np.ndarray, rule: OverlapRule, dtype: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The block's fused values, as stored in ``dtype``; and the positions won by each task, and those contested.
 
@@ -361,7 +368,7 @@ def _fused(
         else:
             stored = [native(model.raw(*block, ahead=True)) for _, model in models]
             combine(*_places(stored), np.array([c for c, _ in models]), out)
-        positions, values, wins = transplant(inputs.base, inputs.tasks, inputs.regions, block, overlap)
+        positions, values, wins = transplant(inputs.base, inputs.tasks, inputs.regions, block, rule)
         core = np.empty(len(positions), out.dtype)
         rounded(values, core)
         out[positions] = core

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 import numpy as np
 
 from cpift.checkpoint.stream import Block, Checkpoint, native
 from cpift.kernels.loops import as_float64
+from cpift.method.overlap_rules import Claims, OverlapRule
 from cpift.method.region import Region, merged
-
-Overlap = Literal["largest", "order", "mean"]
 
 
 def core_positions(regions: Mapping[str, Region], tasks: Iterable[str], block: Block) -> list[np.ndarray | None]:
     """For each task, its core positions within the block, counted from the block's start."""
-    found: list[np.ndarray | None] = []
+    cores: list[np.ndarray | None] = []
     for task in tasks:
         region = regions.get(task)
         positions = region.positions.get(block.name) if region else None
         if positions is not None:
             edges = np.searchsorted(positions, np.array([block.start, block.stop], positions.dtype))
             positions = positions[edges[0] : edges[1]].astype(np.int64) - block.start
-        found.append(positions if positions is not None and len(positions) else None)
-    return found
+        cores.append(positions if positions is not None and len(positions) else None)
+    return cores
 
 
 def transplant(
@@ -32,41 +30,39 @@ def transplant(
     tasks: Mapping[str, Checkpoint],
     regions: Mapping[str, Region],
     block: Block,
-    overlap: Overlap,
+    rule: OverlapRule,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Core positions in the block, int64 (n,), the value that stands at each, float64 (n,), and counts, int64 (N + 1,).
+    """What stands at the core positions of a block.
 
-    The counts: positions that each task has won, and those that more than one had claimed.
+    Args:
+        base: θ⁰.
+        tasks: the fine-tuned checkpoints by task.
+        regions: core region of each task that has one.
+        block: a part of one tensor.
+        rule: decides where several tasks claim one position.
+
+    Returns:
+        Core positions in the block, int64 (n,); the value at each, float64 (n,); and counts, int64 (N + 1,): of the
+        positions that each task has won, and of those that more than one had claimed.
     """
-    wins = np.zeros(len(tasks) + 1, np.int64)
     cores = core_positions(regions, tasks, block)
     present = [c for c in cores if c is not None]
     if not present:
-        return np.empty(0, np.int64), np.empty(0), wins
+        return np.empty(0, np.int64), np.empty(0), np.zeros(len(tasks) + 1, np.int64)
     positions = merged(present)
-    best = np.full(len(positions), -1.0)
-    owner = np.full(len(positions), -1)
-    chosen, claims = np.zeros(len(positions)), np.zeros(len(positions))
-    origin = values_at(base, block, positions)
+    claimed = np.zeros((len(tasks), len(positions)), np.bool_)
+    values, sizes = np.zeros(claimed.shape), np.full(claimed.shape, -1.0, np.float32)
+    origin = values_at(base, block, positions).astype(np.float32)
     for i, (core, model) in enumerate(zip(cores, tasks.values(), strict=True)):
         if core is None:
             continue
         place = np.searchsorted(positions, core)
-        theirs = values_at(model, block, core)
-        claims[place] += 1
-        if overlap == "mean":
-            chosen[place] += theirs
-            wins[i] += len(core)
-            continue
-        size = np.abs(theirs.astype(np.float32) - origin[place].astype(np.float32)).astype(np.float64)
-        better = size > best[place] if overlap == "largest" else np.ones(len(core), np.bool_)
-        best[place[better]], chosen[place[better]], owner[place[better]] = size[better], theirs[better], i
-    if overlap == "mean":
-        chosen /= claims
-    else:
-        wins[:-1] = np.bincount(owner, minlength=len(tasks))
-    wins[-1] = np.count_nonzero(claims > 1)
-    return positions, chosen, wins
+        claimed[i, place] = True
+        values[i, place] = theirs = values_at(model, block, core)
+        sizes[i, place] = np.abs(theirs.astype(np.float32) - origin[place])
+    decision = rule.decide(Claims(claimed, values, sizes))
+    contested = np.count_nonzero(claimed.sum(axis=0) > 1)
+    return positions, decision.values, np.append(decision.winners.sum(axis=1), contested)
 
 
 def values_at(model: Checkpoint, block: Block, positions: np.ndarray) -> np.ndarray:

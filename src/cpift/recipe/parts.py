@@ -19,6 +19,8 @@ from pydantic import (
 
 from cpift.data.shapes import COLUMNS, SHAPES
 from cpift.errors import CpiftError, nearest
+from cpift.method.interpolations import INTERPOLATIONS, check_weight
+from cpift.method.overlap_rules import OVERLAP_RULES
 from cpift.metrics import named
 from cpift.metrics.answers import AnswerPattern
 
@@ -59,6 +61,8 @@ def _known_metric(value: str) -> str:
     return value
 
 
+OverlapName = Annotated[str, AfterValidator(OVERLAP_RULES.check)]
+InterpolationName = Annotated[str, AfterValidator(INTERPOLATIONS.check)]
 Columns = Annotated[dict[str, str], AfterValidator(_known_columns)]
 ShapeName = Annotated[str | None, AfterValidator(_known_shape)]
 MetricName = Annotated[str, AfterValidator(_known_metric)]
@@ -257,16 +261,16 @@ class Backbone(_Trained):
 class Fuse(Part):
     """How the probes are fused into the backbone."""
 
-    overlap: Literal["largest", "order", "mean"] = "largest"
-    """Which task's value a position in several regions takes: largest |Δ|, last in order, or the mean."""
-    interpolation: Literal["slerp", "karcher", "linear", "sum"] = "slerp"
-    """One task after the other on the sphere, all at once on the sphere, linear, or all updates added up."""
+    overlap: OverlapName = "largest"
+    """Which task's value a position in several regions takes: a rule of docs/fusion.md."""
+    interpolation: InterpolationName = "slerp"
+    """How the rest is interpolated: a name of docs/fusion.md."""
     space: Literal["weights", "updates"] = "weights"
     """What is interpolated."""
     vector: Literal["tensor", "model"] = "tensor"
     """What one interpolation is taken over."""
     weight: Literal["equal"] | float = "equal"
-    """equal: ω = 1/(i+1) for the i-th task; or a fixed ω. With sum: the factor of each task's update, equal is 1."""
+    """equal, or a number from 0 to 1; what it means to each interpolation is said in docs/fusion.md."""
     transplant: bool = True
     """Put each task's own values at its core positions; without, as a control, all is interpolated."""
 
@@ -278,9 +282,8 @@ class Fuse(Part):
         return value
 
     @model_validator(mode="after")
-    def _karcher_is_equal(self) -> Fuse:
-        if self.interpolation == "karcher" and self.weight != "equal":
-            raise ValueError("karcher takes all models alike; leave weight at equal")
+    def _weight_is_read(self) -> Fuse:
+        check_weight(self.interpolation, self.weight)
         return self
 
 

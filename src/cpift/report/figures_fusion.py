@@ -8,18 +8,13 @@ from typing import Any
 
 from cpift.checkpoint import layers
 from cpift.files import layout
+from cpift.method.interpolations import INTERPOLATIONS
+from cpift.method.overlap_rules import OVERLAP_RULES
 from cpift.report import wording
 from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure
+from cpift.table import Table
 
-_INTERPOLATIONS = {
-    "slerp": "spherical interpolation", "karcher": "a mean on the sphere", "linear": "the mean", "sum": "the sum",
-}  # fmt: skip
-_RULES = {
-    "largest": "the task with the larger update has the position",
-    "order": "the later task has the position",
-    "mean": "the position has the mean of the tasks' values",
-}
 Tensors = Mapping[str, Mapping[str, Any]]
 
 
@@ -38,9 +33,14 @@ def said(run: RunFacts) -> str:
     share = f["contested"] / f["core"] if f["core"] else 0.0
     return (
         f"{wording.count(f['core'])} of {wording.count(f['total'])} parameters ({wording.percent(f['core_share'])}) were transplanted from the specialists; "
-        f"the rest is {_INTERPOLATIONS.get(f['options']['interpolation'], f['options']['interpolation'])} of the {f['options']['space']}. {wording.count(f['contested'])} positions ({wording.percent(share)} "
+        f"the rest is {_label(INTERPOLATIONS, f['options']['interpolation'])} of the {f['options']['space']}. {wording.count(f['contested'])} positions ({wording.percent(share)} "
         "of the transplanted) were claimed by more than one task."
     )
+
+
+def _label(table: Table[Any], name: str) -> str:
+    """The entry's label; of one that is not registered here the name."""
+    return str(table[name].label) if name in table else name
 
 
 def _by_layer(tensors: Tensors) -> dict[int, list[Mapping[str, Any]]]:
@@ -119,5 +119,5 @@ def _collisions(run: RunFacts, found: Mapping[str, Any]) -> Figure | None:
     return Figure(
         "collisions", "Core positions: transplanted, or lost where cores collided", "Bars: core positions of each task that were transplanted, and those that another task won.",
         {"kind": "bars", "panels": [{"rows": rows}], "ys": list(found["won"]), "series": ["transplanted", "lost to another task"], "ticks": "si", "xLabel": "core positions", "digits": 0},
-        ["task", "core positions", "transplanted", "lost to another task"], table, f"Where two cores collide, {_RULES.get(found['options']['overlap'], found['options']['overlap'])}.",
+        ["task", "core positions", "transplanted", "lost to another task"], table, f"Where two cores collide, {_label(OVERLAP_RULES, found['options']['overlap'])}.",
     )  # fmt: skip
