@@ -71,7 +71,7 @@ def test_every_misspelt_key_is_refused_with_the_right_one(where: str, part: type
         ({"region": {"percent": float("nan")}}, "region.percent"),
         ({"group": {"threshold": -1}}, "group.threshold"),
         ({"group": {"threshold": float("nan")}}, "group.threshold"),
-        ({"fuse": {"overlap": "bigest"}}, "fuse.overlap: .*'largest', 'order' or 'mean'"),
+        ({"fuse": {"overlap": "larges"}}, "fuse.overlap: is none of largest, order, mean; did you mean 'largest'"),
         ({"fuse": {"weight": 1.5}}, "fuse.*weight must be equal or a number from 0 to 1"),
         ({"fuse": {"interpolation": "karcher", "weight": 0.5}}, "karcher takes all models alike"),
         ({"probe": {"steps": 0}}, "steps must be auto or a number from 1"),

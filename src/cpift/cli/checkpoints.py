@@ -136,11 +136,15 @@ def fuse(
             metavar="NAME=FILE", help="Core region of a tuned checkpoint. Without any, nothing is transplanted."
         ),
     ] = None,
-    overlap: Annotated[str, typer.Option(help="A position in several regions: largest, order or mean.")] = "largest",
-    interpolation: Annotated[str, typer.Option(help="slerp, karcher, linear or sum.")] = "slerp",
+    overlap: Annotated[
+        str, typer.Option(metavar="RULE", help="Which task's value a position in several regions takes; see below.")
+    ] = "largest",
+    interpolation: Annotated[
+        str, typer.Option(metavar="NAME", help="How the rest is interpolated; see below.")
+    ] = "slerp",
     space: Annotated[str, typer.Option(help="What is interpolated: weights or updates.")] = "weights",
     vector: Annotated[str, typer.Option(help="What one interpolation runs over: tensor or model.")] = "tensor",
-    weight: Annotated[str, typer.Option(help="equal, or a fixed ω from 0 to 1.")] = "equal",
+    weight: Annotated[str, typer.Option(help="equal, or a number from 0 to 1 (docs/fusion.md).")] = "equal",
     vocabulary: RowsOf = "same",
     max_shard_size: Annotated[str, typer.Option(help="Largest file of the output.")] = "5GB",
     dtype: Annotated[

@@ -16,6 +16,7 @@ from cpift.cli.compare import Lists, compare
 from cpift.cli.data import data
 from cpift.cli.diff import diff
 from cpift.cli.runs import init, plan, report, run, status
+from cpift.cli.tables import FuseHelp
 from cpift.console import stopping
 from cpift.errors import CpiftError, is_disk_full
 
@@ -34,8 +35,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     init,
 )
 """In the order of ``cpift --help``; a function's name is the command's."""
-PARSERS: dict[Callable[..., None], type[TyperCommand]] = {compare: Lists}
-"""Commands whose arguments are read in a way of their own."""
+PARSERS: dict[Callable[..., None], type[TyperCommand]] = {compare: Lists, fuse: FuseHelp}
+"""Commands whose arguments are read, or whose help is written, in a way of their own."""
 
 app = typer.Typer(
     help="Fine-tune one language model on several unlike tasks without the seesaw (CPI-FT, arXiv:2508.21741).\n\n"

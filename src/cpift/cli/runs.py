@@ -142,11 +142,11 @@ def init(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="The recipe to write.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a commented recipe to start from."""
-    from importlib.resources import files
+    from cpift.recipe.template import template
 
     if out.exists():
         raise CpiftError(f"{out}: exists; name another file, or remove it")
-    write_text(out, (files("cpift.recipe") / "template.yaml").read_text(encoding="utf-8"))
+    write_text(out, template())
     print(f"wrote {out}; edit it, then: cpift plan {out}")
 
 

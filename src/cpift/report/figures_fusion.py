@@ -13,7 +13,6 @@ from cpift.method.overlap_rules import OVERLAP_RULES
 from cpift.report import wording
 from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure
-from cpift.table import Table
 
 Tensors = Mapping[str, Mapping[str, Any]]
 
@@ -38,7 +37,7 @@ def said(run: RunFacts) -> str:
     )
 
 
-def _label(table: Table[Any], name: str) -> str:
+def _label(table: Mapping[str, Any], name: str) -> str:
     """The entry's label; of one that is not registered here the name."""
     return str(table[name].label) if name in table else name
 

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Writes the tables in docs/ that are made from the code's tables: between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cpift.method.interpolations import INTERPOLATIONS
+from cpift.method.overlap_rules import OVERLAP_RULES
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def rows(head: list[str], body: list[list[str]]) -> str:
+    """A markdown table."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def interpolations() -> str:
+    """One line an interpolation, with what ``fuse.weight`` is to it."""
+    body = [
+        [f"`{e.name}`", e.summary, e.parameters.get("weight", "not read"), e.reference] for e in INTERPOLATIONS.values()
+    ]
+    return rows(["`fuse.interpolation`", "what", "`fuse.weight`", "from"], body)
+
+
+def overlap_rules() -> str:
+    """One line a rule."""
+    body = [[f"`{e.name}`", e.summary, e.reference] for e in OVERLAP_RULES.values()]
+    return rows(["`fuse.overlap`", "whose value the position takes", "from"], body)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"interpolations": interpolations, "overlap rules": overlap_rules}
+
+
+def filled(text: str) -> str:
+    """The text of a page with its tables written anew."""
+    pattern = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[3]}", text)
+
+
+if __name__ == "__main__":
+    for page in DOCS.glob("*.md"):
+        old = page.read_text(encoding="utf-8")
+        if filled(old) != old:
+            page.write_text(filled(old), encoding="utf-8")
+            print(f"wrote {page}", file=sys.stderr)
