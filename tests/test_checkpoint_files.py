@@ -120,6 +120,7 @@ LOSSES: dict[str, tuple[Callable[[str], bool], str]] = {
 def test_missing_weights_are_an_error(tmp_path: Path, llama: list[Path], name: str) -> None:
     """transformers would draw them at random: neither the check before a run nor the loading lets that pass."""
     lost, words = LOSSES[name]
+    check_model(llama[0])  # what has passed is remembered, and must not let these pass
     folder = changed(copied(llama[0], tmp_path / "less"), lambda w: {n: t for n, t in w.items() if not lost(n)})
     for call in (check_model, load_model):
         with pytest.raises(CpiftError, match=words):
@@ -127,6 +128,7 @@ def test_missing_weights_are_an_error(tmp_path: Path, llama: list[Path], name: s
 
 
 def test_weights_that_the_model_has_no_place_for_are_an_error(tmp_path: Path, llama: list[Path]) -> None:
+    check_model(llama[0])
     folder = copied(llama[0], tmp_path / "more")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))

@@ -226,5 +226,6 @@ def test_a_run_needs_no_installed_package_but_its_source(monkeypatch: pytest.Mon
             raise importlib.metadata.PackageNotFoundError(name)
         return real(name)
 
+    versions.cache_clear()
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert versions()["cpift"] == cpift.__version__

@@ -16,6 +16,7 @@ from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import Checkpoint
 from cpift.errors import CpiftError
 
+_PASSED: set[str] = set()  # what decided about each check of this process that passed
 _TORCH_NAME = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
@@ -23,6 +24,7 @@ def check_complete(checkpoint: Checkpoint, trust_remote_code: bool = False) -> N
     """Let transformers load the checkpoint's names and shapes without their data, in milliseconds.
 
     Nothing is checked where there is no configuration that the installed transformers knows, or no transformers.
+    Configurations and tensors that have passed before, such as those of a run's earlier stages, pass at once.
 
     Args:
         checkpoint: opened.
@@ -37,8 +39,13 @@ def check_complete(checkpoint: Checkpoint, trust_remote_code: bool = False) -> N
         import torch
     except ImportError:  # the method alone needs no transformers
         return
+    stored = {**checkpoint.tensors, **checkpoint.others}
+    headers = {name: (tensor.dtype, tensor.shape) for name, tensor in stored.items()}
+    facts = repr((checkpoint.config, headers, sorted(checkpoint.aliases)))
+    if facts in _PASSED and not trust_remote_code:  # code in the folder decides as well
+        return
     shapes: dict[str, Any] = {}
-    for name, tensor in (*checkpoint.tensors.items(), *checkpoint.others.items()):
+    for name, tensor in stored.items():
         kind = getattr(torch, _TORCH_NAME.get(tensor.dtype, "int64"))
         shapes[name] = torch.empty(tensor.shape, dtype=kind, device="meta")
     try:
@@ -46,6 +53,7 @@ def check_complete(checkpoint: Checkpoint, trust_remote_code: bool = False) -> N
     except Exception:  # a model that cannot be built without data; loading it will say what is wrong
         return
     refuse_incomplete(loaded, checkpoint)
+    _PASSED.add(facts)
 
 
 def refuse_incomplete(loaded: Mapping[str, Any], checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from cpift.errors import CpiftError, OutOfMemory, is_disk_full, is_out_of_memory
@@ -57,7 +58,7 @@ def make(run: Run, due: Sequence[Stage], before: Callable[[], None] = lambda: No
             "disk": manifest.disk_of(folders[stage.name]),
             "seed": run.recipe.seed,
             "threads": torch.get_num_threads(),
-            "versions": versions(),
+            "versions": dict(versions()),
         }
         warnings = full.get("warnings", []) + [w for w in run.warnings if w.startswith(f"{stage.name}:")]
         key = manifest.key_of(stage.settings, needs[stage.name])
@@ -71,6 +72,7 @@ def needs_of(current: Run, stage: Stage) -> dict[str, str]:
     return {name: made.digest if made else "" for name, made in found.items()}
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of python and of the libraries that decide about results."""
     import importlib.metadata
