@@ -116,6 +116,14 @@ def test_from_checkpoints_to_a_fused_model(family: Path, capsys: pytest.CaptureF
     code, out, _ = call(capsys, "group", *files, "--threshold", "0.05", "--out", family / "groups.json")
     assert code == 0
     found = json.loads((family / "groups.json").read_text())
+    for folder in {file.parent for file in files}:  # a folder stands for the files in it
+        assert call(capsys, "group", folder, "--threshold", "0.05", "--out", family / "again.json")[0] == 0
+        assert json.loads((family / "again.json").read_text()) == found
+    (family / "02-identify/a").mkdir(parents=True)
+    shutil.copyfile(files[0], family / "02-identify/a/region.safetensors")
+    assert call(capsys, "group", family / "02-identify", "--out", family / "one.json")[0] == 0
+    assert json.loads((family / "one.json").read_text())["tasks"] == ["a"]
+    assert call(capsys, "group", family / "nothing", family / "base", "--out", family / "one.json")[0] == 2
     assert {"tasks", "jaccard", "groups", "order"} <= set(found)
     assert found["tasks"] == ["a", "b", "c"]
     assert sorted(t for members in found["groups"] for t in members) == ["a", "b", "c"]

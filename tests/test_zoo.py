@@ -18,9 +18,12 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from cpift import evaluate, fuse, identify, run
+from cpift.checkpoint.reader import open_checkpoint
 from cpift.errors import CpiftError
 from cpift.method.region import Region
+from cpift.method.rehearsal import check_names
 from cpift.recipe.recipe import Recipe
+from cpift.train.models import check_model
 
 TASKS = ("reverse", "upper")
 
@@ -116,11 +119,42 @@ def test_a_model_that_is_no_causal_language_model_is_refused_before_training(tmp
     assert not list((tmp_path / "out").glob("stages/01-*"))
 
 
-def test_layers_that_the_class_leaves_out_are_refused_before_training(tmp_path: Path) -> None:
-    """DeepSeek-V3's layer for multi-token prediction: transformers ignores it, so no probe could have it."""
-    file = zoo.base(tmp_path / "base", "deepseek_v3") / "model.safetensors"
-    extra = {"model.layers.61.eh_proj.weight": np.ones((16, 32), np.float32)}
+def with_more(folder: Path, extra: dict[str, np.ndarray]) -> Path:
+    """The checkpoint with more tensors in its file."""
+    file = folder / "model.safetensors"
     save_file({**load_file(file), **extra}, file, metadata={"format": "pt"})
-    with pytest.raises(CpiftError, match=r"DeepseekV3ForCausalLM does not load model\.layers\.61\.eh_proj\.weight"):
+    return folder
+
+
+def test_layers_that_the_class_ignores_are_copied_and_not_counted(tmp_path: Path) -> None:
+    """DeepSeek-V3's layer for multi-token prediction: transformers ignores it, so no probe has it."""
+    base = zoo.base(tmp_path / "base", "deepseek_v3")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "tuned")
+    plain = identify(base, {"t": tmp_path / "tuned"}, percent=5)["t"]
+    extra = {
+        f"model.layers.61.{name}": np.full((16, 32), 2.5, np.float32) for name in ("eh_proj.weight", "enorm.weight")
+    }
+    with_more(base, extra)
+    region = identify(base, {"t": tmp_path / "tuned"}, percent=5)["t"]
+    assert region.total == plain.total == sum(parameter.numel() for parameter in model.parameters())
+    assert all(np.array_equal(region.positions[name], plain.positions[name]) for name in plain.positions)
+    check_model(base)
+    check_names(open_checkpoint(base))
+    fuse(base, {"t": tmp_path / "tuned"}, tmp_path / "fused", regions={"t": region})
+    fused = load_file(tmp_path / "fused/model.safetensors")
+    assert all(np.array_equal(fused[name], array) for name, array in extra.items())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "fused", output_loading_info=True)[1]
+    assert not any(loaded.values()), loaded
+
+
+def test_layers_for_which_the_class_has_no_place_are_refused_before_training(tmp_path: Path) -> None:
+    """A third layer, where the configuration has two."""
+    folder = zoo.base(tmp_path / "base", "deepseek_v3")
+    with_more(folder, {"model.layers.2.input_layernorm.weight": np.ones(16, np.float32)})
+    with pytest.raises(CpiftError, match=r"has no place.*model\.layers\.2\.input_layernorm\.weight"):
         run(Recipe.parse(tiny.recipe(tmp_path, TASKS)), tmp_path / "out")
     assert not list((tmp_path / "out").glob("stages/01-*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _BUFFERS = (
     "*.expert_bias",
     "*final_logits_bias",
 )
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def is_parameter(name: str, tensor: Tensor | None = None) -> bool:
@@ -42,8 +44,11 @@ def is_parameter(name: str, tensor: Tensor | None = None) -> bool:
 def buffers_of_class(folder: Path, stored: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, bool]:
     """Which names the model's class has as buffers, or does not know, so that it never trains them.
 
+    So are weights that the class ignores, such as DeepSeek-V3's layers for multi-token prediction.
+
     The class is built, which takes seconds, only where a name leaves a doubt: one that ends in neither ".weight" nor
-    ".bias" and is none of the known buffers. Empty where there is no doubt, or no class.
+    ".bias" and is none of the known buffers, or one that is beyond the layers of the configuration. Empty where there
+    is no doubt, or no class.
 
     Args:
         folder: of the checkpoint.
@@ -51,7 +56,9 @@ def buffers_of_class(folder: Path, stored: Mapping[str, Tensor], config: Mapping
         config: what its ``config.json`` holds.
     """
     doubtful = [n for n, t in stored.items() if is_parameter(n, t) and n.rsplit(".", 1)[-1] not in ("weight", "bias")]
-    if not doubtful or not config.get("model_type"):
+    layers = config.get("num_hidden_layers")
+    beyond = any(_is_beyond(name, layers if isinstance(layers, int) else None) for name in stored)
+    if not (doubtful or beyond) or not config.get("model_type"):
         return {}
     try:
         from cpift.method.rehearsal import class_buffers
@@ -59,6 +66,12 @@ def buffers_of_class(folder: Path, stored: Mapping[str, Tensor], config: Mapping
         return {}
     known = class_buffers(folder, {name: t.shape for name, t in stored.items()}, config)
     return {**dict.fromkeys(doubtful, True), **known} if known else {}
+
+
+def _is_beyond(name: str, layers: int | None) -> bool:
+    """Is this a weight beyond the model's layers: of one with a higher number, or for multi-token prediction?"""
+    number = _LAYER.search(name)
+    return "mtp" in name.split(".") or (layers is not None and number is not None and int(number[1]) >= layers)
 
 
 def is_buffer(name: str) -> bool:

@@ -11,6 +11,7 @@ import typer
 
 from cpift.cli.options import RecipePath, Sets, overrides, write_text
 from cpift.errors import CpiftError
+from cpift.files.layout import REGION_FILE
 
 Tuned = Annotated[
     list[str],
@@ -94,7 +95,8 @@ def identify(
 
 def group(
     regions: Annotated[
-        list[Path], typer.Argument(metavar="REGION...", help="Region files; the file's name is the task's.")
+        list[Path],
+        typer.Argument(metavar="REGION...", help="Region files, or folders of them; the name is the task's."),
     ],
     threshold: Annotated[float, typer.Option(help="Jaccard overlap from which two tasks are grouped (τ).")] = 0.1,
     out: Annotated[Path, typer.Option(help="Where to write the result, JSON.")] = Path("groups.json"),
@@ -108,11 +110,9 @@ def group(
     from cpift.method.group import group as compare
     from cpift.method.region import Region
 
-    names = [path.name.removesuffix(".safetensors").removesuffix(".region") for path in regions]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise CpiftError(f"two region files are named {twice[0]}; each task needs a name of its own")
-    grouping = compare({n: Region.load(p) for n, p in zip(names, regions, strict=True)}, threshold, seed=seed)
+    files = _region_files(regions)
+    names = list(files)
+    grouping = compare({name: Region.load(file) for name, file in files.items()}, threshold, seed=seed)
     write_text(out, json.dumps(grouping.to_dict(), indent=1) + "\n")
     for i, a in enumerate(names):
         for j in range(i):
@@ -224,6 +224,24 @@ def evaluate(
     write_text(out, json.dumps({"model": str(model), "tasks": scores}) + "\n")
     for task, score in scores.items():
         say(f"{task}: {score['metric']} {named(score['metric']).value(score['score'])} ({len(score['items'])} rows)")
+
+
+def _region_files(places: Sequence[Path]) -> dict[str, Path]:
+    """Region files by task: those given, and those in folders that ``identify`` or a run has written."""
+    files: dict[str, Path] = {}
+    for place in places:
+        inside = sorted(place.glob("*.region.safetensors")) if place.is_dir() else []
+        if place.is_dir() and not inside and not (place / REGION_FILE).is_file():
+            inside = sorted(place.glob(f"*/{REGION_FILE}"))  # 02-identify of a run
+            if not inside:
+                raise CpiftError(f"{place}: holds no {REGION_FILE} and no NAME.region.safetensors")
+        for file in inside or [place / REGION_FILE if place.is_dir() else place]:
+            name = file.parent.resolve().name if file.name == REGION_FILE else file.name
+            name = name.removesuffix(".safetensors").removesuffix(".region")
+            if name in files:
+                raise CpiftError(f"two region files are named {name}; each task needs a name of its own")
+            files[name] = file
+    return files
 
 
 def _named_paths(values: Sequence[str], option: str) -> dict[str, str]:

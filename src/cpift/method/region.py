@@ -18,6 +18,7 @@ import numpy as np
 
 from cpift.checkpoint.safetensors import HEADER_LIMIT, read_header_and_metadata, write_arrays
 from cpift.errors import CpiftError
+from cpift.files.layout import REGION_FILE
 
 FORMAT = "cpift.region/1"
 WINDOW = 2**22  # elements looked at together when two regions are compared
@@ -136,8 +137,11 @@ class Region:
 
     @classmethod
     def load(cls, path: str | Path) -> Region:
-        """Open a region file by memory map. Raises :class:`CpiftError` where it is damaged or of another format."""
-        path = Path(path)
+        """Open a region file, or the one in a folder, by memory map.
+
+        Raises :class:`CpiftError` where it is damaged or of another format.
+        """
+        path = Path(path) / REGION_FILE if Path(path).is_dir() else Path(path)
         tensors, metadata = read_header_and_metadata(path)
         if metadata.get("format") != FORMAT:
             raise CpiftError(f"{path}: not a region file (format {FORMAT}); cpift identify makes one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def check_names(checkpoint: Checkpoint, trust_remote_code: bool = False) -> None
 
 
 def class_buffers(folder: Path, shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> dict[str, bool]:
-    """For each name on disk that the model's class knows: is it a buffer, and none of the parameters?
+    """For each name on disk that the model's class knows: is it no parameter, but a buffer or a weight that it ignores?
 
     Empty where the class cannot be built: no transformers, no known ``model_type``, code of its own.
     """
@@ -108,11 +109,14 @@ def _class_buffers(folder: Path, shapes: Mapping[str, Shape], config: Mapping[st
     parameters = {plain_name(name) for name, _ in network.named_parameters()}
     prefixes = prefixes_of(network, names.shapes, shapes)
     meant = {name: resolve(name, names.shapes, prefixes) for name in shapes}
-    return {
+    ignored = [re.compile(pattern) for pattern in network._keys_to_ignore_on_load_unexpected or ()]
+    known = {
         name: not any(here in parameters for here in names.in_memory(on_disk))
         for name, on_disk in meant.items()
         if on_disk is not None
     }
+    unknown = [name for name in shapes if name not in known]
+    return known | {name: True for name in unknown if any(pattern.search(name) for pattern in ignored)}
 
 
 def _some(names: list[str]) -> str:
