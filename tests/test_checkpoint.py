@@ -76,7 +76,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (lambda f: None, "no such checkpoint"),
     "empty folder": (lambda f: f.mkdir(), "holds neither"),
     "pickle": (pickled, "pickle"),
-    "adapter": (adapter, "PEFT adapter; merge it first"),
+    "adapter": (adapter, "peft_type is None"),
     "truncated": (truncated, "truncated"),
     "missing shard": (missing_shard, "shard is missing"),
     "outside": (outside, "leads out of the folder"),

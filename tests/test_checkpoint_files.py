@@ -226,17 +226,17 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: files(f, "checkpoint-90/model.safetensors", "checkpoint-100/model.safetensors", "runs/x"),
         "checkpoint-100$",
     ),
-    "an adapter": (lambda f: files(f, "adapter_config.json", "adapter_model.safetensors"), "PEFT adapter.*merge_and_unload"),
+    "an adapter": (lambda f: files(f, "adapter_config.json", "adapter_model.safetensors"), "adapter_config.json: peft_type"),
     "an adapter beside a configuration": (
         lambda f: files(f, "adapter_config.json", "adapter_model.safetensors", "config.json"),
-        "PEFT adapter.*merge_and_unload",
+        "adapter_config.json: peft_type",
     ),
     "an adapter beside a model": (
         lambda f: (write(f, W), files(f, "adapter_config.json")), r"beside the weights.*remove adapter_config\.json",
     ),
     "an adapter that is not merged": (
         lambda f: write(f, {"base_model.model.q.base_layer.weight": W["a.weight"], "q.lora_A.default.weight": W["b.weight"]}),
-        "adapter that is not merged",
+        "belongs to an adapter, beside the weights of its base",
     ),
     "GGUF": (lambda f: files(f, "model-Q4.gguf"), "is a GGUF file.*gguf_file='model-Q4.gguf'"),
     "a variant": (lambda f: files(f, "model.fp16.safetensors", "config.json"), "variant='fp16'"),

@@ -7,7 +7,7 @@ all that were trained agree, the fused model gets theirs; where they do not, the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,13 @@ _IGNORED = {"transformers_version", "name_or_path", "_from_model_config", "is_lo
 
 @dataclass
 class Companions:
-    """From which folder each group of files is taken; ``warnings`` say where the trained models disagree."""
+    """From which folder each group of files is taken; ``warnings`` say where the trained models disagree.
 
-    base: Path
-    home: Path
+    base: folders of the base, later ones first asked. home: those of the model that gives the configuration.
+    """
+
+    base: Sequence[Path]
+    home: Sequence[Path]
     tokenizer: Path
     template: Path
     generation: Path
@@ -38,19 +41,21 @@ class Companions:
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
-    def choose(cls, base: Path, backbone: Path | None, tuned: Mapping[str, Path]) -> Companions:
+    def choose(
+        cls, base: Sequence[Path], backbone: Sequence[Path] | None, tuned: Mapping[str, Sequence[Path]]
+    ) -> Companions:
         """Compare the files of all trained models.
 
         Args:
-            base: folder of the base.
-            backbone: folder of the backbone, where there is one of its own. It gives the configuration.
+            base: folders of the base: one, or for an adapter its base's and its own.
+            backbone: folders of the backbone, where there is one of its own. It gives the configuration.
             tuned: folders of the fine-tuned models, by name.
 
         Raises:
             CpiftError: a file is damaged, or a link that leads out of its folder.
         """
         home = backbone or base
-        check_companions(base, home)
+        check_companions(*base, *home)
         trained = {**({"the backbone": backbone} if backbone else {}), **tuned}
         chosen, notes, warnings = {}, {}, []
         for group, signature in (
@@ -58,17 +63,17 @@ class Companions:
             ("chat template", _template),
             ("generation config", _generation),
         ):
-            found = {name: seen for name, folder in trained.items() if (seen := signature(folder)) is not None}
-            ours = signature(home)
-            kinds = {seen for seen in found.values() if seen != ours}
-            chosen[group] = home
-            if kinds and all(seen != ours for seen in found.values()) and len(kinds) == 1:
-                name = next(iter(found))
-                chosen[group] = trained[name]
-                notes[group] = f"of {', '.join(found)}, which agree; the base's is another"
+            signed = {name: _nearest(signature, folders) for name, folders in trained.items()}
+            signatures = {name: content for name, (content, _) in signed.items() if content is not None}
+            ours, chosen[group] = _nearest(signature, home)
+            kinds = {content for content in signatures.values() if content != ours}
+            if kinds and all(content != ours for content in signatures.values()) and len(kinds) == 1:
+                name = next(iter(signatures))
+                chosen[group] = signed[name][1]
+                notes[group] = f"of {', '.join(signatures)}, which agree; the base's is another"
             elif kinds:
                 own = "the backbone's" if backbone else "the base's"
-                unlike = [name for name, seen in found.items() if seen != ours]
+                unlike = [name for name, content in signatures.items() if content != ours]
                 notes[group] = own
                 warnings.append(
                     f"the {group} of {', '.join(unlike)} is another than {own}, which the fused model gets "
@@ -80,15 +85,24 @@ class Companions:
 
     def write(self, target: Path) -> None:
         """Copy all files to the new checkpoint."""
-        for folder in (self.base, self.home):
+        for folder in (*self.base, *self.home):
             copy_companions(folder, target)
-        if self.tokenizer != self.home:
+        if self.tokenizer not in self.home:
             _replace(self.tokenizer, target, TOKENIZER)
-        if self.template != self.home or self.tokenizer != self.home:
+        if self.template not in self.home or self.tokenizer not in self.home:
             _replace(self.template, target, TEMPLATE, TEMPLATE_FOLDERS)
             _template_within(self.template, target)
-        if self.generation != self.home:
+        if self.generation not in self.home:
             _replace(self.generation, target, GENERATION)
+
+
+def _nearest(signature: Callable[[Path], str | None], folders: Sequence[Path]) -> tuple[str | None, Path]:
+    """What the last folder says that says anything, and that folder: an adapter's own files come before its base's."""
+    for folder in reversed(folders):
+        content = signature(folder)
+        if content is not None:
+            return content, folder
+    return None, folders[-1]
 
 
 def _files(group: str) -> str:
@@ -117,27 +131,27 @@ def _template_within(source: Path, target: Path) -> None:
 
 
 def _tokenizer(folder: Path) -> str | None:
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     for name in TOKENIZER:
         file = folder / name
         if not file.is_file():
             continue
         if file.suffix != ".json":
-            found[name] = file.read_bytes().hex()
+            contents[name] = file.read_bytes().hex()
             continue
         table = read_json(file)
         if name == "tokenizer_config.json" and isinstance(table, dict):
             table = {key: value for key, value in table.items() if key not in {*_IGNORED, "chat_template"}}
         if name == "tokenizer.json" and isinstance(table, dict):
             table = {key: value for key, value in table.items() if key not in ("padding", "truncation")}
-        found[name] = table
-    core = {name: value for name, value in found.items() if name != "tokenizer_config.json"}
-    return json.dumps(found, sort_keys=True) if core else None
+        contents[name] = table
+    core = {name: value for name, value in contents.items() if name != "tokenizer_config.json"}
+    return json.dumps(contents, sort_keys=True) if core else None
 
 
 def _template(folder: Path) -> str | None:
-    found = chat_template(folder)
-    return None if found is None else json.dumps(found, sort_keys=True)
+    template = chat_template(folder)
+    return None if template is None else json.dumps(template, sort_keys=True)
 
 
 def _generation(folder: Path) -> str | None:

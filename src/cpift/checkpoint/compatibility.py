@@ -8,16 +8,17 @@ field not known here included, is a warning. docs/checkpoints.md has the outcome
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from cpift.checkpoint.files import read_json
 from cpift.checkpoint.stream import Checkpoint
 from cpift.checkpoint.tokens import Tokens, chat_template, compare_tokens, rest_of_tokenizer
 from cpift.errors import CpiftError
 
+T = TypeVar("T")
 Outcome = Literal["same", "warn", "refuse"]
 
 # Bookkeeping, and what only counts before training starts.
@@ -96,31 +97,31 @@ def check_compatible(base: Checkpoint, models: Mapping[str, Checkpoint], union: 
     """
     warnings: list[str] = []
     read: dict[str, Tokens] = {}
-    origin = Tokens.read(base.path)
+    origin = _nearest(Tokens.read, base)
     for name, model in models.items():
         if model.path == base.path:
             continue
-        found = compare_configs(base.config, model.config) if base.config and model.config else []
+        differences = compare_configs(base.config, model.config) if base.config and model.config else []
         if union:
-            found = [d for d in found if d.field.rpartition(".")[2] != "vocab_size"]
-        fatal = [d for d in found if d.outcome == "refuse"]
+            differences = [d for d in differences if d.field.rpartition(".")[2] != "vocab_size"]
+        fatal = [d for d in differences if d.outcome == "refuse"]
         if fatal:
             hint = "; for a larger vocabulary: --vocabulary union" if fatal[0].field.endswith("vocab_size") else ""
             raise CpiftError(
                 f"{model.path}: config.json does not fit {base.path}: {_listed([str(d) for d in fatal])}; its weights "
                 f"mean something else there. Take checkpoints of one base, or mend the file that is wrong{hint}"
             )
-        told = [str(d) for d in found if d.outcome == "warn"]
-        tokens = Tokens.read(model.path)
+        texts = [str(d) for d in differences if d.outcome == "warn"]
+        tokens = _nearest(Tokens.read, model)
         if origin is not None and tokens is not None:
             read[name] = tokens
-            told += compare_tokens(origin, tokens, model.path)
-            told += rest_of_tokenizer(origin, tokens)
-            if chat_template(base.path) != chat_template(model.path):
-                told.append("its chat template is another")
-        told += _generation(base.path, model.path)
-        if told:
-            warnings.append(f"{name} differs from the base: {_listed(told, 8)}")
+            texts += compare_tokens(origin, tokens, model.path)
+            texts += rest_of_tokenizer(origin, tokens)
+            if _nearest(chat_template, base) != _nearest(chat_template, model):
+                texts.append("its chat template is another")
+        texts += _generation(base.folders[-1], model.folders[-1])
+        if texts:
+            warnings.append(f"{name} differs from the base: {_listed(texts, 8)}")
     _refuse_rows_of_two_tokens(origin, read)
     return warnings
 
@@ -143,12 +144,12 @@ def _refuse_rows_of_two_tokens(origin: Tokens | None, models: Mapping[str, Token
 
 
 def _generation(ours: Path, theirs: Path) -> list[str]:
-    files = [_folder(path) / "generation_config.json" for path in (ours, theirs)]
+    files = [folder / "generation_config.json" for folder in (ours, theirs)]
     if not all(file.is_file() for file in files):
         return []
     left, right = (read_json(file) for file in files)
-    found = _differences(left, right, file="generation_config.json")
-    return [f"generation_config.json: {d}" for d in found if outcome_of(d.field) != "same"]
+    differences = _differences(left, right, file="generation_config.json")
+    return [f"generation_config.json: {d}" for d in differences if outcome_of(d.field) != "same"]
 
 
 def _differences(
@@ -186,8 +187,9 @@ def _filled_in(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return made
 
 
-def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
+def _nearest(read: Callable[[Path], T | None], model: Checkpoint) -> T | None:
+    """What an adapter's own folder has, or else its base's."""
+    return next((value for folder in reversed(model.folders) if (value := read(folder)) is not None), None)
 
 
 def _short(value: object) -> str:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cpift.checkpoint.buffers import is_parameter
 from cpift.checkpoint.names import plain_name, plain_names
 from cpift.checkpoint.reader import open_checkpoint
@@ -33,7 +35,7 @@ def check_complete(checkpoint: Checkpoint, trust_remote_code: bool = False) -> N
     Raises:
         CpiftError: names the weights that would be filled in at random, or would be left out.
     """
-    if "model_type" not in checkpoint.config or not checkpoint.path.is_dir():
+    if "model_type" not in checkpoint.config or not checkpoint.path.is_dir() or checkpoint.beneath is not None:
         return
     try:
         import torch
@@ -116,12 +118,64 @@ def load_by_plain_names(folder: Path, weights: dict[str, Any], trust_remote_code
     return model, loaded
 
 
-def _load(folder: Path, weights: dict[str, Any], trust_remote_code: bool, **options: Any) -> tuple[Any, dict[str, Any]]:
+class _ComputedSlice:
+    """A tensor as transformers expects it of the safetensors library: read when it is indexed."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self._checkpoint, self._name = checkpoint, name
+        self._tensor = checkpoint.tensors.get(name) or checkpoint.others[name]
+
+    def get_shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        return self._tensor.dtype
+
+    def __getitem__(self, index: Any) -> Any:
+        import torch
+
+        bits = torch.from_numpy(np.array(self._checkpoint.raw(self._name)))
+        values = bits.view(torch.bfloat16) if self._tensor.dtype == "BF16" else bits
+        return values.view(self._tensor.shape)[index]
+
+
+def load_computed(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
+    """The fp32 model of an adapter and its base, and transformers' report of the loading.
+
+    Args:
+        checkpoint: of an adapter.
+        trust_remote_code: may code that lies in the base's folder be run?
+    """
+    from transformers import GenerationConfig
+
+    weights: dict[str, Any] = {
+        name: _ComputedSlice(checkpoint, name) for name in (*checkpoint.tensors, *checkpoint.others)
+    }
+    changes = (
+        {}
+        if checkpoint.beneath is None
+        else {key: value for key, value in checkpoint.config.items() if checkpoint.beneath.config.get(key) != value}
+    )
+    model, loaded = _load(checkpoint.folders[0], weights, trust_remote_code, changes)
+    folder = next((f for f in reversed(checkpoint.folders) if (f / "generation_config.json").is_file()), None)
+    if folder is not None:
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, loaded
+
+
+def _load(
+    folder: Path,
+    weights: dict[str, Any],
+    trust_remote_code: bool,
+    changes: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Load ``weights`` into the class that the folder's configuration names; ``changes`` to that come first."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with silent():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **(changes or {}))
         with torch.device("meta"):
             kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
         loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from cpift.checkpoint.adapter import apply_adapter, is_adapter
+from cpift.checkpoint.adapter_base import check_base, named_base
+from cpift.checkpoint.adapter_config import WEIGHTS, AdapterConfig
 from cpift.checkpoint.buffers import buffers_of_class, is_buffer, is_parameter
 from cpift.checkpoint.files import INDEX, SINGLE, gguf_message, read_folder, read_json, zero_command
 from cpift.checkpoint.names import plain_name, plain_names
@@ -15,19 +18,36 @@ from cpift.checkpoint.ties import is_output, says_tied, tied_aliases
 from cpift.errors import CpiftError
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a folder with ``model.safetensors`` or shards and an index, or one ``.safetensors`` file.
+def open_checkpoint(path: str | Path, base: Checkpoint | None = None) -> Checkpoint:
+    """Open a whole model, or a PEFT adapter as the model that it makes of its base.
 
     Reads the headers only. Names come without what wrappers put into them.
 
     Args:
-        path: the folder or file.
+        path: a folder with ``model.safetensors``, with shards and an index, or with an adapter; or one ``.safetensors``
+            file.
+        base: what an adapter is applied to; by default the base that its ``adapter_config.json`` names.
 
     Raises:
-        CpiftError: no plain checkpoint (pickle, GGUF, an adapter, a training state, quantised weights), with what
-            makes one of it; a missing shard, a damaged header, a parameter stored twice or without elements.
+        CpiftError: no checkpoint that can be read (pickle, GGUF, a training state, quantised weights), with what makes
+            one of it; a missing shard, a damaged header, a parameter stored twice or without elements; an adapter that
+            cannot be merged, or that belongs to another base.
     """
     path = Path(path)
+    folder = path.parent if path.name == WEIGHTS else path
+    if not folder.is_dir() or not is_adapter(folder):
+        return open_plain(path)
+    config = AdapterConfig.read(folder)
+    if base is None:
+        base = open_plain(named_base(config))
+    else:
+        base = base.beneath or base
+        check_base(config, base, open_plain)
+    return apply_adapter(base, folder, config)
+
+
+def open_plain(path: Path) -> Checkpoint:
+    """As :func:`open_checkpoint`, for a whole model alone."""
     folder = path.parent if path.is_file() else path
     if not path.exists():
         raise CpiftError(f"{path}: no such checkpoint; give a folder with {SINGLE} or {INDEX}")
@@ -73,6 +93,6 @@ def _refuse_adapter_weights(stored: Iterable[str], path: Path) -> None:
     lora = [name for name in stored if ".lora_" in name or ".base_layer." in name]
     if lora:
         raise CpiftError(
-            f"{path}: {lora[0]} belongs to an adapter that is not merged; load it with peft, call merge_and_unload() "
-            "and save the result"
+            f"{path}: {lora[0]} belongs to an adapter, beside the weights of its base; save the adapter alone "
+            "(PEFT: save_pretrained), or call merge_and_unload() and save the result"
         )

@@ -62,8 +62,8 @@ def identify(
         raise CpiftError(f"{out}: is a file; --out names a folder")
     rows = _vocabulary(vocabulary)
     origin, models = checkpoint_place(base), _tuned_folders(tuned)
-    opened = {name: open_checkpoint(path) for name, path in models.items()}
     first = open_checkpoint(origin)
+    opened = {name: open_checkpoint(path, first) for name, path in models.items()}
     for text in check_compatible(first, opened, union=rows == "union"):
         Terminal().warning(text)
     total = first.nbytes + sum(model.nbytes for model in opened.values())
@@ -170,7 +170,7 @@ def fuse(
     share = weight if weight == "equal" else _number(weight, "--weight")
     choices = {"overlap": overlap, "interpolation": interpolation, "space": space, "vector": vector, "weight": share}
     options = check_part(Fuse, choices)
-    reads = [origin, start or origin, *models.values()]
+    reads, first = [origin, start or origin, *models.values()], open_checkpoint(origin)
     report = combine(
         origin,
         models,
@@ -186,7 +186,7 @@ def fuse(
         max_shard_size=max_shard_size,
         dtype=dtype,
         threads=threads,
-        progress=byte_progress(2 * sum(open_checkpoint(p).nbytes for p in reads)),
+        progress=byte_progress(2 * sum(open_checkpoint(p, first).nbytes for p in reads)),
     )
     won = ", ".join(f"{task} {count}" for task, count in report["won"].items())
     for text in report.get("warnings", []):
@@ -205,6 +205,9 @@ def evaluate(
     ],
     recipe: RecipePath,
     out: Annotated[Path, typer.Option(help="Where to write the scores, JSON.")] = Path("scores.json"),
+    base: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Of an adapter; by default the one that it names.")
+    ] = None,
     sets: Sets = None,
 ) -> None:
     """Score any checkpoint on a recipe's tasks."""
@@ -216,9 +219,10 @@ def evaluate(
 
     loaded = Recipe.load(recipe, overrides(sets))
     folder = checkpoint_place(model, loaded.trust_remote_code)
+    origin = None if base is None else checkpoint_place(base, loaded.trust_remote_code)
     terminal = Terminal()
     try:
-        scores = evaluate_recipe(folder, loaded, terminal)
+        scores = evaluate_recipe(folder, loaded, terminal, origin)
     finally:
         terminal.close()
     write_text(out, json.dumps({"model": str(model), "tasks": scores}) + "\n")

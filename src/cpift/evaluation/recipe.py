@@ -14,15 +14,24 @@ from cpift.recipe.recipe import Recipe
 from cpift.train.fine_tune import check_training, max_length
 
 
-def evaluate_recipe(model: str | Path, recipe: Recipe, reporter: Reporter | None = None) -> dict[str, dict[str, Any]]:
+def evaluate_recipe(
+    model: str | Path, recipe: Recipe, reporter: Reporter | None = None, base: Path | None = None
+) -> dict[str, dict[str, Any]]:
     """Scores of the checkpoint ``model``, by task, each as :class:`cpift.evaluation.scores.Score` has it.
 
-    Raises :class:`CpiftError` for a checkpoint or rows that cannot be used.
+    Args:
+        model: a folder; that of an adapter is merged into its base.
+        recipe: gives the tasks.
+        reporter: is told of warnings and progress.
+        base: of an adapter; by default the one that it names.
+
+    Raises:
+        CpiftError: a checkpoint or rows that cannot be used.
     """
     reporter = reporter or Reporter()
     for stage in ("probe", "backbone", "refine"):
         check_training(recipe.training_of(stage), f"{stage}.training")
-    check_finite(open_checkpoint(model))
+    check_finite(open_checkpoint(model, None if base is None else open_checkpoint(base)))
     tasks = {}
     for name, task in recipe.tasks.items():
         _, rows, warnings = load_rows(name, task, recipe.seed)
@@ -39,7 +48,13 @@ def evaluate_recipe(model: str | Path, recipe: Recipe, reporter: Reporter | None
     reporter.stage(str(model), f"score on {len(tasks)} tasks")
     limit = max_length(recipe.training)
     scores = evaluate(
-        model, tasks, max_length=limit, progress=tick, trust_remote_code=recipe.trust_remote_code, chat=recipe.chat
+        model,
+        tasks,
+        max_length=limit,
+        progress=tick,
+        trust_remote_code=recipe.trust_remote_code,
+        chat=recipe.chat,
+        base=base,
     )
     for name, score in scores.items():
         if score.left_out:

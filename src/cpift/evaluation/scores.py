@@ -100,8 +100,9 @@ def evaluate(
     progress: Callable[[int], None] = lambda rows: None,
     trust_remote_code: bool = False,
     chat: ChatSettings | None = None,
+    base: Path | None = None,
 ) -> dict[str, Score]:
-    """Score a checkpoint: in fp32 on a processor, under bf16 autocast over fp32 weights on an accelerator that has it.
+    """Score a checkpoint, or an adapter merged into its base: in fp32 on a processor, under bf16 autocast over fp32 weights on an accelerator that has it.
 
     exact_match: the greedy continuation equals the reference. Where the assistant's text is the answer, one
     teacher-forced forward is enough: every token to the end of the turn must be the argmax. Where the prompt alone
@@ -115,7 +116,8 @@ def evaluate(
         OutOfMemory: names the task, the row's length and the device, where there is no memory for one row.
     """
     path = Path(model)
-    network, tokenizer = load_model(path, trust_remote_code), load_tokenizer(path, trust_remote_code, chat)
+    network = load_model(path, trust_remote_code, base)
+    tokenizer = load_tokenizer(path, trust_remote_code, chat, base)
     accelerator.place(network)
     scores = {}
     with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network):

@@ -79,7 +79,7 @@ def fuse(
 
     Args:
         base: θ⁰.
-        tuned: θᵢ by task, in the recipe's order.
+        tuned: θᵢ by task, in the recipe's order. An adapter is applied to ``base``.
         out: the folder to write.
         backbone: θ_base, by default θ⁰.
         regions: core region of each task that has one; elsewhere nothing is transplanted.
@@ -220,8 +220,8 @@ def _open(
             tensor = origin.tensors.get(name)
             if tensor is None or positions[-1] >= tensor.size or region.shapes.get(name, tensor.shape) != tensor.shape:
                 raise CpiftError(f"region of {task}: {name} does not fit {origin.path}; it is a region of another base")
-    opened = {name: open_checkpoint(path) for name, path in tuned.items()}
-    start = None if backbone is None else open_checkpoint(backbone)
+    opened = {name: open_checkpoint(path, origin) for name, path in tuned.items()}
+    start = None if backbone is None else open_checkpoint(backbone, origin)
     others = {**({} if start is None else {"the backbone": start}), **opened}
     warnings = check_compatible(origin, others, union=union_of_rows)
     grows = has_rows_of_tokens if union_of_rows else lambda name: False
@@ -233,16 +233,12 @@ def _open(
     copies = Copies.collect(
         {"the backbone": first, "the base": origin, **cut_off} if start else {"the base": origin, **cut_off}
     )
-    places = {name: _folder(model.path) for name, model in opened.items()}
-    home = None if start is None or start.path == origin.path else _folder(start.path)
-    companions = Companions.choose(_folder(origin.path), home, places)
+    places = {name: model.folders for name, model in opened.items()}
+    home = None if start is None or start.path == origin.path else start.folders
+    companions = Companions.choose(origin.folders, home, places)
     warnings += [*copies.warnings, *companions.warnings]
     models = {name: cut_off[name] for name in opened}
     return _Inputs(origin, first if start else origin, models, loaded, rows, copies, companions, warnings)
-
-
-def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
 
 
 def _key(inputs: _Inputs, options: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ def identify(
     """Core region of each tuned checkpoint against ``base``.
 
     Args:
-        base, tuned: checkpoints (folders or ``.safetensors`` files); ``tuned`` by task name.
+        base, tuned: checkpoints (folders or ``.safetensors`` files); ``tuned`` by task name. An adapter is applied to ``base``.
         percent: share of the counted elements, 0 < percent <= 100.
         exclude: shell-style patterns of parameters that do not count.
         chunk: elements in work at a time, 1 to 2**20; changes speed only.
@@ -97,7 +97,7 @@ def identify(
     if not 1 <= chunk <= BLOCK:
         raise CpiftError(f"chunk: {chunk} is not in 1 … {BLOCK}")
     origin = open_checkpoint(base)
-    opened = {name: open_checkpoint(path) for name, path in tuned.items()}
+    opened = {name: open_checkpoint(path, origin) for name, path in tuned.items()}
     check_compatible(origin, opened, union=vocabulary == "union")
     grows = has_rows_of_tokens if vocabulary == "union" else lambda name: False
     models = {name: align(origin, model, grows) for name, model in opened.items()}

@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cpift.checkpoint.completeness import check_complete, load_by_plain_names, refuse_incomplete, wrapped_weights
+from cpift.checkpoint.adapter import is_adapter
+from cpift.checkpoint.completeness import (
+    check_complete,
+    load_by_plain_names,
+    load_computed,
+    refuse_incomplete,
+    wrapped_weights,
+)
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import write_stop_ids
@@ -39,19 +46,23 @@ def _convert_gguf(file: Path, out: Path) -> None:
         save(model, tokenizer, out)
 
 
-def check_model(folder: Path, trust_remote_code: bool = False) -> None:
+def check_model(folder: Path, trust_remote_code: bool = False, base: Path | None = None) -> None:
     """Say in one line what is wrong with a checkpoint, as far as its files' headers tell.
 
     Args:
         folder: of the checkpoint.
         trust_remote_code: may code that lies in the folder be run?
+        base: of an adapter; by default the one that it names.
 
     Raises:
         CpiftError: transformers does not know the configuration, or would fill weights in at random.
     """
     from transformers import AutoConfig
 
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, None if base is None else open_checkpoint(base))
+    if checkpoint.beneath is not None:
+        checkpoint = checkpoint.beneath
+        folder = checkpoint.folders[0]
     layers = checkpoint.config.get("num_hidden_layers", 0)
     if isinstance(layers, int) and layers > len(checkpoint.tensors):  # would be built before it is compared
         raise CpiftError(f"{folder}: its num_hidden_layers is {layers}, yet it holds {len(checkpoint.tensors)} tensors")
@@ -63,12 +74,13 @@ def check_model(folder: Path, trust_remote_code: bool = False) -> None:
     check_complete(checkpoint, trust_remote_code)
 
 
-def load_model(folder: Path, trust_remote_code: bool = False) -> Any:
+def load_model(folder: Path, trust_remote_code: bool = False, base: Path | None = None) -> Any:
     """A causal language model with fp32 weights, all of which come from the checkpoint.
 
     Args:
-        folder: of the checkpoint.
+        folder: of the checkpoint, or of an adapter, which is merged into its base.
         trust_remote_code: may code that lies in the folder be run?
+        base: of an adapter; by default the one that it names.
 
     Raises:
         CpiftError: no plain checkpoint, a damaged one, or one that lacks weights of the model.
@@ -76,9 +88,14 @@ def load_model(folder: Path, trust_remote_code: bool = False) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    check_model(folder, trust_remote_code)
+    check_model(folder, trust_remote_code, base)
+    checkpoint = open_checkpoint(folder, None if base is None else open_checkpoint(base))
     with _quiet():
         try:
+            if checkpoint.beneath is not None:
+                model, loaded = load_computed(checkpoint, trust_remote_code)
+                refuse_incomplete(loaded, checkpoint)
+                return model
             wrapped = wrapped_weights(folder)
             if wrapped is not None:  # names that transformers does not know
                 model, loaded = load_by_plain_names(folder, wrapped, trust_remote_code)
@@ -89,15 +106,27 @@ def load_model(folder: Path, trust_remote_code: bool = False) -> Any:
                 )  # fmt: skip
         except Exception as error:  # a broken configuration raises whatever trips over it first
             raise CpiftError(f"{folder}: transformers cannot load it ({_why(error)})") from error
-    refuse_incomplete(loaded, open_checkpoint(folder))
+    refuse_incomplete(loaded, checkpoint)
     return model
 
 
-def load_tokenizer(folder: Path, trust_remote_code: bool = False, chat: ChatSettings | None = None) -> Any:
+def load_tokenizer(
+    folder: Path, trust_remote_code: bool = False, chat: ChatSettings | None = None, base: Path | None = None
+) -> Any:
     """The tokenizer that lies with a checkpoint, with the recipe's chat settings.
 
-    Raises :class:`CpiftError` where there is none, or the settings do not fit it.
+    Args:
+        folder: of the checkpoint, or of an adapter, which may have a tokenizer of its own or its base's.
+        trust_remote_code: may code that lies in the folder be run?
+        chat: the recipe's chat settings.
+        base: of an adapter; by default the one that it names.
+
+    Raises:
+        CpiftError: there is none, or the settings do not fit it.
     """
+    if is_adapter(folder):
+        folders = open_checkpoint(folder, None if base is None else open_checkpoint(base)).folders
+        folder = next((f for f in reversed(folders) if (f / "tokenizer_config.json").is_file()), folders[0])
     from transformers import AutoTokenizer
 
     with _quiet():
