@@ -50,7 +50,8 @@ def diff(
 
     places = {name: checkpoint_place(path) for name, path in _named(tuned).items()}
     origin = checkpoint_place(base)
-    total = sum(open_checkpoint(path).nbytes for path in (origin, *places.values()))
+    first = open_checkpoint(origin)
+    total = first.nbytes + sum(open_checkpoint(path, first).nbytes for path in places.values())
     found = compare_updates(
         origin, places, percent, threshold, exclude=exclude or [], threads=threads,
         max_memory=None if max_memory is None else parse_size(max_memory),

@@ -149,7 +149,7 @@ def compare_updates(
     if not 0 <= threshold <= 1:
         raise CpiftError(f"threshold: {threshold} is not in 0 … 1")
     origin, patterns = open_checkpoint(base), list(exclude)
-    opened = {name: open_checkpoint(path) for name, path in tuned.items()}
+    opened = {name: open_checkpoint(path, origin) for name, path in tuned.items()}
     warnings = check_compatible(origin, opened)
     grams = _Grams(1 + len(tuned))
     regions = identify(

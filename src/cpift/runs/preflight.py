@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cpift.checkpoint.align import align, excluded
 from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.hub import checkpoint_place, locate
-from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint, open_plain
 from cpift.checkpoint.stream import check_finite
 from cpift.data.lengths import cut_warning
 from cpift.data.rows import Row, load_task, metric_of
@@ -34,14 +34,14 @@ def check_models(recipe: Recipe) -> None:
     model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
     if not model.is_dir():
         return
-    base = open_checkpoint(model)
+    base = open_plain(model)
     excluded(base.tensors, recipe.region.exclude)
     source = recipe.backbone.source
     if source not in _SOURCES:
         near = nearest(source, _SOURCES)
         if near and not os.path.lexists(source):
             raise CpiftError(f"backbone: {source} is no checkpoint; did you mean {near!r}?")
-        backbone = open_checkpoint(checkpoint_place(source))
+        backbone = open_checkpoint(checkpoint_place(source), base)
         check_compatible(base, {"the backbone": backbone})
         align(base, backbone)
     check_model(model, recipe.trust_remote_code)
