@@ -14,7 +14,7 @@ from cpift.metrics.metric import NATS, PER_CENT
 from cpift.report import wording
 from cpift.report.facts import read_run
 from cpift.report.forgetting import falls
-from cpift.report.parts import Html, table
+from cpift.report.html import Html, table
 from cpift.report.verdicts import Gap, mean_gap, verdicts
 from cpift.report.warnings import remedy
 

@@ -5,6 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cpift.errors import CpiftError
+from cpift.files.layout import RunLayout
+from cpift.files.manifest import write_whole
+from cpift.report.comparison import KEYS, comparison_parts
+from cpift.report.facts import read_run
+from cpift.report.files import read_json
+from cpift.report.page import page
+from cpift.report.run_page import run_parts
 
 
 def make_report(folder: Path, out: Path | None = None) -> Path:
@@ -17,20 +24,10 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
     Raises:
         CpiftError: the folder holds neither; a file in it cannot be read; ``out`` cannot be written.
     """
-    from cpift.files.layout import RunLayout
-    from cpift.files.manifest import write_whole
-    from cpift.report.page import page
-
     folder = Path(folder)
     if (folder / "comparison.json").is_file():
-        from cpift.report.comparison import KEYS, comparison_parts
-        from cpift.report.files import read_json
-
         parts = comparison_parts(read_json(folder / "comparison.json", KEYS), folder.resolve().name)
     elif RunLayout(folder).recipe.is_file():
-        from cpift.report.facts import read_run
-        from cpift.report.run_page import run_parts
-
         parts = run_parts(read_run(folder))
     else:
         raise CpiftError(f"{folder}: holds neither a run nor a comparison; cpift run RECIPE --out {folder} starts one")

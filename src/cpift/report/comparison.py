@@ -9,7 +9,8 @@ from cpift.metrics import described
 from cpift.metrics.metric import Unit
 from cpift.report import figures_comparison, wording
 from cpift.report.figures_comparison import SPECIALIST, Found, unit
-from cpift.report.parts import Clause, Figure, Html, Parts, Section, e, heading, paragraph, table
+from cpift.report.html import Html, element, heading, paragraph, table
+from cpift.report.parts import Clause, Figure, Parts, Section
 from cpift.report.provenance import comparison_provenance, without_path
 
 _ABLATIONS = {
@@ -44,11 +45,11 @@ def comparison_parts(found: Found, name: str) -> Parts:
         if kept:
             sections.append(Section(f"{budget}-part", f"Comparison: {title}", kept))
     sections.append(Section("provenance-part", "Provenance", comparison_provenance(found, name)))
-    running = found["state"] != "done"
-    state = f'<span class="state {"running" if running else "finished"}">{"running" if running else "finished"}</span>'
+    state = "finished" if found["state"] == "done" else "running"
     model = without_path(str(found["recipe"].get("model", "")))
-    kicker = Html(
-        f"cpift compare {e(name)} · base {e(model)} · {len(found['tasks'])} tasks · seeds {e(', '.join(map(str, found['seeds'])))} {state}"
+    seeds = ", ".join(map(str, found["seeds"]))
+    kicker = element(
+        "kicker", f"cpift compare {name} · base {model} · {len(found['tasks'])} tasks · seeds {seeds}", state, state
     )
     top = [part for part in (_missing(found), *_board(found)) if part]
     return Parts(f"{name}: cpift comparison", kicker, headline(found), _lead(found), top, (), sections)
@@ -187,8 +188,8 @@ def _board(found: Found) -> list[Html]:
     for method, row in sorted(
         summary.items(), key=lambda p: -(p[1]["mean"]["mean"] if p[1]["mean"]["mean"] is not None else -1e9)
     ):
-        gloss = ' <small class="gloss">a model for each task</small>' if method == SPECIALIST else ""
-        name = Html(f"<strong>{e(method)}</strong>" if method == found["reference"] else _breakable(method) + gloss)
+        note = "a model for each task" if method == SPECIALIST else ""
+        name = element("strong", method) if method == found["reference"] else element("method", method, note)
         cells = (
             [_cell(row["tasks"].get(t, {}).get("mean"), described(found["tasks"][t]["metric"]).unit) for t in tasks]
             if len(tasks) <= 8
@@ -213,11 +214,6 @@ def _board(found: Found) -> list[Html]:
     return [table(headers, rows, kind="cards"), paragraph(note, "soft")] if rows else []
 
 
-def _breakable(method: str) -> str:
-    """A variant's long name breaks after a comma."""
-    return e(method).replace(",", ",<wbr>")
-
-
 def _cell(value: float | None, unit: Unit) -> str | None:
     return None if value is None else wording.score(abs(value), unit)
 
@@ -229,16 +225,15 @@ def _against(difference: Found | None, unit: Unit) -> Html | None:
     word, kind = (
         ("▲ better", "won") if g["low"] > 0 else ("▼ worse", "lost") if g["high"] < 0 else ("≈ within noise", "soft")
     )
-    return Html(
-        f'<span class="{kind}">{word}</span> <br>{e(wording.gap(g["difference"], unit))} ({e(wording.interval(g["low"], g["high"], unit))})'
-    )
+    numbers = f"{wording.gap(g['difference'], unit)} ({wording.interval(g['low'], g['high'], unit)})"
+    return element("difference", kind, word, numbers, False)
 
 
 def _cost(found: Found, budget: str) -> Html | None:
     summary = found["summary"].get(budget, {})
     rows = [[m, round(s["tokens"]), duration(s["seconds"]), s.get("seesaw")] for m, s in summary.items()]
     return (
-        Html(heading("Cost") + table(["method", "tokens trained", "time", "tasks behind the specialist"], rows))
+        heading("Cost") + table(["method", "tokens trained", "time", "tasks behind the specialist"], rows)
         if rows
         else None
     )

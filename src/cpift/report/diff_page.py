@@ -7,8 +7,9 @@ from typing import Any
 
 from cpift.method.compare_updates import Comparison
 from cpift.report import figures_regions, wording
+from cpift.report.html import Html, bullets, paragraph, table
 from cpift.report.page import page
-from cpift.report.parts import Figure, Html, Parts, Section, bullets, e, paragraph, table
+from cpift.report.parts import Figure, Parts, Section
 
 # What the numbers do and do not predict; shown in the terminal and on the page.
 MEANING = (
@@ -48,7 +49,7 @@ def diff_page(found: Comparison, base: str) -> str:
     return page(
         Parts(
             title=f"{wording.names(names)}: cpift diff",
-            kicker=Html(f"cpift diff · base {e(base)} · {len(names)} fine-tuned · top {e(found.percent)} %"),
+            kicker=Html.escape(f"cpift diff · base {base} · {len(names)} fine-tuned · top {found.percent} %"),
             headline=[("", sentence(found))],
             warnings=[(text, "see docs/diff.md") for text in found.warnings],
             sections=sections,
@@ -100,12 +101,8 @@ def _pairs(found: Comparison) -> Html:
         for pair in found.pairs
     ]
     headers = ["pair", "overlap", "chance", "chance, tensor by tensor", "common positions", "same sign", "cosine"]
-    return Html(
-        paragraph(
-            "Chance is the overlap of two random regions. Tensor by tensor, each keeps its share of every tensor."
-        )
-        + table(headers, rows)
-    )
+    chance = "Chance is the overlap of two random regions. Tensor by tensor, each keeps its share of every tensor."
+    return paragraph(chance) + table(headers, rows)
 
 
 def _cosines(found: Comparison) -> Figure:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cpift.files import layout
+from cpift.files import layout, manifest
 from cpift.files.layout import Kind, RunLayout, kind_of, parse
 from cpift.files.lock import in_use
 from cpift.metrics import WITH_ANSWERS, described
 from cpift.metrics.metric import Metric
+from cpift.recipe.recipe import Recipe
 from cpift.report.files import json_lines, maybe_json
 
 _GROUPS = ("tasks", "jaccard", "sign_agreement", "groups", "order", "threshold")
@@ -91,8 +92,6 @@ class RunFacts:
 
 def read_run(folder: Path) -> RunFacts:
     """All that the report tells of a run. Raises :class:`CpiftError` for a file that is damaged."""
-    from cpift.recipe.recipe import Recipe
-
     place = RunLayout(folder)
     recipe = Recipe.load(place.recipe)
     values = recipe.model_dump(by_alias=True, mode="json")
@@ -124,8 +123,6 @@ def read_run(folder: Path) -> RunFacts:
 
 def defaults_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with these tasks that says no more than it must, as a table of all its values."""
-    from cpift.recipe.recipe import Recipe
-
     needed = ("generate", "train", "eval")
     tasks = list(values["tasks"].items())  # whatever their names: a page is made of any file
     bare = {f"task{i}": {k: v for k, v in task.items() if k in needed} for i, (_, task) in enumerate(tasks)}
@@ -134,8 +131,6 @@ def defaults_of(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stage(name: str, folder: Path) -> StageFacts | None:
-    from cpift.files import manifest
-
     made = manifest.read(folder)
     if made is None:
         return None

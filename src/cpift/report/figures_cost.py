@@ -8,7 +8,8 @@ from typing import Any
 from cpift.console.terminal import duration, size
 from cpift.files.layout import Kind, kind_of
 from cpift.report.facts import RunFacts, StageFacts
-from cpift.report.parts import Figure, Html, table
+from cpift.report.html import Html, table
+from cpift.report.parts import Figure
 
 _TRAINED = {Kind.PROBE: "probes", Kind.BACKBONE: "backbone", Kind.REFINE: "refine"}
 _KINDS = {

@@ -10,7 +10,8 @@ from cpift.files.layout import Kind
 from cpift.method.group import components
 from cpift.report import wording
 from cpift.report.facts import RunFacts
-from cpift.report.parts import Figure, Html, table
+from cpift.report.html import Html, element, table
+from cpift.report.parts import Figure
 
 
 def overlap(groups: Mapping[str, Any] | None) -> list[Figure]:
@@ -41,11 +42,7 @@ def overlap(groups: Mapping[str, Any] | None) -> list[Figure]:
     }
     threshold = float(groups["threshold"])
     limit = min(1.0, max(1.25 * top, 1.25 * threshold, 1e-4))
-    control = Html(
-        f'<div class="controls"><label for="tau">Threshold τ = <output id="tau-value" for="tau">{threshold:.2g}</output></label>'
-        f'<input id="tau" type="range" min="0" max="{limit:.6g}" step="{limit / 500:.6g}" value="{threshold:.6g}">'
-        f'<span>would give <strong id="tau-count"></strong>:</span></div><ul id="tau-groups" aria-live="polite"></ul>'
-    )
+    control = element("threshold_slider", threshold, limit)
     listed = [[tasks[i], tasks[j], jaccard[i][j], signs[i][j]] for i, j in pairs if i < j]
     headers = ["task", "other task", "Jaccard overlap", "share of equal signs"]
     figures = [

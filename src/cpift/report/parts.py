@@ -2,34 +2,67 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from cpift.report.html import Html
 
 Clause = tuple[str, str]  # of a headline: what is compared with ("" where nothing is), and what is said
-
-
-class Html(str):
-    """Text that is markup already; everything else is escaped."""
+NARROW = 6  # columns of a drawing that may stand beside another one
 
 
 @dataclass(frozen=True)
 class Figure:
     """A drawing with its numbers.
 
-    describe: what a screen reader says in its place. drawing: what ``draw.js`` needs: kind, panels and more.
-    headers, rows: the same numbers as a table and as CSV. before: markup above the drawing (controls).
+    Attributes:
+        id: its name in the page.
+        title: above it.
+        describe: what a screen reader says in its place.
+        drawing: what ``draw.js`` needs: kind, panels and more.
+        headers: of the same numbers as a table and as CSV.
+        rows: of that table.
+        note: how to read it.
+        before: markup above the drawing (controls).
     """
 
     id: str
     title: str
     describe: str
-    drawing: dict[str, Any]
+    drawing: Mapping[str, object]
     headers: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Sequence[object]]
     note: str = ""
     before: str = ""
+
+    @property
+    def views(self) -> list[str]:
+        """Names of the views that the drawing can show, one at a time."""
+        views = self.drawing.get("views")
+        return list(views) if isinstance(views, Mapping) else []
+
+    @property
+    def narrow(self) -> bool:
+        """May it stand beside another figure?"""
+        columns = self.drawing.get("xs")
+        return isinstance(columns, Sequence) and 0 < len(columns) <= NARROW
+
+    @property
+    def csv(self) -> str:
+        """All rows as a CSV file."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.headers)
+        for row in self.rows:
+            writer.writerow([_csv_cell(cell) for cell in row])
+        return text.getvalue()
+
+
+def _csv_cell(cell: object) -> object:
+    """A spreadsheet must not take a task's name for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+@\t" else "" if cell is None else cell
 
 
 @dataclass(frozen=True)
@@ -43,7 +76,17 @@ class Section:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the page holds. headline: the clauses of one sentence. lead: under it. warnings: text and remedy."""
+    """What the page holds.
+
+    Attributes:
+        title: of the window.
+        kicker: the line above the headline.
+        headline: the clauses of one sentence.
+        lead: under the headline.
+        top: of the first screen, below the warnings.
+        warnings: text and remedy of each.
+        sections: all that follows.
+    """
 
     title: str
     kicker: Html
@@ -52,56 +95,3 @@ class Parts:
     top: Sequence[Html] = ()
     warnings: Sequence[tuple[str, str]] = ()
     sections: Sequence[Section] = field(default_factory=list)
-
-
-def e(text: Any) -> str:
-    """Escaped for HTML, attributes too."""
-    return html.escape(str(text), quote=True)
-
-
-def paragraph(text: str, kind: str = "") -> Html:
-    return Html(f'<p class="{e(kind)}">{e(text)}</p>' if kind else f"<p>{e(text)}</p>")
-
-
-def bullets(items: Sequence[str]) -> Html:
-    return Html("<ul>" + "".join(f"<li>{e(item)}</li>" for item in items) + "</ul>")
-
-
-def heading(text: str) -> Html:
-    return Html(f"<h3>{e(text)}</h3>")
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, kind: str = "", text: Sequence[int] = ()) -> Html:
-    """A table; the first column and those in ``text`` hold words. A cell that is :class:`Html` stays as it is."""
-    styles = [' class="text"' if i in text else "" for i in range(len(headers))]
-    head = "".join(f'<th scope="col"{style}>{e(h)}</th>' for h, style in zip(headers, styles, strict=True))
-    lines = []
-    for row in rows:
-        cells = []
-        for cell, name, style in zip(row, headers, styles, strict=True):
-            shown = cell if isinstance(cell, Html) else e(cell_text(cell))
-            # Cards, on a narrow screen, set the label beside the cell's one child.
-            cells.append(
-                f'<td data-label="{e(name)}"><span>{shown}</span></td>' if kind else f"<td{style}>{shown}</td>"
-            )
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    body = f'<table class="{e(kind)}"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-    # A region that scrolls must be reachable by keyboard.
-    return Html(
-        f'<div class="scroll" tabindex="0" role="region" aria-label="table: {e(", ".join(headers[:3]))}">{body}</div>'
-    )
-
-
-def folded(title: str, inside: Html) -> Html:
-    return Html(f"<details><summary>{e(title)}</summary>{inside}</details>")
-
-
-def cell_text(value: Any) -> str:
-    """A number of a table as people read it."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.4g}"

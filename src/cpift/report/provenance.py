@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from cpift.report.facts import RunFacts, defaults_of
-from cpift.report.parts import Html, e, folded, heading, paragraph, table
+from cpift.report.html import Html, element, folded, heading, paragraph, table
 
 _PATHS = ("model", "train", "eval", "from")
 
@@ -25,7 +25,7 @@ def provenance(run: RunFacts) -> list[Html]:
     found = [
         heading("Repeat it"),
         paragraph("recipe.yaml in the run folder holds every value below, so this repeats the run:"),
-        Html(f'<pre tabindex="0">{e(f"cpift run {run.name}/recipe.yaml --out {run.name}-again")}</pre>'),
+        element("code", f"cpift run {run.name}/recipe.yaml --out {run.name}-again"),
         *_recipe([(key, value, _origin(run, key, value)) for key, value in flat(run.recipe)]),
         *_versions(versions),
     ]
@@ -59,7 +59,7 @@ def comparison_provenance(found: Mapping[str, Any], name: str) -> list[Html]:
     return [
         heading("Repeat it"),
         paragraph("recipe.yaml in the folder holds every value below, so this repeats the comparison:"),
-        Html(f'<pre tabindex="0">{e(shlex.join(words))}</pre>'),
+        element("code", shlex.join(words)),
         *_recipe([(key, value, _by_default(defaults, key, value)) for key, value in flat(found["recipe"])]),
         *_versions(found.get("versions") or {}),
         folded(

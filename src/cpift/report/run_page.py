@@ -10,7 +10,8 @@ from cpift.metrics.metric import Unit
 from cpift.report import figures_cost, figures_fusion, figures_regions, figures_scores, wording
 from cpift.report.facts import RunFacts
 from cpift.report.forgetting import falls, steps_looked_at
-from cpift.report.parts import Figure, Html, Parts, Section, bullets, e, folded, heading, paragraph, table
+from cpift.report.html import Html, bullets, element, folded, heading, paragraph, table
+from cpift.report.parts import Figure, Parts, Section
 from cpift.report.provenance import provenance, without_path
 from cpift.report.verdicts import BASELINE, Gap, Verdict, headline, judged
 from cpift.report.warnings import remedy
@@ -40,15 +41,13 @@ def run_parts(run: RunFacts) -> Parts:
         _section("cost-part", "Cost", [figures_cost.cost(run)]),
         _section("provenance-part", "Provenance", list(provenance(run))),
     ]
-    state = f'<span class="state {e(run.state)}">{e(_STATES[run.state])}</span>'
     model = without_path(run.recipe["model"])
     took = f" · {duration(run.seconds)} of work" if run.seconds else ""
-    kicker = Html(
-        f"cpift run {e(run.name)} · base {e(model)} · {len(run.tasks)} task{'s' * (len(run.tasks) != 1)} · seed {e(run.recipe['seed'])}{e(took)} {state}"
-    )
+    tasks = f"{len(run.tasks)} task{'s' * (len(run.tasks) != 1)}"
+    origin = f"cpift run {run.name} · base {model} · {tasks} · seed {run.recipe['seed']}{took}"
     return Parts(
         title=f"{run.name}: cpift report",
-        kicker=kicker,
+        kicker=element("kicker", origin, run.state, _STATES[run.state]),
         headline=headline(run),
         lead=_lead(run),
         top=[*_progress(run), *_board(run)],
@@ -63,7 +62,7 @@ def _section(name: str, title: str, content: list[Html | Figure | None]) -> Sect
 
 
 def _titled(title: str, part: Html | None) -> Html | None:
-    return Html(heading(title) + part) if part else None
+    return heading(title) + part if part else None
 
 
 def _lead(run: RunFacts) -> list[Html]:
@@ -81,8 +80,8 @@ def _lead(run: RunFacts) -> list[Html]:
         if len(found) > LEAD
         else ""
     )
-    items = [f'<li><span class="{"won" if f.kept else "lost"}">{f.now}</span> {e(f.text)}</li>' for f in found[:LEAD]]
-    return [paragraph(f"Forgotten on the way, and why{more}:", "lead"), Html(f'<ul class="lead">{"".join(items)}</ul>')]
+    items = [("won" if f.kept else "lost", f.now, f.text) for f in found[:LEAD]]
+    return [paragraph(f"Forgotten on the way, and why{more}:", "lead"), element("marked_bullets", items)]
 
 
 def _board(run: RunFacts) -> list[Html]:
@@ -110,7 +109,7 @@ def _lines(run: RunFacts, found: Sequence[Verdict], many: bool) -> Html:
         models = [layout.probe_model(v.task) if name == "specialist" else name for name in others]
         known = [run.models.get(m, {}).get(v.task) for m in models]
         cells = [wording.score(entry["score"], v.metric.unit) if entry else None for entry in known]
-        mine = Html(f"<strong>{e(wording.score(run.models[last][v.task]['score'], v.metric.unit))}</strong>")
+        mine = element("strong", wording.score(run.models[last][v.task]["score"], v.metric.unit))
         rows.append([v.task, *cells, mine, _gap(v, "base", many), _gap(v, "specialist", many)])
     return table(["task", *others, "this model", "against the base", "against the specialist"], rows, kind="cards")
 
@@ -125,7 +124,7 @@ def _gap(verdict: Verdict, other: str, short: bool) -> Html | None:
         "same": ("≈ within noise", "soft"),
     }[found.way]
     numbers = wording.gap(found.value, verdict.metric.unit) if short else _numbers(found, verdict.metric.unit)
-    return Html(f'<span class="{kind}">{word}</span>{" " if short else " <br>"}{e(numbers)}')
+    return element("difference", kind, word, numbers, short)
 
 
 def _numbers(found: Gap, unit: Unit) -> str:
@@ -174,11 +173,7 @@ def _progress(run: RunFacts) -> list[Html]:
         done[kind] = done.get(kind, 0) + 1
     lines = []
     if run.state == "failed":
-        lines.append(
-            Html(
-                f'<div class="notice"><p><strong>Failed{e(" in " + run.error_stage) if run.error_stage else ""}.</strong> What to do: mend what the line says, then give the same command again; finished stages stand.</p></div>'
-            )
-        )
+        lines.append(element("failure", run.error_stage))
     rows = [[kind, count, ", ".join(n for n in run.now if n.startswith(kind)) or None] for kind, count in done.items()]
     rows += [[layout.folder_of(n), 0, n] for n in run.now if layout.folder_of(n) not in done]
     what = "under way" if run.state == "running" else "begun, not finished"
