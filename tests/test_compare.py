@@ -23,7 +23,9 @@ from tiny_run import Listener, call, one_thread, same
 from cpift.compare import compare
 from cpift.compare.jobs import Job, overrides_of
 from cpift.compare.merging import VARIABLE
-from cpift.compare.methods import _multi_stage
+from cpift.compare.methods import METHODS as TABLE
+from cpift.compare.methods import is_form_of
+from cpift.compare.methods.multi_stage import in_stages
 from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.table import markdown
 from cpift.errors import CpiftError
@@ -278,6 +280,18 @@ def test_a_merge_that_drops_tensors_is_refused(tmp_path: Path, monkeypatch: pyte
     assert not list((tmp_path / "c").glob("results/**/soup.json"))
 
 
+def test_forms_of_a_method() -> None:
+    """What stands for another method is written down, and never inferred from how a name begins."""
+    assert is_form_of("cpi_ft_no_freeze", "cpi_ft")
+    assert is_form_of("cpi_ft:fuse.space=updates", "cpi_ft:refine.data=mixed")
+    assert is_form_of("cpi_ft_sequential", "cpi_ft")
+    assert not is_form_of("cpi_ft", "cpi_ft_no_freeze")
+    assert not is_form_of("sequential_replay", "sequential")
+    assert not is_form_of("multi_task_of_ones_own", "multi_task")
+    assert all(method.variant_of is None or method.variant_of in TABLE for method in TABLE.values())
+    assert all(method.run or method.arrive for method in TABLE.values())
+
+
 @given(st.integers(150, 600))
 def test_long_names_of_variants_have_folders_of_their_own(length: int) -> None:
     """A file name has 255 bytes, of which a half-written file's takes some."""
@@ -292,7 +306,7 @@ def test_a_stage_makes_up_for_what_those_before_saw_too_much() -> None:
     seen: list[float] = []
 
     class Short:
-        tasks, base, tokens = ("a", "b", "c"), ("", Path()), 300.0
+        tasks, base, budget = ("a", "b", "c"), ("", Path()), 300.0
 
         def epoch_tokens(self, tasks: Sequence[str]) -> float:
             return 10.0 * len(tasks)
@@ -307,5 +321,5 @@ def test_a_stage_makes_up_for_what_those_before_saw_too_much() -> None:
         def score(self, name: str, place: Any) -> dict[str, Any]:
             return {}
 
-    _multi_stage(Short(), "m", [["a"], ["b"], ["c"]])  # type: ignore[arg-type]
+    in_stages(Short(), "m", [["a"], ["b"], ["c"]])  # type: ignore[arg-type]
     assert sum(seen) < 300 * (1 + 0.2 / 3)

@@ -9,10 +9,28 @@ import typer
 from typer.core import TyperCommand
 
 from cpift.cli.options import Address, EngineName, GpusPerJob, RecipePath, Sets, overrides, terminal
+from cpift.compare.methods import METHODS, REFERENCE
+
+
+def methods_help() -> str:
+    """The methods of the table with their summaries, one a paragraph, for ``--help``."""
+    always = [f"{method.name}: {method.summary}" for method in METHODS.values() if method.run]
+    arriving = [method.name for method in METHODS.values() if method.arrive and method.run]
+    only = [f"{method.name}: {method.summary}" for method in METHODS.values() if not method.run]
+    return "\n\n".join(["Methods:", *always, f"Under incremental: {', '.join(arriving)}, and these.", *only])
 
 
 class Lists(TyperCommand):
     """Lets ``--seeds 0 1 2`` stand for ``--seeds 0 --seeds 1 --seeds 2``, as people write it."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help with the table of methods, which is read only when help is asked for."""
+        own = self.help
+        self.help = f"{own}\n\n{methods_help()}"
+        try:
+            return super().get_help(ctx)
+        finally:
+            self.help = own
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat a list's option before each of its values."""
@@ -43,7 +61,7 @@ def compare(
         list[str] | None,
         typer.Option(metavar="BUDGET...", help="equal_tokens (the default), paper, incremental."),
     ] = None,
-    reference: Annotated[str, typer.Option(help="The method that all others are set against.")] = "cpi_ft",
+    reference: Annotated[str, typer.Option(help="The method that all others are set against.")] = REFERENCE,
     engine: EngineName = "local",
     jobs: Annotated[
         int | None,
@@ -56,10 +74,7 @@ def compare(
 ) -> None:
     """Train and score methods side by side on the recipe's tasks: is it worth it?
 
-    Methods: base, single_task, multi_task, multi_stage_random, multi_stage_heuristic, multi_stage_replay, cpi_ft and
-    any variant of it (cpi_ft:KEY=VALUE), cpi_ft_random_region, cpi_ft_no_freeze, cpi_ft_no_transplant,
-    cpi_ft_no_refine, bias_only; soup, task_arithmetic, ties, dare_ties by mergekit. Under incremental: sequential,
-    sequential_replay, cpi_ft, cpi_ft_sequential, task_arithmetic, multi_task. Write the recipe's path before the lists.
+    Write the recipe's path before the lists. Any method may have settings: cpi_ft:KEY=VALUE.
     """
     from cpift.compare import FILE
     from cpift.compare import compare as run_all

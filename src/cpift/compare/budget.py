@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cpift.compare.jobs import Job, siblings
-from cpift.compare.methods import MERGES
+from cpift.compare.methods import METHODS, REFERENCE
+from cpift.compare.methods.method import Budgeting
 from cpift.compare.workbench import Work
 from cpift.console.reporter import Reporter
 from cpift.errors import CpiftError
@@ -13,41 +14,41 @@ from cpift.files.layout import Kind
 from cpift.recipe.recipe import Recipe
 from cpift.runs.stage import probe_epochs, probe_steps
 
-TOLERANCE = 0.02  # what a method may be off by untold
+TOLERANCE = 0.02  # relative deviation from the token budget above which a warning is raised
 
 
-def equal_tokens(
-    recipe: Recipe, mine: Recipe, name: str, out: Path, job: Job, reporter: Reporter
-) -> tuple[Recipe, float]:
+def equal_tokens(recipe: Recipe, mine: Recipe, out: Path, job: Job, reporter: Reporter) -> tuple[Recipe, float]:
     """The recipe with its probes (and so its backbone) lengthened or cut so that all its training sees the tokens of
     CPI-FT as ``recipe`` has it; and how many these are."""
     from cpift.train.fine_tune import batch_rows
 
-    seed, place = recipe.changed({"seed": job.seed}), out / "seeds" / Job("paper", "cpi_ft", job.seed).folder
+    seed, place = recipe.changed({"seed": job.seed}), out / "seeds" / Job("paper", REFERENCE, job.seed).folder
     plain = Work(seed, place, siblings(out, job), reporter, None)
     plain.cpi_ft()
     total = plain.spent()
-    if not name.startswith("cpi_ft") and name != "single_task" and name not in MERGES:
-        return mine, total  # these count tokens themselves
+    method = METHODS[job.name]
+    if method.budgeting is Budgeting.OWN:
+        return mine, total
     batches = [batch_rows(r.training_of("probe")) for r in (mine, plain.run.recipe)]
     steps = probe_steps(plain.run) if mine.probe.steps == "auto" else int(mine.probe.steps)
     longer = steps * batches[0] / (probe_steps(plain.run) * batches[1])  # than the probes of cpi_ft
     stretched, fixed, epochs = longer * plain.spent(Kind.PROBE), 0.0, mine.backbone.epochs
-    backbone = name.startswith("cpi_ft") and mine.backbone.source in ("multi_stage", "multi_task")
+    pipeline = method.budgeting is Budgeting.PIPELINE
+    backbone = pipeline and mine.backbone.trained
     if backbone:
         passes = longer * probe_epochs(plain.run) if epochs == "auto" else float(epochs)
         stretched += passes * plain.pooled_tokens(_trained_together(plain, mine))
-    if name.startswith("cpi_ft"):
+    if pipeline:
         groups = plain.run.groups() or []
         part = mine.refine
         mixed = part.data == "mixed"
         one_pass = plain.pooled_tokens([plain.tasks] if mixed else groups, part.examples_per_task)
         times = len(groups) if mixed else 1
-        fixed = 0.0 if name == "cpi_ft_no_refine" else part.epochs * times * one_pass
+        fixed = 0.0 if not method.refines else part.epochs * times * one_pass
     factor = (total - fixed) / stretched
     if factor <= 0:
         raise CpiftError(
-            f"{job.method}: its refine stage alone sees more tokens than all of cpi_ft; lower refine.epochs"
+            f"{job.method}: its refine stage alone sees more tokens than all of {REFERENCE}; lower refine.epochs"
         )
     if abs(factor - 1) < TOLERANCE / 2:
         return mine, total
@@ -64,4 +65,4 @@ def equal_tokens(
 def _trained_together(plain: Work, recipe: Recipe) -> list[list[str]]:
     """The groups of tasks that the backbone trains on one after the other."""
     groups = plain.run.groups()
-    return groups if recipe.backbone.source == "multi_stage" and groups else [plain.tasks]
+    return recipe.backbone.stages(groups, plain.tasks) if groups else [plain.tasks]

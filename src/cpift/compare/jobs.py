@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cpift.compare.incremental import INCREMENTAL
-from cpift.compare.methods import METHODS, VARIANTS
+from cpift.compare.methods import METHODS
 from cpift.errors import CpiftError
 from cpift.recipe.yaml import read_yaml
 
@@ -26,6 +25,11 @@ class Job:
     seed: int
 
     @property
+    def name(self) -> str:
+        """The method's name without settings."""
+        return self.method.partition(":")[0]
+
+    @property
     def folder(self) -> str:
         return f"{self.seed}/{self.budget}/{_slug(self.method)}"
 
@@ -35,9 +39,7 @@ def overrides_of(method: str) -> dict[str, Any]:
     import yaml
 
     name, _, settings = method.partition(":")
-    if name not in METHODS and name not in INCREMENTAL:
-        raise CpiftError(f"--methods: {name} is none of {', '.join([*METHODS, *INCREMENTAL])}")
-    found: dict[str, Any] = dict(VARIANTS.get(name, {}))
+    found: dict[str, Any] = dict(METHODS.choose(name, "--methods").settings or {})
     for part in filter(None, re.split(r",(?=[a-z_]+\.)", settings)):
         key, sign, value = part.partition("=")
         if not sign:
@@ -63,12 +65,20 @@ def jobs_of(methods: Sequence[str], seeds: Sequence[int], budgets: Sequence[str]
     found = []
     for seed in seeds:
         for budget in budgets:
-            known = INCREMENTAL if budget == "incremental" else METHODS
-            fitting = [m for m in dict.fromkeys(methods) if m.partition(":")[0] in known]
-            found += [Job(budget, m, seed) for m in sorted(fitting, key=lambda m: not m.startswith("cpi_ft"))]  # type: ignore[arg-type]
+            fitting = [m for m in dict.fromkeys(methods) if _fits(m, budget)]
+            found += [Job(budget, m, seed) for m in sorted(fitting, key=_comes_later)]  # type: ignore[arg-type]
     if not found:
         raise CpiftError(f"--methods: none of {', '.join(methods)} is run under the budget {', '.join(budgets)}")
     return found
+
+
+def _fits(method: str, budget: str) -> bool:
+    entry = METHODS[method.partition(":")[0]]
+    return (entry.arrive if budget == "incremental" else entry.run) is not None
+
+
+def _comes_later(method: str) -> bool:
+    return not METHODS[method.partition(":")[0]].comes_first
 
 
 def siblings(out: Path, job: Job) -> list[Path]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cpift.compare.budget import TOLERANCE, equal_tokens
-from cpift.compare.incremental import INCREMENTAL
 from cpift.compare.jobs import Budget, Job, jobs_of, overrides_of, siblings
 from cpift.compare.merging import mergekit
-from cpift.compare.methods import MERGES, METHODS
+from cpift.compare.methods import METHODS, REFERENCE, specialist
+from cpift.compare.methods.method import Arrival, Budgeting
 from cpift.compare.statistics import difference, forgetting, summary
 from cpift.compare.workbench import Work
 from cpift.console.reporter import Reporter
@@ -40,7 +40,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     budgets: Sequence[Budget] = ("equal_tokens",),
     *,
-    reference: str = "cpi_ft",
+    reference: str = REFERENCE,
     engine: Engine | None = None,
     keep_models: bool = False,
     reporter: Reporter | None = None,
@@ -65,7 +65,7 @@ def compare(
     wanted = jobs_of(methods, seeds, budgets)
     if ranks.size() > 1:
         raise CpiftError("cpift compare is one process; start it without torchrun or accelerate launch")
-    if any(job.method in MERGES for job in wanted):
+    if any(METHODS[job.name].merges for job in wanted):
         mergekit()
     changed = {json.dumps(found, sort_keys=True): found for found in (overrides_of(job.method) for job in wanted)}
     for overrides in changed.values():  # most methods change nothing, and the base is read through for each
@@ -131,28 +131,28 @@ def _seed(
 
 
 def _run(recipe: Recipe, out: Path, job: Job, reporter: Reporter, keep: bool) -> None:
-    name = job.method.partition(":")[0]
+    method = METHODS[job.name]
     mine = recipe.changed({**overrides_of(job.method), "seed": job.seed})
     place = out / "seeds" / job.folder
     reporter.message(f"{job.method}, {job.budget}, seed {job.seed}")
     result: dict[str, Any]
-    if job.budget == "incremental":
+    if job.budget == "incremental" and method.arrive:
         work = Work(mine, place, siblings(out, job), reporter, None)
-        arrivals = INCREMENTAL[name](work)
-        result = {"scores": arrivals[-1]["scores"], "arrivals": [_brief(a) for a in arrivals]}
-    else:
+        arrivals = method.arrive(work)
+        result = {"scores": arrivals[-1].scores, "arrivals": [_brief(a) for a in arrivals]}
+    elif method.run:
         tokens = None
-        if job.budget == "equal_tokens" and name != "base":
-            mine, tokens = equal_tokens(recipe, mine, name, out, job, reporter)
+        if job.budget == "equal_tokens" and method.budgeting is not Budgeting.NONE:
+            mine, tokens = equal_tokens(recipe, mine, out, job, reporter)
         work = Work(mine, place, siblings(out, job), reporter, tokens)
-        result = {"scores": METHODS[name](work)}
+        result = {"scores": method.run(work)}
         if tokens is not None and work.trained and abs(work.spent() / tokens - 1) > TOLERANCE:
             reporter.warning(f"{job.method}: {work.spent()} tokens, {work.spent() / tokens - 1:+.1%} of the budget")
     result |= {"tokens": work.spent(), "seconds": work.seconds(), "key": _key(recipe, job)}
     file = _result_file(out, job)
     file.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_whole(file, json.dumps(result))
-    if not keep and not name.startswith(("cpi_ft", "single_task")):  # the others' weights serve nobody else
+    if not keep and not method.serves_others:
         for weights in list(place.glob("stages/**/model*.safetensors")):
             if weights.exists() and weights.stat().st_nlink == 1:
                 shutil.rmtree(weights.parent)
@@ -184,7 +184,7 @@ def write(recipe: Recipe, out: Path, jobs: Sequence[Job], reference: str, known:
         return found
 
     def told(budget: str, method: str, mine: Any, methods: Mapping[str, Any]) -> dict[str, Any]:
-        best = methods.get("single_task")
+        best = methods.get(specialist())
         return once(f"summary/{budget}/{method}", mine, best, lambda: summary(mine, tasks, best))
 
     def compared(budget: str, method: str, mine: Any, theirs: Any) -> dict[str, Any]:
@@ -219,12 +219,12 @@ def write(recipe: Recipe, out: Path, jobs: Sequence[Job], reference: str, known:
     return whole
 
 
-def _brief(arrival: Mapping[str, Any]) -> dict[str, Any]:
-    scores = arrival["scores"]
+def _brief(arrival: Arrival) -> dict[str, Any]:
     return {
-        **arrival,
-        "scores": {task: score["score"] for task, score in scores.items()},
-        "items": {task: score["items"] for task, score in scores.items()},
+        "task": arrival.task,
+        "tokens": arrival.tokens,
+        "scores": {task: score["score"] for task, score in arrival.scores.items()},
+        "items": {task: score["items"] for task, score in arrival.scores.items()},
     }
 
 

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -17,9 +17,12 @@ from cpift.checkpoint.align import align
 from cpift.checkpoint.files import INDEX, SINGLE
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.writer import copy_companions, set_dtype
-from cpift.compare.workbench import Place, Work
+from cpift.compare.methods import METHODS
 from cpift.errors import CpiftError
 from cpift.runs.stage import Stage, base_settings
+
+if TYPE_CHECKING:
+    from cpift.compare.workbench import Place, Work
 
 VARIABLE = "CPIFT_MERGEKIT"
 
@@ -28,8 +31,9 @@ def mergekit() -> str:
     """Path of ``mergekit-yaml``. Raises :class:`CpiftError` that says how to install it."""
     found = shutil.which(os.environ.get(VARIABLE, "mergekit-yaml"))
     if found is None:
+        names = ", ".join(method.name for method in METHODS.values() if method.merges)
         raise CpiftError(
-            "soup, task_arithmetic, ties and dare_ties need mergekit, in an environment of its own: python -m venv mk; "
+            f"{names} need mergekit, in an environment of its own: python -m venv mk; "
             f"mk/bin/pip install mergekit==0.1.5; export {VARIABLE}=$PWD/mk/bin/mergekit-yaml; or leave them out of --methods"
         )
     return found

@@ -9,16 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cpift.compare.merging import merge
 from cpift.console.reporter import Reporter
 from cpift.data.mixture import pooled_rows
 from cpift.files import layout, manifest
 from cpift.files.layout import RunLayout
+from cpift.metrics.score import Scores
 from cpift.recipe.recipe import Recipe
 from cpift.runs.executor import Runner
 from cpift.runs.stage import Run, Stage, base_needs, base_settings, first_stages, probe_epochs, trained_stage
 from cpift.runs.stages import (
     evaluate_stages,
     fuse_stage,
+    identify_stage,
     last_stages,
     middle_stages,
     region_facts,
@@ -50,6 +53,11 @@ class Work:
     @property
     def base(self) -> Place:
         return (base_needs(self.run)[0] if base_needs(self.run) else "", self.run.base)
+
+    @property
+    def budget(self) -> float:
+        """Training tokens that the method may see in all."""
+        return self.tokens if self.tokens is not None else self.paper_tokens(self.tasks)
 
     @property
     def tasks(self) -> list[str]:
@@ -125,6 +133,14 @@ class Work:
         settings = {"task": task, **options, **given}
         return self.make(Stage(name, "fuse", what, settings, needs, combine, writes_model=True))
 
+    def merge(self, name: str, method: str, models: Mapping[str, Place], parameters: Mapping[str, float]) -> Place:
+        """Merge fine-tuned models of the base by mergekit: :func:`cpift.compare.merging.merge`."""
+        return merge(self, name, method, models, parameters)
+
+    def identify(self, task: str) -> Place:
+        """The core region of a task, from the base and its probe."""
+        return self.make(identify_stage(self.run, task))
+
     def core_of(self, task: str, before: Place, after: Place) -> Place:
         """The core region of a task from two models that follow one another, in place of base and probe."""
         name = layout.region(task)
@@ -139,7 +155,7 @@ class Work:
         needs = tuple(place[0] for place in (before, after) if place[0])
         return self.make(Stage(name, "identify", f"core region of {task}", settings, needs, select, "identify"))
 
-    def score(self, model: str, place: Place, tasks: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    def score(self, model: str, place: Place, tasks: Sequence[str] | None = None) -> Scores:
         """Scores of a model on the tasks, by default all."""
         wanted = list(tasks or self.tasks)
         stages = [s for s in evaluate_stages(self.run, model, place) if s.name.rsplit("/", 1)[1] in wanted]

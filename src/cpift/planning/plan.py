@@ -88,9 +88,9 @@ def _plan(
     lengths = {t: sum(len(e.input_ids) for e in kept) / len(kept) for t, kept in encoded.items()}
     parts = _trainings(recipe, rows, lengths)
     mixed = mixture(data, recipe.mix)
-    tasks, source = len(rows), recipe.backbone.source
+    tasks = len(rows)
     checkpoints = sum(part["stages"] for part in parts) + 1 + converted
-    models = 2 + tasks + (source != "pretrained") + tasks
+    models = 2 + tasks + (not recipe.backbone.is_base) + tasks
     result: dict[str, Any] = {
         "parameters": checkpoint.total,
         "counted": counted,
@@ -145,9 +145,9 @@ def _trainings(recipe: Recipe, rows: dict[str, int], lengths: dict[str, float]) 
     def mean_length(pool: Mapping[str, int]) -> float:
         return sum(count * lengths[task] for task, count in pool.items()) / sum(pool.values())
 
-    if recipe.backbone.source == "multi_stage":
+    if recipe.backbone.trained and not recipe.backbone.mixes:
         parts.append(part("backbone", "backbone", [(number("backbone", passes, rows[t]), lengths[t]) for t in rows]))
-    elif recipe.backbone.source == "multi_task":
+    elif recipe.backbone.trained:
         pool = pools["backbone"]
         steps_of_all = number("backbone", passes, sum(pool.values()))
         parts.append(part("backbone", "backbone", [(steps_of_all, mean_length(pool))]))
@@ -170,7 +170,7 @@ def _pools(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, float]
         lengths: mean tokens of a row by task.
     """
     pools: dict[_Trained, dict[str, int]] = {}
-    if recipe.backbone.source == "multi_task":
+    if recipe.backbone.mixes:
         pools["backbone"] = _pooled(recipe, rows, lengths)
     if recipe.refine.data == "mixed":
         few = {task: min(recipe.refine.examples_per_task, count) for task, count in rows.items()}

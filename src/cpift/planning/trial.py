@@ -133,7 +133,7 @@ def _merging(recipe: Recipe, base: Path, scratch: Path) -> dict[str, float | int
         "identify_seconds": identified * (1 + len(recipe.tasks)) / 2,
         "fuse_seconds": fused * (2 + len(recipe.tasks)) / 3,
         "identify_peak": identify_peak + more * (nbytes + 16 * regions["trial"].count + 8 * 2**20 * threads()),
-        "fuse_peak": fuse_peak + (more + (recipe.backbone.source != "pretrained")) * nbytes,
+        "fuse_peak": fuse_peak + (more + (not recipe.backbone.is_base)) * nbytes,
     }
 
 

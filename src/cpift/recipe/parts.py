@@ -23,6 +23,7 @@ from cpift.method.interpolations import INTERPOLATIONS, check_weight
 from cpift.method.overlap_rules import OVERLAP_RULES
 from cpift.metrics import named
 from cpift.metrics.answers import AnswerPattern
+from cpift.recipe.backbones import BACKBONES, BackboneSource
 
 
 class Part(BaseModel):
@@ -245,6 +246,36 @@ class Backbone(_Trained):
 
     source: str = Field(default="multi_stage", alias="from")
     """multi_stage, pretrained, multi_task, or a checkpoint."""
+
+    @property
+    def entry(self) -> BackboneSource | None:
+        """Its entry in the table of sources; None: a checkpoint."""
+        return BACKBONES.get(self.source)
+
+    @property
+    def trained(self) -> bool:
+        """Is a backbone trained, rather than given?"""
+        return self.entry is not None and self.entry.trained
+
+    @property
+    def is_base(self) -> bool:
+        """Is the backbone the base itself?"""
+        return self.entry is not None and not self.entry.trained
+
+    @property
+    def mixes(self) -> bool:
+        """Is a backbone trained on all tasks together?"""
+        return self.entry is not None and self.entry.mixes
+
+    def stages(self, groups: list[list[str]], tasks: list[str]) -> list[list[str]]:
+        """The tasks of each stage that trains the backbone.
+
+        Args:
+            groups: of tasks, in the order of the stages.
+            tasks: all, in the recipe's order.
+        """
+        return self.entry.stages(groups, tasks) if self.entry is not None else []
+
     epochs: Literal["auto"] | float = "auto"
     """Passes over each task's rows; auto: as many as a probe makes. Short probes find the cores, too."""
 

@@ -162,7 +162,7 @@ class Recipe(Part):
             n: t.model_copy(update={"train": place(t.train), "eval": place(t.eval)}) for n, t in self.tasks.items()
         }
         backbone = self.backbone
-        if backbone.source not in ("multi_stage", "pretrained", "multi_task"):
+        if backbone.entry is None:
             backbone = backbone.model_copy(update={"source": place(backbone.source)})
         changes = {"model": place(self.model), "tasks": tasks, "backbone": backbone}
         return self.model_copy(update={**changes, "chat_template": place(self.chat_template)})

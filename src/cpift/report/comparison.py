@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sized
 
+from cpift.compare.methods import METHODS, Role, has_role, is_form_of, method_of
 from cpift.console.terminal import duration
 from cpift.metrics import described
 from cpift.metrics.metric import Unit
@@ -13,15 +14,8 @@ from cpift.report.html import Html, element, heading, paragraph, table
 from cpift.report.parts import Clause, Figure, Parts, Section
 from cpift.report.provenance import comparison_provenance, without_path
 
-_ABLATIONS = {
-    "cpi_ft_no_freeze": "without freezing", "cpi_ft_no_transplant": "without transplanting", "cpi_ft_no_refine": "without refining",
-    "cpi_ft_random_region": "with random core positions",
-}  # fmt: skip
 KEYS = ("state", "recipe", "tasks", "seeds", "reference", "budgets", "summary", "differences")
 _BUDGETS = {"equal_tokens": "equal tokens", "paper": "the paper's settings", "incremental": "tasks arriving one by one"}
-RETRAINED = (
-    "multi_task"  # where tasks arrive, it trains on all of them anew each time: an upper bound of another budget
-)
 _WHERE = {
     "equal_tokens": "at equal tokens",
     "paper": "at the paper's settings",
@@ -111,9 +105,13 @@ def _lead(found: Found) -> list[Html]:
     told += [f"At each arrival the older tasks change by {text}." for text in [_arrival_costs(found)] if text]
     for budget in _ordered(found):
         parts = [
-            (d, _ABLATIONS[d["method"]]) for d in found["differences"].get(budget, []) if d["method"] in _ABLATIONS
+            (d, ablation.without)
+            for d in found["differences"].get(budget, [])
+            if "mean" in d
+            and (ablation := METHODS.get(d["method"]))
+            and ablation.without
+            and ablation.variant_of == reference
         ]
-        parts = [(d, name) for d, name in parts if "mean" in d and reference == "cpi_ft"]
         if parts:
             said = "; ".join(f"{name} {_size(d['mean'], unit(found))}" for d, name in parts)
             told.append(f"What its parts are worth, each taken away in turn, {_WHERE.get(budget, budget)}: {said}.")
@@ -128,9 +126,9 @@ def _size(gap: Found, unit: Unit) -> str:
 
 def _arrival_costs(found: Found) -> str:
     """The reference and the method that forgets least beside it."""
-    olds = {m: row["old"] for m, row in (found.get("forgetting") or {}).items() if row and "old" in row}
+    rows = (found.get("forgetting") or {}).items()
+    olds = {m: row["old"] for m, row in rows if row and "old" in row and (m == found["reference"] or not _retrains(m))}
     mine = olds.pop(found["reference"], None)
-    olds.pop(RETRAINED, None)
     if mine is None:
         return ""
     told = [f"{_size(mine, unit(found))} in {found['reference']}"]
@@ -140,17 +138,23 @@ def _arrival_costs(found: Found) -> str:
     return "; ".join(told)
 
 
+def _retrains(name: str) -> bool:
+    """Does a method train on all rows again at each arrival? It is the upper bound, of another budget."""
+    method = method_of(name)
+    return method is not None and method.retrains
+
+
 def _best(found: Found, budget: str) -> tuple[str, Found | None]:
     """The best method that is no form of the reference, neither the base nor the specialists; and its difference."""
     summary = found.get("summary", {}).get(budget, {})
-    family = found["reference"].split(":")[0]
     others = {
         m: s["mean"]["mean"]
         for m, s in summary.items()
-        if not m.startswith(family)
-        and m not in ("base", SPECIALIST)
+        if not is_form_of(m, found["reference"])
+        and not has_role(m, Role.FLOOR)
+        and not has_role(m, Role.SPECIALIST)
         and s["mean"]["mean"] is not None
-        and not (budget == "incremental" and m == RETRAINED)
+        and not (budget == "incremental" and _retrains(m))
     }
     if not others:
         return "", None

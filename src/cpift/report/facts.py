@@ -12,15 +12,12 @@ from cpift.files.layout import Kind, RunLayout, kind_of, parse
 from cpift.files.lock import in_use
 from cpift.metrics import WITH_ANSWERS, described
 from cpift.metrics.metric import Metric
+from cpift.recipe.parts import Backbone
 from cpift.recipe.recipe import Recipe
 from cpift.report.files import json_lines, maybe_json
 
 _GROUPS = ("tasks", "jaccard", "sign_agreement", "groups", "order", "threshold")
 _FUSION = ("options", "models", "total", "core", "core_share", "contested", "won", "tensors")
-TRAINED_BACKBONES = {  # and what they are called on the page
-    "multi_stage": "SFT on one group of tasks after the other",
-    "multi_task": "SFT on all tasks at once",
-}
 FINISHED, RUNNING, FAILED, STOPPED = "finished", "running", "failed", "stopped"
 
 
@@ -90,6 +87,11 @@ class RunFacts:
         return WITH_ANSWERS
 
 
+def backbone_of(recipe: Mapping[str, Any]) -> Backbone:
+    """Where a run's backbone came from, by its recipe's values."""
+    return Backbone.model_validate({"from": str(recipe["backbone"]["from"])})
+
+
 def read_run(folder: Path) -> RunFacts:
     """All that the report tells of a run. Raises :class:`CpiftError` for a file that is damaged."""
     place = RunLayout(folder)
@@ -143,7 +145,7 @@ def _of_this_run(
     found: Mapping[str, StageFacts], recipe: Mapping[str, Any], groups: int | None
 ) -> dict[str, StageFacts]:
     """Without what an earlier recipe left in the folder: other tasks, more groups, stages made from what is no longer so."""
-    source, known = recipe["backbone"]["from"], dict[str, bool]()
+    source, known = backbone_of(recipe), dict[str, bool]()
 
     def wanted(name: str) -> bool:
         parts = parse(name)
@@ -151,11 +153,11 @@ def _of_this_run(
             return True
         if parts.kind in (Kind.ROWS, Kind.PROBE, Kind.REGION) and parts.task not in recipe["tasks"]:
             return False
-        if parts.kind is Kind.BACKBONE and source not in TRAINED_BACKBONES:
+        if parts.kind is Kind.BACKBONE and not source.trained:
             return False
         if groups is not None and parts.number > groups:
             return False
-        return not (source == "pretrained" and parts.model == layout.BACKBONE_MODEL)
+        return not (source.is_base and parts.model == layout.BACKBONE_MODEL)
 
     def fresh(name: str) -> bool:
         if name not in known:

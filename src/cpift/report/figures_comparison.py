@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cpift.compare.methods import Role, has_role, specialist
 from cpift.metrics import common_axis, described, intervals, mean_unit
 from cpift.metrics.metric import PER_CENT, Unit
 from cpift.metrics.summary import share_of
 from cpift.report import wording
 from cpift.report.parts import Figure
 
-SPECIALIST = "single_task"
+SPECIALIST = specialist()
 Found = Mapping[str, Any]
 
 
@@ -95,7 +96,7 @@ def differences(found: Found, budget: str) -> Figure | None:
     if not known:
         return None
     known.sort(key=lambda d: -d["mean"]["difference"])
-    drawn = [d for d in known if d["method"] != "base"]  # far off, it would squeeze all others
+    drawn = [d for d in known if not has_role(d["method"], Role.FLOOR)]  # far off, it would squeeze all others
     if not drawn:
         return None
     points = [

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from cpift.files import layout
 from cpift.report import wording
-from cpift.report.facts import TRAINED_BACKBONES, RunFacts
+from cpift.report.facts import RunFacts, backbone_of
 from cpift.report.verdicts import gap, path
 
 
@@ -39,7 +39,7 @@ def steps_looked_at(run: RunFacts) -> int:
 
 def _steps(run: RunFacts, task: str) -> list[str]:
     """Models that can have lost what an earlier one knew: not the base, nor a backbone that came from elsewhere."""
-    trained = run.recipe["backbone"]["from"] in TRAINED_BACKBONES
+    trained = backbone_of(run.recipe).trained
     return [m for m in path(run, task)[1:] if trained or m != "backbone"]
 
 
@@ -75,7 +75,7 @@ def _place(model: str) -> str:
 
 def _why(run: RunFacts, task: str, after: str) -> str:
     if after == "backbone":
-        if run.recipe["backbone"]["from"] == "multi_task":
+        if backbone_of(run.recipe).mixes:
             return "which trained all tasks at once"
         later = [t for group in run.order[_stage_of(run, task) + 1 :] for t in group]
         return f"which trained {wording.names(later, 3)} after it" if later else "though it was trained last"

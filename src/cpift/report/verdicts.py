@@ -10,8 +10,9 @@ from typing import Any
 from cpift.files import layout
 from cpift.metrics import described, intervals, mean_unit
 from cpift.metrics.metric import PER_CENT, Metric, Unit
+from cpift.recipe.parts import Backbone
 from cpift.report import wording
-from cpift.report.facts import FINISHED, STOPPED, TRAINED_BACKBONES, RunFacts
+from cpift.report.facts import FINISHED, STOPPED, RunFacts, backbone_of
 from cpift.report.parts import Clause
 
 BASELINE = "backbone"  # ordinary SFT on the same tasks, unless the recipe gives another
@@ -86,7 +87,7 @@ def headline(run: RunFacts) -> list[Clause]:
     clauses = [
         _against(found, "base", "Against the base", "gained"),
         _against(found, "specialist", "against specialists, one trained for each task alone", "did better"),
-        _baseline(found, str(run.recipe["backbone"]["from"])),
+        _baseline(found, backbone_of(run.recipe)),
     ]
     return [(where, what) for where, what in clauses if what]
 
@@ -132,12 +133,12 @@ def _size(found: Gap, unit: Unit) -> str:
     return f"{wording.gap(found.value, unit)}, 95 % {wording.interval(found.low, found.high, unit)}"
 
 
-def _baseline(found: Sequence[Verdict], source: str) -> Clause:
+def _baseline(found: Sequence[Verdict], source: Backbone) -> Clause:
     """Against the backbone: the only baseline that a run trains itself."""
     known = [v for v in found if BASELINE in v.gaps]
-    if not known or source == "pretrained":  # that backbone is the base, of which the sentence has spoken
+    if not known or source.is_base:  # that backbone is the base, of which the sentence has spoken
         return "", ""
-    trained = TRAINED_BACKBONES.get(source, "the checkpoint that was given")
+    trained = source.entry.summary if source.entry else "the checkpoint that was given"
     right = [v.gaps[BASELINE] for v in known if v.metric.unit == PER_CENT] or [v.gaps[BASELINE] for v in known]
     mean = mean_gap(right)
     verdict = "" if mean is None else {"up": "ahead", "down": "behind", "same": "no difference beyond noise"}[mean.way]

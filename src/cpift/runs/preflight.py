@@ -18,6 +18,7 @@ from cpift.errors import CpiftError, nearest
 from cpift.files import layout, manifest
 from cpift.method.rehearsal import check_names
 from cpift.metrics import named
+from cpift.recipe.backbones import BACKBONES
 from cpift.recipe.recipe import Recipe
 from cpift.runs.stage import Run, first_stages
 from cpift.runs.survey import measure, tokenizer_of
@@ -26,7 +27,6 @@ from cpift.train.limits import Rows, check_fits, check_generation, check_tokeniz
 from cpift.train.models import check_model, load_tokenizer
 
 _TRAINED: tuple[Literal["probe", "backbone", "refine"], ...] = ("probe", "backbone", "refine")
-_SOURCES = ("multi_stage", "multi_task", "pretrained")
 
 
 def check_models(recipe: Recipe) -> None:
@@ -37,8 +37,8 @@ def check_models(recipe: Recipe) -> None:
     base = open_plain(model)
     excluded(base.tensors, recipe.region.exclude)
     source = recipe.backbone.source
-    if source not in _SOURCES:
-        near = nearest(source, _SOURCES)
+    if recipe.backbone.entry is None:
+        near = nearest(source, BACKBONES)
         if near and not os.path.lexists(source):
             raise CpiftError(f"backbone: {source} is no checkpoint; did you mean {near!r}?")
         backbone = open_checkpoint(checkpoint_place(source), base)

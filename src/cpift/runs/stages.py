@@ -35,11 +35,11 @@ def last_stages(run: Run) -> list[Stage]:
     assert groups is not None
     backbone = _backbone(run, groups)
     base = ("00-base" if base_needs(run) else "", run.base)
-    source = run.recipe.backbone.source
     if backbone:
         end = (backbone[-1].name, run.folder(backbone[-1].name))
     else:
-        end = base if source == "pretrained" else ("", checkpoint_place(source))
+        part = run.recipe.backbone
+        end = base if part.is_base else ("", checkpoint_place(part.source))
     fused = _fuse(run, end)
     refined = _refine(run, groups, (fused.name, run.folder(fused.name)))
     models = {"base": base, **{f"probe/{t}": _at(run, f"01-probe/{t}") for t in run.tasks}}
@@ -151,12 +151,11 @@ def _group(run: Run) -> Stage:
 
 
 def _backbone(run: Run, groups: list[list[str]]) -> list[Stage]:
-    source = run.recipe.backbone.source
-    if source not in ("multi_stage", "multi_task"):
+    parts = run.recipe.backbone.stages(groups, run.tasks)
+    if not parts:
         return []
     from cpift.train.fine_tune import batch_rows
 
-    parts = groups if source == "multi_stage" else [run.tasks]
     training = run.recipe.training_of("backbone")
     rows = {task: run.facts(f"00-tasks/{task}")["train_rows"] for task in run.tasks}
     given = run.recipe.backbone.epochs

@@ -1,0 +1,29 @@
+"""What the methods share where tasks arrive one after the other: of an old task only a small sample is still at hand.
+
+At each arrival every method may see the same number of tokens: those of a probe and of a refine stage. A method that
+retrains on everything is the upper bound, and what it costs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cpift.compare.methods.method import Arrival
+
+if TYPE_CHECKING:
+    from cpift.compare.workbench import Place, Work
+
+
+def allowance(work: Work, task: str) -> float:
+    """Tokens of an arrival: a probe of the task, and half as many again to settle it in."""
+    return 1.5 * work.paper_tokens([task])
+
+
+def sample(work: Work, earlier: list[str]) -> dict[str, int]:
+    """How many rows of each earlier task are still at hand."""
+    return dict.fromkeys(earlier, work.run.recipe.refine.examples_per_task)
+
+
+def arrival(work: Work, task: str, model: str, place: Place, tokens: int) -> Arrival:
+    """Scored on all tasks, those to come as well: what a task gains when it arrives counts from there."""
+    return Arrival(task, tokens, work.score(model, place))

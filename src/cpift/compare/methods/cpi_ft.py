@@ -1,0 +1,117 @@
+"""The method itself, and its ablations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cpift.compare.methods.arriving import allowance, arrival, sample
+from cpift.compare.methods.method import Arrival, Budgeting, Method
+from cpift.files import layout
+from cpift.metrics.score import Scores
+
+if TYPE_CHECKING:
+    from cpift.compare.workbench import Work
+
+_SOURCE = "arXiv:2508.21741"
+
+
+def _cpi_ft(work: Work) -> Scores:
+    place = work.cpi_ft()
+    return work.score(layout.model_of(place[0]), place)
+
+
+def _no_refine(work: Work) -> Scores:
+    place = work.cpi_ft(refine=False)
+    return work.score(layout.model_of(place[0]), place)
+
+
+def _arriving(work: Work) -> list[Arrival]:
+    """Probe the base on the new task, add its update to the model so far with its core transplanted, then refine.
+
+    The refine stage sees the new rows and the sample of the old, the cores of all earlier tasks frozen.
+    """
+    arrivals, current, recipe = list[Arrival](), work.base, work.run.recipe
+    for i, task in enumerate(work.tasks):
+        earlier = work.tasks[:i]
+        probe_tokens = work.paper_tokens([task])
+        before = work.spent()
+        probe = work.train(layout.probe(task), work.base, [task], probe_tokens, training=recipe.training_of("probe"))
+        work.identify(task)
+        fused = work.add(f"incremental/{i + 1}/fused", task, probe, current) if earlier else probe
+        current = work.train(
+            f"incremental/{i + 1}/refined",
+            fused,
+            [task],
+            allowance(work, task) - probe_tokens,
+            replay=sample(work, earlier) or None,
+            frozen=earlier if earlier and recipe.refine.freeze else None,
+            training=recipe.training_of("refine"),
+        )
+        arrivals.append(arrival(work, task, f"incremental/{i + 1}", current, work.spent() - before))
+    return arrivals
+
+
+CPI_FT = Method(
+    name="cpi_ft",
+    summary="the method, as the recipe has it; `cpi_ft:KEY=VALUE,…` with other settings, such as "
+    "cpi_ft:fuse.space=updates,refine.data=mixed",
+    trains="probes, a backbone, and a refine stage for each group",
+    source=_SOURCE,
+    run=_cpi_ft,
+    arrive=_arriving,
+    budgeting=Budgeting.PIPELINE,
+    comes_first=True,
+    serves_others=True,
+)
+RANDOM_REGION = Method(
+    name="cpi_ft_random_region",
+    summary="as many core positions, at random: does it matter which they are?",
+    trains=CPI_FT.trains,
+    source="region.select: random",
+    run=_cpi_ft,
+    settings={"region.select": "random"},
+    variant_of=CPI_FT.name,
+    without="with random core positions",
+    budgeting=Budgeting.PIPELINE,
+    comes_first=True,
+    serves_others=True,
+)
+NO_FREEZE = Method(
+    name="cpi_ft_no_freeze",
+    summary="without freezing the cores of earlier groups",
+    trains=CPI_FT.trains,
+    source="refine.freeze: false",
+    run=_cpi_ft,
+    settings={"refine.freeze": False},
+    variant_of=CPI_FT.name,
+    without="without freezing",
+    budgeting=Budgeting.PIPELINE,
+    comes_first=True,
+    serves_others=True,
+)
+NO_TRANSPLANT = Method(
+    name="cpi_ft_no_transplant",
+    summary="without transplanting cores: all positions are interpolated",
+    trains=CPI_FT.trains,
+    source="fuse.transplant: false",
+    run=_cpi_ft,
+    settings={"fuse.transplant": False},
+    variant_of=CPI_FT.name,
+    without="without transplanting",
+    budgeting=Budgeting.PIPELINE,
+    comes_first=True,
+    serves_others=True,
+)
+NO_REFINE = Method(
+    name="cpi_ft_no_refine",
+    summary="the fused model, as it is",
+    trains="probes and a backbone",
+    source=_SOURCE,
+    run=_no_refine,
+    variant_of=CPI_FT.name,
+    without="without refining",
+    budgeting=Budgeting.PIPELINE,
+    refines=False,
+    comes_first=True,
+    serves_others=True,
+)
