@@ -10,8 +10,11 @@ from cpift.metrics import described
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 # Student's t, 97.5 %, by degrees of freedom 1 … 30.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+_T_TABLE = """
+12.706 4.303 3.182 2.776 2.571 2.447 2.365 2.306 2.262 2.228 2.201 2.179 2.160 2.145 2.131
+2.120 2.110 2.101 2.093 2.086 2.080 2.074 2.069 2.064 2.060 2.056 2.052 2.048 2.045 2.042
+"""
+_T = [float(number) for number in _T_TABLE.split()]
 
 
 def of_score(entry: Mapping[str, Any]) -> tuple[float, float] | None:

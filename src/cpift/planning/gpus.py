@@ -54,9 +54,11 @@ def _step(recipe: Recipe, stage: Any, longest: int, core: int, gpus: int) -> Ste
 
     given = {**DEFAULTS, **recipe.training_of(stage)}
     rows, passes = ranks.share(
-        int(given["per_device_train_batch_size"]), int(given.get("gradient_accumulation_steps", 1)),
-        "training" if stage == "probe" else f"{stage}.training", gpus,
-    )  # fmt: skip
+        int(given["per_device_train_batch_size"]),
+        int(given.get("gradient_accumulation_steps", 1)),
+        "training" if stage == "probe" else f"{stage}.training",
+        gpus,
+    )
     frozen = (len(recipe.tasks) - 1) * core if stage == "refine" and recipe.refine.freeze else 0
     return Step(
         tokens=rows * longest,
@@ -88,7 +90,7 @@ def show(found: Mapping[str, Any], say: Callable[[str], None]) -> None:
     say(
         f"  main memory   {size(main['loading'])} as a training loads, if all GPUs are in one node; "
         f"identify {size(main['identify'])}, fuse {size(main['fuse'])}"
-    )  # fmt: skip
+    )
     say("AdamW and transformers of the Llama kind are assumed; formulas: docs/plan.md")
 
 

@@ -91,10 +91,16 @@ def _training(
     reset_peak()
     began = time.perf_counter()
     trained = fine_tune(
-        base, rows, folder, training, steps=STEPS, seed=recipe.seed, trust_remote_code=recipe.trust_remote_code,
+        base,
+        rows,
+        folder,
+        training,
+        steps=STEPS,
+        seed=recipe.seed,
+        trust_remote_code=recipe.trust_remote_code,
         chat=recipe.chat,
         tick=lambda event: times.append((time.perf_counter(), event["tokens"])),
-    )  # fmt: skip
+    )
     took, peak = time.perf_counter() - began, peak_memory()
     (start, first), (end, last) = times[WARM_UP - 1], times[-2]
     speed = (last - first) / (end - start)

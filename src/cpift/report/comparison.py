@@ -120,7 +120,11 @@ def _lead(found: Found) -> list[Html]:
 
 
 def _size(gap: Found, unit: Unit) -> str:
-    noise = " (within noise)" if gap["low"] <= 0 <= gap["high"] else f" (95 % {wording.interval(gap['low'], gap['high'], unit)})"  # fmt: skip
+    noise = (
+        " (within noise)"
+        if gap["low"] <= 0 <= gap["high"]
+        else f" (95 % {wording.interval(gap['low'], gap['high'], unit)})"
+    )
     return wording.gap(gap["difference"], unit) + noise
 
 

@@ -113,11 +113,21 @@ def _cosines(found: Comparison) -> Figure:
             cells.append({"x": x, "y": y, "v": pair.cosine, "t": "" if pair.cosine is None else f"{pair.cosine:.2f}"})
     top = max((abs(pair.cosine) for pair in found.pairs if pair.cosine is not None), default=0.0) or 1.0
     return Figure(
-        "cosines", "Cosine of the whole updates", "Heatmap: cosine of the updates of each two models; zero is chance.",
-        {"kind": "heat", "panels": [{"rows": cells}], "xs": names, "ys": names, "domain": [-top, 0, top], "diverging": True},
-        ["model", "other model", "cosine"], [[p.first, p.second, p.cosine] for p in found.pairs],
-        "Over all counted parameters, not only the core. Near zero the updates are unrelated; below zero they oppose.",
-    )  # fmt: skip
+        id="cosines",
+        title="Cosine of the whole updates",
+        describe="Heatmap: cosine of the updates of each two models; zero is chance.",
+        drawing={
+            "kind": "heat",
+            "panels": [{"rows": cells}],
+            "xs": names,
+            "ys": names,
+            "domain": [-top, 0, top],
+            "diverging": True,
+        },
+        headers=["model", "other model", "cosine"],
+        rows=[[p.first, p.second, p.cosine] for p in found.pairs],
+        note="Over all counted parameters, not only the core. Near zero the updates are unrelated; below zero they oppose.",
+    )
 
 
 def _where(found: Comparison) -> Figure:
@@ -128,10 +138,21 @@ def _where(found: Comparison) -> Figure:
     ]
     kinds = list(dict.fromkeys(row["s"] for row in rows))
     return Figure(
-        "where", "Where the common positions lie", "Bars: share of embedding, attention, MLP and norm parameters in the common positions.",
-        {"kind": "bars", "panels": [{"rows": rows}], "ys": list(dict.fromkeys(row["y"] for row in rows)), "series": kinds, "percent": True, "xLabel": "share of the common positions, %", "small": len(found.pairs) > 8},
-        ["pair", "part", "share of the common positions"], [[row["y"], row["s"], row["v"]] for row in rows],
-    )  # fmt: skip
+        id="where",
+        title="Where the common positions lie",
+        describe="Bars: share of embedding, attention, MLP and norm parameters in the common positions.",
+        drawing={
+            "kind": "bars",
+            "panels": [{"rows": rows}],
+            "ys": list(dict.fromkeys(row["y"] for row in rows)),
+            "series": kinds,
+            "percent": True,
+            "xLabel": "share of the common positions, %",
+            "small": len(found.pairs) > 8,
+        },
+        headers=["pair", "part", "share of the common positions"],
+        rows=[[row["y"], row["s"], row["v"]] for row in rows],
+    )
 
 
 def _models(found: Comparison) -> Html:

@@ -104,12 +104,22 @@ def read_run(folder: Path) -> RunFacts:
     log = json_lines(place.log)
     state, error = _state(folder, log)
     run = RunFacts(
-        name=folder.resolve().name, recipe=values, defaults=defaults, origins=_origins(log), state=state,
+        name=folder.resolve().name,
+        recipe=values,
+        defaults=defaults,
+        origins=_origins(log),
+        state=state,
         now=place.under_way() if state in (RUNNING, STOPPED, FAILED) else [],
-        error=str(error.get("error", "")), error_stage=str(error.get("stage", "")), stages=stages, models={}, neutral={},
-        groups=groups, fusion=maybe_json(place.fusion, _FUSION),
-        plan=maybe_json(place.plan, ("stages", "memory", "disk")), seconds=sum(s.facts.get("seconds", 0.0) for s in stages.values()),
-    )  # fmt: skip
+        error=str(error.get("error", "")),
+        error_stage=str(error.get("stage", "")),
+        stages=stages,
+        models={},
+        neutral={},
+        groups=groups,
+        fusion=maybe_json(place.fusion, _FUSION),
+        plan=maybe_json(place.plan, ("stages", "memory", "disk")),
+        seconds=sum(s.facts.get("seconds", 0.0) for s in stages.values()),
+    )
     run.models = _models(place, run)
     run.neutral = {
         m: s.facts["loss"] for m in run.models if (s := stages.get(layout.neutral(m))) is not None and "loss" in s.facts

@@ -85,10 +85,15 @@ def scores(found: Found, budget: str) -> Figure | None:
         return None
     drawing = {"kind": "dots", "views": views, "ys": methods, "least": 320, "digits": 3}
     return Figure(
-        f"scores-{budget}", "Methods on every task", "Dots: mean score of each method on each task, with 95 % intervals over seeds.", drawing,
-        ["task", "method", "unit", "mean", "95 % low", "95 % high", "seeds"], rows,
-        f"{found['reference']} is orange and square. Bars: 95 % intervals over {len(found['seeds'])} seeds (Student's t)." + ("" if len(found["seeds"]) > 1 else " With one seed there is no interval."),
-    )  # fmt: skip
+        id=f"scores-{budget}",
+        title="Methods on every task",
+        describe="Dots: mean score of each method on each task, with 95 % intervals over seeds.",
+        drawing=drawing,
+        headers=["task", "method", "unit", "mean", "95 % low", "95 % high", "seeds"],
+        rows=rows,
+        note=f"{found['reference']} is orange and square. Bars: 95 % intervals over {len(found['seeds'])} seeds (Student's t)."
+        + ("" if len(found["seeds"]) > 1 else " With one seed there is no interval."),
+    )
 
 
 def differences(found: Found, budget: str) -> Figure | None:
@@ -107,10 +112,22 @@ def differences(found: Found, budget: str) -> Figure | None:
     rows += [[t, d["method"], g["difference"], g["low"], g["high"]] for d in known for t, g in d["tasks"].items()]
     per_cent = unit(found) == PER_CENT
     return Figure(
-        f"differences-{budget}", f"Each method against {found['reference']}, mean over tasks", f"Dots: mean difference of each method to {found['reference']}, with 95 % intervals.",
-        {"kind": "dots", "panels": [{"rows": points}], "ys": [d["method"] for d in drawn], "rule": 0, "percent": per_cent, "digits": unit(found).digits, "xLabel": f"{unit(found).difference}, more is better"},
-        ["task", "method", "difference", "95 % low", "95 % high"], rows, f"Right of the line: better than {found['reference']}. Paired by seed and evaluation row. The base is in the table only.",
-    )  # fmt: skip
+        id=f"differences-{budget}",
+        title=f"Each method against {found['reference']}, mean over tasks",
+        describe=f"Dots: mean difference of each method to {found['reference']}, with 95 % intervals.",
+        drawing={
+            "kind": "dots",
+            "panels": [{"rows": points}],
+            "ys": [d["method"] for d in drawn],
+            "rule": 0,
+            "percent": per_cent,
+            "digits": unit(found).digits,
+            "xLabel": f"{unit(found).difference}, more is better",
+        },
+        headers=["task", "method", "difference", "95 % low", "95 % high"],
+        rows=rows,
+        note=f"Right of the line: better than {found['reference']}. Paired by seed and evaluation row. The base is in the table only.",
+    )
 
 
 def arrivals(found: Found, budget: str) -> Figure | None:
@@ -135,10 +152,22 @@ def arrivals(found: Found, budget: str) -> Figure | None:
     if not panels:
         return None
     return Figure(
-        f"arrivals-{budget}", "The seesaw as tasks arrive", "Lines: score of each task after each arrival, one panel a method.",
-        {"kind": "lines", "panels": panels, "xs": order, "series": tasks, **_axis(found), "least": 320, "small": True}, ["method", "after", "task", "score", "seeds"], rows,
-        "A line that falls is a task forgotten when another arrived.",
-    )  # fmt: skip
+        id=f"arrivals-{budget}",
+        title="The seesaw as tasks arrive",
+        describe="Lines: score of each task after each arrival, one panel a method.",
+        drawing={
+            "kind": "lines",
+            "panels": panels,
+            "xs": order,
+            "series": tasks,
+            **_axis(found),
+            "least": 320,
+            "small": True,
+        },
+        headers=["method", "after", "task", "score", "seeds"],
+        rows=rows,
+        note="A line that falls is a task forgotten when another arrived.",
+    )
 
 
 def _axis(found: Found) -> dict[str, Any]:
@@ -154,14 +183,30 @@ def forgetting(found: Found) -> Figure | None:
     panels, rows, per_cent = [], [], unit(found) == PER_CENT
     for kind, title in (("old", "older tasks, at each arrival"), ("new", "the task that arrives")):
         gaps = {m: row[kind] for m, row in known.items() if kind in row}
-        points = [{"y": m, "v": g["difference"], "lo": g["low"], "hi": g["high"], "c": int(m == found["reference"])} for m, g in gaps.items()]  # fmt: skip
+        points = [
+            {"y": m, "v": g["difference"], "lo": g["low"], "hi": g["high"], "c": int(m == found["reference"])}
+            for m, g in gaps.items()
+        ]
         rows += [[title, p["y"], p["v"], p["lo"], p["hi"]] for p in points]
         panels += [{"title": title, "rows": points}] if points else []
     if not panels:
         return None
     axis = f"{unit(found).difference}, more is better"
     return Figure(
-        "forgetting", "What an arrival costs the older tasks, and gives the new one", "Dots: mean change of score at an arrival, with 95 % intervals, for each method; a panel for the older tasks and one for the new.",
-        {"kind": "dots", "panels": panels, "ys": list(known), "rule": 0, "percent": per_cent, "digits": unit(found).digits, "xLabel": axis, "least": 320},
-        ["tasks", "method", "change", "95 % low", "95 % high"], rows, f"Left of the line: forgotten. {found['reference']} is orange and square.",
-    )  # fmt: skip
+        id="forgetting",
+        title="What an arrival costs the older tasks, and gives the new one",
+        describe="Dots: mean change of score at an arrival, with 95 % intervals, for each method; a panel for the older tasks and one for the new.",
+        drawing={
+            "kind": "dots",
+            "panels": panels,
+            "ys": list(known),
+            "rule": 0,
+            "percent": per_cent,
+            "digits": unit(found).digits,
+            "xLabel": axis,
+            "least": 320,
+        },
+        headers=["tasks", "method", "change", "95 % low", "95 % high"],
+        rows=rows,
+        note=f"Left of the line: forgotten. {found['reference']} is orange and square.",
+    )

@@ -51,10 +51,14 @@ def training(run: RunFacts) -> Figure | None:
         "learning rate": {"panels": rate, "yLabel": "learning rate", "ticks": "si", "digits": 8},
     }
     return Figure(
-        "training", "Loss of every training", "Lines: training loss, or learning rate, by optimizer step, for probes, backbone and refine.",
-        {"kind": "lines", "views": views, "series": names, "xLabel": "step", "digits": 3}, ["training", "step", "loss, nats", "learning rate"], rows,
-        "Backbone and refine stages follow one another; every stage starts a new schedule.",
-    )  # fmt: skip
+        id="training",
+        title="Loss of every training",
+        describe="Lines: training loss, or learning rate, by optimizer step, for probes, backbone and refine.",
+        drawing={"kind": "lines", "views": views, "series": names, "xLabel": "step", "digits": 3},
+        headers=["training", "step", "loss, nats", "learning rate"],
+        rows=rows,
+        note="Backbone and refine stages follow one another; every stage starts a new schedule.",
+    )
 
 
 def trainings(run: RunFacts) -> Html | None:
@@ -140,9 +144,22 @@ def cost(run: RunFacts) -> Figure | None:
                 f" Of memory it foretold {size(run.plan['memory'])} at most, of disk {size(run.plan['disk'])} in all."
             )
     return Figure(
-        "cost", "What it cost, stage by stage", "Bars: time, tokens trained, peak memory and disk of each kind of stage, a panel each.",
-        {"kind": "bars", "panels": [p for p in panels if p["rows"]], "ys": order, "series": [""], "least": 480, "ticks": "si", "digits": 1}, headers, rows, note,
-    )  # fmt: skip
+        id="cost",
+        title="What it cost, stage by stage",
+        describe="Bars: time, tokens trained, peak memory and disk of each kind of stage, a panel each.",
+        drawing={
+            "kind": "bars",
+            "panels": [p for p in panels if p["rows"]],
+            "ys": order,
+            "series": [""],
+            "least": 480,
+            "ticks": "si",
+            "digits": 1,
+        },
+        headers=headers,
+        rows=rows,
+        note=note,
+    )
 
 
 def _planned(plan: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -81,11 +81,21 @@ def _angles(found: Mapping[str, Any], tasks: list[str]) -> Figure | None:
     if not panels:
         return None
     return Figure(
-        "angles", "Angles by layer", "Lines: mean angle in degrees by layer, between what was interpolated, and between the updates.",
-        {"kind": "lines", "panels": panels, "series": tasks, "xLabel": "layer", "yLabel": "degrees", "digits": 2},
-        ["layer", "task", f"angle of {space}, degrees", "angle of updates to the backbone, degrees"], rows,
-        "At angles near zero, spherical interpolation is plain averaging; updates at 90° have nothing in common.",
-    )  # fmt: skip
+        id="angles",
+        title="Angles by layer",
+        describe="Lines: mean angle in degrees by layer, between what was interpolated, and between the updates.",
+        drawing={
+            "kind": "lines",
+            "panels": panels,
+            "series": tasks,
+            "xLabel": "layer",
+            "yLabel": "degrees",
+            "digits": 2,
+        },
+        headers=["layer", "task", f"angle of {space}, degrees", "angle of updates to the backbone, degrees"],
+        rows=rows,
+        note="At angles near zero, spherical interpolation is plain averaging; updates at 90° have nothing in common.",
+    )
 
 
 def _coefficients(found: Mapping[str, Any]) -> Figure | None:
@@ -98,11 +108,22 @@ def _coefficients(found: Mapping[str, Any]) -> Figure | None:
     if not rows:
         return None
     return Figure(
-        "coefficients", "Share of each model in the fused weights, by layer", "Lines: mean coefficient of base, backbone and each task outside the core regions, by layer.",
-        {"kind": "lines", "panels": [{"rows": rows}], "series": models, "xLabel": "layer", "yLabel": "coefficient", "nested": True, "digits": 3},
-        ["layer", "model", "coefficient"], [[r["x"], r["s"], r["y"]] for r in rows],
-        "Equal shares lie on one another; the lines get thinner from the first to the last, so that each is seen.",
-    )  # fmt: skip
+        id="coefficients",
+        title="Share of each model in the fused weights, by layer",
+        describe="Lines: mean coefficient of base, backbone and each task outside the core regions, by layer.",
+        drawing={
+            "kind": "lines",
+            "panels": [{"rows": rows}],
+            "series": models,
+            "xLabel": "layer",
+            "yLabel": "coefficient",
+            "nested": True,
+            "digits": 3,
+        },
+        headers=["layer", "model", "coefficient"],
+        rows=[[r["x"], r["s"], r["y"]] for r in rows],
+        note="Equal shares lie on one another; the lines get thinner from the first to the last, so that each is seen.",
+    )
 
 
 def _collisions(run: RunFacts, found: Mapping[str, Any]) -> Figure | None:
@@ -116,7 +137,19 @@ def _collisions(run: RunFacts, found: Mapping[str, Any]) -> Figure | None:
     if not any(r["v"] for r in rows):
         return None
     return Figure(
-        "collisions", "Core positions: transplanted, or lost where cores collided", "Bars: core positions of each task that were transplanted, and those that another task won.",
-        {"kind": "bars", "panels": [{"rows": rows}], "ys": list(found["won"]), "series": ["transplanted", "lost to another task"], "ticks": "si", "xLabel": "core positions", "digits": 0},
-        ["task", "core positions", "transplanted", "lost to another task"], table, f"Where two cores collide, {_label(OVERLAP_RULES, found['options']['overlap'])}.",
-    )  # fmt: skip
+        id="collisions",
+        title="Core positions: transplanted, or lost where cores collided",
+        describe="Bars: core positions of each task that were transplanted, and those that another task won.",
+        drawing={
+            "kind": "bars",
+            "panels": [{"rows": rows}],
+            "ys": list(found["won"]),
+            "series": ["transplanted", "lost to another task"],
+            "ticks": "si",
+            "xLabel": "core positions",
+            "digits": 0,
+        },
+        headers=["task", "core positions", "transplanted", "lost to another task"],
+        rows=table,
+        note=f"Where two cores collide, {_label(OVERLAP_RULES, found['options']['overlap'])}.",
+    )

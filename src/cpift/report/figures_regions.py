@@ -47,11 +47,16 @@ def overlap(groups: Mapping[str, Any] | None) -> list[Figure]:
     headers = ["task", "other task", "Jaccard overlap", "share of equal signs"]
     figures = [
         Figure(
-            "overlap", "Overlap of the core regions",
-            "Heatmap: Jaccard overlap of the core regions of each two tasks. Framed pairs are at or above the threshold.", first, headers, listed,
-            f"Grouped here at τ = {threshold:g}. Move τ to see what groups another would give; framed pairs are joined.", control,
+            id="overlap",
+            title="Overlap of the core regions",
+            describe="Heatmap: Jaccard overlap of the core regions of each two tasks. Framed pairs are at or above the threshold.",
+            drawing=first,
+            headers=headers,
+            rows=listed,
+            note=f"Grouped here at τ = {threshold:g}. Move τ to see what groups another would give; framed pairs are joined.",
+            before=control,
         )
-    ]  # fmt: skip
+    ]
     known = [r for row in signs for r in row if r is not None]
     if known:
         cells = [
@@ -65,12 +70,23 @@ def overlap(groups: Mapping[str, Any] | None) -> list[Figure]:
         ]
         figures.append(
             Figure(
-                "signs", "Where they overlap: do the updates agree in sign?",
-                "Heatmap: share of the common core positions at which both updates have the same sign; a half is chance.",
-                {"kind": "heat", "panels": [{"rows": cells}], "xs": tasks, "ys": tasks, "domain": [0, 0.5, 1], "diverging": True, "percent": True}, headers, listed,
-                "Below 50 % (orange) the two tasks pull the shared parameters apart; near 100 % (purple) they pull together.",
+                id="signs",
+                title="Where they overlap: do the updates agree in sign?",
+                describe="Heatmap: share of the common core positions at which both updates have the same sign; a half is chance.",
+                drawing={
+                    "kind": "heat",
+                    "panels": [{"rows": cells}],
+                    "xs": tasks,
+                    "ys": tasks,
+                    "domain": [0, 0.5, 1],
+                    "diverging": True,
+                    "percent": True,
+                },
+                headers=headers,
+                rows=listed,
+                note="Below 50 % (orange) the two tasks pull the shared parameters apart; near 100 % (purple) they pull together.",
             )
-        )  # fmt: skip
+        )
     return figures
 
 
@@ -120,11 +136,22 @@ def shares(found: Mapping[str, Mapping[str, Any]]) -> Figure:
                 rows.append({"y": task, "s": kind, "v": part / total if total else 0.0})
     kinds = [k for k in layers.KINDS if any(r["s"] == k for r in rows)]
     return Figure(
-        "shares", "Which parts of the model each core region is made of", "Bars: share of embedding, attention, MLP and norm parameters in each core region.",
-        {"kind": "bars", "panels": [{"rows": rows}], "ys": list(found), "series": kinds, "percent": True, "xLabel": "share of the core region, %", "small": len(found) > 8},
-        ["task", "part", "share of the core region"], [[r["y"], r["s"], r["v"]] for r in rows],
-        "A large embedding share means that much of the region is rows of the task's own words.",
-    )  # fmt: skip
+        id="shares",
+        title="Which parts of the model each core region is made of",
+        describe="Bars: share of embedding, attention, MLP and norm parameters in each core region.",
+        drawing={
+            "kind": "bars",
+            "panels": [{"rows": rows}],
+            "ys": list(found),
+            "series": kinds,
+            "percent": True,
+            "xLabel": "share of the core region, %",
+            "small": len(found) > 8,
+        },
+        headers=["task", "part", "share of the core region"],
+        rows=[[r["y"], r["s"], r["v"]] for r in rows],
+        note="A large embedding share means that much of the region is rows of the task's own words.",
+    )
 
 
 def by_layer(per_cent: float, found: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> Figure | None:
@@ -161,11 +188,23 @@ def by_layer(per_cent: float, found: Mapping[str, Mapping[str, Any]], sizes: Map
     if not order:
         return None
     return Figure(
-        "layers", "Where the core regions lie: layer by layer", "Heatmaps: density of core positions in each module of each layer, one panel a task.",
-        {"kind": "heat", "panels": panels, "xs": [str(n) for n in order], "ys": modules, "domain": [0, max(2.0, min(highest, 6.0))], "bare": True, "small": True, "least": 330},
-        ["task", "layer", "module", "share of the module that is core"], table_rows,
-        f"Dark blue: hardly any core positions. Yellow: {max(2.0, min(highest, 6.0)):.2g} times the mean of {wording.percent(percent)} or more. Across: layers, first to last.",
-    )  # fmt: skip
+        id="layers",
+        title="Where the core regions lie: layer by layer",
+        describe="Heatmaps: density of core positions in each module of each layer, one panel a task.",
+        drawing={
+            "kind": "heat",
+            "panels": panels,
+            "xs": [str(n) for n in order],
+            "ys": modules,
+            "domain": [0, max(2.0, min(highest, 6.0))],
+            "bare": True,
+            "small": True,
+            "least": 330,
+        },
+        headers=["task", "layer", "module", "share of the module that is core"],
+        rows=table_rows,
+        note=f"Dark blue: hardly any core positions. Yellow: {max(2.0, min(highest, 6.0)):.2g} times the mean of {wording.percent(percent)} or more. Across: layers, first to last.",
+    )
 
 
 def statistics(run: RunFacts) -> Html | None:

@@ -56,8 +56,17 @@ def _seesaw(run: RunFacts, unit: Unit) -> Figure | None:
         ]
     else:
         panels = [{"rows": [p for t in tasks for p in by_task[t]]}]
-    drawing = {"kind": "lines", "panels": panels, "xs": order, "series": [""] if small else tasks, "percent": share, "small": small,
-               "free": not share, "yLabel": common_axis(run.metric(t).name for t in tasks), "least": 230}  # fmt: skip
+    drawing = {
+        "kind": "lines",
+        "panels": panels,
+        "xs": order,
+        "series": [""] if small else tasks,
+        "percent": share,
+        "small": small,
+        "free": not share,
+        "yLabel": common_axis(run.metric(t).name for t in tasks),
+        "least": 230,
+    }
     if small:
         for panel in panels:
             panel["rows"] = [{**row, "s": ""} for row in panel["rows"]]
@@ -68,10 +77,14 @@ def _seesaw(run: RunFacts, unit: Unit) -> Figure | None:
         " Dashed: the task's own specialist." if small else ""
     )
     return Figure(
-        "seesaw" if share else "seesaw-loss", "Each task through the stages" + ("" if share else ", by loss"),
-        f"Lines: score of each task ({shown}) at {wording.names(order, 12)}.", drawing,
-        ["task", "model", "score (0 to 1)" if share else "loss, nats", "95 % low", "95 % high"], table, note,
-    )  # fmt: skip
+        id="seesaw" if share else "seesaw-loss",
+        title="Each task through the stages" + ("" if share else ", by loss"),
+        describe=f"Lines: score of each task ({shown}) at {wording.names(order, 12)}.",
+        drawing=drawing,
+        headers=["task", "model", "score (0 to 1)" if share else "loss, nats", "95 % low", "95 % high"],
+        rows=table,
+        note=note,
+    )
 
 
 def _apart(rows: list[dict[str, Any]], tasks: list[str]) -> None:
@@ -122,11 +135,14 @@ def forgetting(run: RunFacts) -> Figure | None:
         "diverging": True,
     }
     return Figure(
-        "forgetting", "Every model on every task",
-        "Heatmap: score of each model on each task, coloured by how far it is below or above the task's own specialist.", drawing,
-        ["task", "model", "score", "distance from the specialist, share"], table,
-        "Number: score (% right, or loss). Orange: below the task's own specialist (framed), purple: above.",
-    )  # fmt: skip
+        id="forgetting",
+        title="Every model on every task",
+        describe="Heatmap: score of each model on each task, coloured by how far it is below or above the task's own specialist.",
+        drawing=drawing,
+        headers=["task", "model", "score", "distance from the specialist, share"],
+        rows=table,
+        note="Number: score (% right, or loss). Orange: below the task's own specialist (framed), purple: above.",
+    )
 
 
 def neutral(run: RunFacts) -> Figure | None:
@@ -144,9 +160,14 @@ def neutral(run: RunFacts) -> Figure | None:
         "digits": 3,
     }
     return Figure(
-        "neutral", "General ability: loss on a neutral text", "Dots: loss of each model on a fixed English text that no task is about; further right is worse.",
-        drawing, ["model", "loss, nats"], [[wording.model(m), loss] for m, loss in run.neutral.items()], neutral_says(run),
-    )  # fmt: skip
+        id="neutral",
+        title="General ability: loss on a neutral text",
+        describe="Dots: loss of each model on a fixed English text that no task is about; further right is worse.",
+        drawing=drawing,
+        headers=["model", "loss, nats"],
+        rows=[[wording.model(m), loss] for m, loss in run.neutral.items()],
+        note=neutral_says(run),
+    )
 
 
 def neutral_says(run: RunFacts) -> str:

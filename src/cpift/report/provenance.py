@@ -51,7 +51,17 @@ def comparison_provenance(found: Mapping[str, Any], name: str) -> list[Html]:
     defaults = dict(flat(defaults_of(found["recipe"])))
     budgets = found["budgets"]
     methods = list(dict.fromkeys(m for results in budgets.values() for m in results))
-    words = ["cpift", "compare", f"{name}/recipe.yaml", "--out", f"{name}-again", "--methods", *methods, "--seeds", *map(str, found["seeds"])]  # fmt: skip
+    words = [
+        "cpift",
+        "compare",
+        f"{name}/recipe.yaml",
+        "--out",
+        f"{name}-again",
+        "--methods",
+        *methods,
+        "--seeds",
+        *map(str, found["seeds"]),
+    ]
     words += ["--budget", *budgets]
     if found["reference"] != "cpi_ft":
         words += ["--reference", found["reference"]]

@@ -114,7 +114,13 @@ def _counted(some: Sequence[Verdict], known: int, other: str, word: str) -> str:
     """Up to two tasks by name; of more the number, the mean, and the one that moved most."""
     if (len(some) < 3 and len(some) < known) or known == 1:
         return f"{word} on {wording.names([f'{v.task} ({_size(v.gaps[other], v.metric.unit)})' for v in some], longest=120)}"
-    who = "both tasks" if len(some) == known == 2 else f"all {known} tasks" if len(some) == known else f"{len(some)} of {known} tasks"  # fmt: skip
+    who = (
+        "both tasks"
+        if len(some) == known == 2
+        else f"all {known} tasks"
+        if len(some) == known
+        else f"{len(some)} of {known} tasks"
+    )
     most = max(some, key=lambda v: (v.metric.unit == PER_CENT, abs(v.gaps[other].value)))
     told = f", most {most.task} {wording.gap(most.gaps[other].value, most.metric.unit)}" if len(some) < known else ""
     return f"{word} on {who} ({_mean(some, other)}{told})"
