@@ -9,7 +9,7 @@ import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-_IMPORTS = ["preloaded", "cpift.cli.main", "cpift.runs.pipeline", "cpift.runs.stages", "cpift.method.identify", "cpift.method.fuse", "cpift.train.fine_tune",
+_IMPORTS = ["preloaded", "cpift.cli.main", "cpift.runs.pipeline", "cpift.runs.stages.graph", "cpift.method.identify", "cpift.method.fuse", "cpift.train.fine_tune",
             "cpift.evaluation.scores", "cpift.planning.plan", "cpift.runs.publish", "transformers.models.llama.modeling_llama"]  # fmt: skip
 
 

@@ -30,8 +30,10 @@ from cpift.runs.make import make
 from cpift.runs.publish import mixed_precision
 from cpift.runs.stage import Run, Stage
 from cpift.train import accelerator, models
+from cpift.train import config as config_module
 from cpift.train import fine_tune as training
 from cpift.train.fine_tune import fine_tune
+from cpift.train.spec import TrainSpec
 
 SETTINGS = {"per_device_train_batch_size": 4, "bf16": False, "max_length": 64}
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.19 GiB"
@@ -99,7 +101,7 @@ def test_nothing_of_a_training_stays(
 ) -> None:
     """Model, every parameter, trainer and optimizer are gone as fine_tune returns."""
     settings = {**SETTINGS, "bf16": frozen}
-    done = fine_tune(base, rows(), tmp_path / "out", settings, steps=2, seed=0, frozen=region if frozen else None)
+    done = fine_tune(base, rows(), tmp_path / "out", TrainSpec(settings, 2, 0), frozen=region if frozen else None)
     assert (done.frozen > 0) == frozen
     assert done.precision == ("bf16 autocast" if frozen else "fp32")
     assert len(watched.seen) > 10
@@ -122,7 +124,7 @@ def test_nothing_of_a_training_that_failed_stays(
 
         monkeypatch.setattr(training._Trainer, "training_step", step)
     with pytest.raises(ValueError if what == "another error" else CpiftError) as told:
-        fine_tune(base, rows(), tmp_path / "out", settings, steps=9, seed=0, frozen=region)
+        fine_tune(base, rows(), tmp_path / "out", TrainSpec(settings, 9, 0), frozen=region)
     assert len(watched.seen) > 10
     assert watched.alive == []
     assert str(told.value)
@@ -204,7 +206,7 @@ def test_a_training_without_memory_is_one_line_with_what_to_change(
     monkeypatch.setattr(training._Trainer, "training_step", raising(torch.OutOfMemoryError(CUDA)))
     data = rows()
     with pytest.raises(OutOfMemory) as told:
-        fine_tune(base, data, tmp_path / "out", {**SETTINGS, **settings}, steps=2, seed=0)
+        fine_tune(base, data, tmp_path / "out", TrainSpec({**SETTINGS, **settings}, 2, 0))
     text, longest = str(told.value), max(len(row.input_ids) for row in data)
     each = settings.get("per_device_train_batch_size", 4)
     assert text.startswith(f"out of memory on Card (80.0 GiB) with batches of {each} rows, the longest of {longest} ")
@@ -236,7 +238,7 @@ def test_a_run_without_memory_ends_with_one_line(
 
 def test_a_job_without_memory_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One attempt; the line is the job's."""
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(accelerator.__file__).parents[1]}")
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(accelerator.__file__).parents[2]}")
     engine = make_engine("local", 2)
     assert engine is not None
     said: list[str] = []
@@ -370,15 +372,15 @@ def test_scores_of_two_precisions_are_not_set_side_by_side_in_silence() -> None:
 @pytest.mark.parametrize("known", ["activation_checkpointing", "gradient_checkpointing"])
 def test_checkpointing_has_two_names(monkeypatch: pytest.MonkeyPatch, given: str, known: str) -> None:
     """A recipe may have either; transformers gets the one that it knows, and only that."""
-    monkeypatch.setattr(training, "_CHECKPOINTING", known)
+    monkeypatch.setattr(config_module, "_CHECKPOINTING", known)
     seen: dict[str, Any] = {}
     config = training.SFTConfig(output_dir="unused", use_cpu=True, bf16=False, activation_checkpointing=False)
-    monkeypatch.setattr(training, "SFTConfig", lambda **settings: seen.update(settings) or config)
-    monkeypatch.setattr(training, "typed", lambda settings, *where: dict(settings))
-    training._config({given: True}, Path("unused"), steps=1, seed=0)
+    monkeypatch.setattr(config_module, "SFTConfig", lambda **settings: seen.update(settings) or config)
+    monkeypatch.setattr(config_module, "typed", lambda settings, *where: dict(settings))
+    config_module.sft_config({given: True}, Path("unused"), steps=1, seed=0)
     assert {name: value for name, value in seen.items() if "checkpointing" in name} == {known: True}
     seen.clear()
-    training._config({}, Path("unused"), steps=1, seed=0)
+    config_module.sft_config({}, Path("unused"), steps=1, seed=0)
     assert {name: value for name, value in seen.items() if "checkpointing" in name} == {known: False}
 
 
@@ -391,7 +393,7 @@ def test_a_training_on_the_processor_of_a_machine_with_a_card_is_as_without_one(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert accelerator.bf16_helps()
     assert not accelerator.bf16_helps(on_cpu=True)
-    assert not training._config({"use_cpu": True}, Path("unused"), steps=1, seed=0).bf16
+    assert not config_module.sft_config({"use_cpu": True}, Path("unused"), steps=1, seed=0).bf16
 
 
 def test_the_callback_drops_the_values_it_kept(base: Path, region: Region) -> None:

@@ -18,6 +18,7 @@ from cpift.data.healing import GoOnWith, starts, text_of
 from cpift.evaluation.scores import EvalTask, evaluate, generate
 from cpift.train.fine_tune import fine_tune
 from cpift.train.models import load_model, load_tokenizer
+from cpift.train.spec import TrainSpec
 
 TEXTS = ["Label: positive", "Label: negative", "Label:\npositive", "Label:\tnegative", "Assistant: positive", "x:7 (a)"]
 # A header that ends in a blank, and an end of turn that is not the tokenizer's end token.
@@ -144,7 +145,7 @@ def tosser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder, sides, words = tmp_path_factory.mktemp("coins"), SIDES[request.param], tokenizer()
     data = [encode(row, words) for kind in ENDS for row in coins(kind, sides, 40, 0)]
     settings = {"per_device_train_batch_size": 40, "bf16": False, "learning_rate": 1e-2}
-    fine_tune(base(folder / "base", words), data, folder / "model", settings, steps=60, seed=0)
+    fine_tune(base(folder / "base", words), data, folder / "model", TrainSpec(settings, 60, 0))
     return folder / "model", sides
 
 

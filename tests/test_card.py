@@ -138,7 +138,7 @@ def test_a_report_that_cannot_be_made_does_not_fail_the_run(
     def broken(*_: object) -> Path:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("cpift.report.make_report", broken)
+    monkeypatch.setattr("cpift.runs.pipeline.make_report", broken)
     listener = Listener()
     assert run(Recipe.parse(tiny.recipe(whole.parent)), copy(whole, tmp_path / "again"), reporter=listener)
     assert any("the report was not written (no ink); cpift report" in said for said in listener.said)

@@ -22,7 +22,8 @@ from cpift.metrics.intervals import of_score
 from cpift.planning.plan import plan
 from cpift.recipe.recipe import Recipe
 from cpift.runs.executor import Runner
-from cpift.runs.stage import Run, first_stages
+from cpift.runs.stage import Run
+from cpift.runs.stages.graph import first_stages
 
 LIMIT = 40
 # One token a byte, and the end: 5 + 4 + 1; 50 + 4 + 1, nothing left to learn; 5 + 50 + 1, the end cut off.

@@ -18,7 +18,8 @@ from cpift.errors import CpiftError
 from cpift.files import manifest
 from cpift.recipe.parts import Task
 from cpift.recipe.recipe import Recipe
-from cpift.runs.stage import Run, _task_stage
+from cpift.runs.stage import Run
+from cpift.runs.stages.data import rows_stage
 
 ROWS = [{"prompt": 'ä, "b"\nc', "completion": "1,5"}, {"prompt": "d", "completion": "007"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -206,7 +207,7 @@ def test_sets_of_unlike_shapes(tmp_path: Path) -> None:
 
 def key(task: dict[str, Any]) -> str:
     recipe = Recipe.parse({"model": "m", "tasks": {"t": task}})
-    return manifest.key_of(_task_stage(Run(recipe, Path("out")), "t").settings, {})
+    return manifest.key_of(rows_stage(Run(recipe, Path("out")), "t").settings, {})
 
 
 def test_runs_made_before_the_newer_keys_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from cpift.metrics.answers import AnswerPattern, normalise
 from cpift.metrics.summary import summary
 from cpift.train.fine_tune import fine_tune
 from cpift.train.models import load_model, load_tokenizer
+from cpift.train.spec import TrainSpec
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = tiny.tokenizer()
     data = [encode(row, words) for row in tiny.rows("first", 64, 0)]
     settings = {"per_device_train_batch_size": 16, "bf16": False, "learning_rate": 1e-2}
-    fine_tune(tiny.base(folder / "base"), data, folder / "model", settings, steps=60, seed=0)
+    fine_tune(tiny.base(folder / "base"), data, folder / "model", TrainSpec(settings, 60, 0))
     return folder / "model"
 
 
@@ -49,7 +50,7 @@ def parrot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parrot")
     data = [encode(row, tiny.tokenizer()) for row in tiny.rows("upper", 60, 0)]
     settings = {"per_device_train_batch_size": 20, "bf16": False, "learning_rate": 3e-3}
-    fine_tune(tiny.base(folder / "base", hidden_size=64), data, folder / "model", settings, steps=250, seed=0)
+    fine_tune(tiny.base(folder / "base", hidden_size=64), data, folder / "model", TrainSpec(settings, 250, 0))
     return folder / "model"
 
 

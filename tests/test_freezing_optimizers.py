@@ -24,7 +24,9 @@ from cpift.errors import CpiftError
 from cpift.method.freeze import freeze
 from cpift.method.freeze_hooks import chain
 from cpift.method.region import Region
-from cpift.train.fine_tune import FreezeCallback, fine_tune
+from cpift.train.callbacks import FreezeCallback
+from cpift.train.fine_tune import fine_tune
+from cpift.train.spec import TrainSpec
 
 
 class ScheduleFree(torch.optim.Optimizer):
@@ -197,7 +199,7 @@ def test_what_is_saved_are_the_weights_to_use(tmp_path: Path, monkeypatch: pytes
     core = Region({name: np.arange(0, 32, 3, dtype=np.int32)}, 32)
     rows = [encode(row, tiny.tokenizer()) for row in tiny.rows("reverse", 8, 0)]
     settings = {"optim": "schedule_free_sgd", "per_device_train_batch_size": 4, "bf16": False, "learning_rate": 0.1}
-    fine_tune(base, rows, tmp_path / "out", settings, steps=3, seed=0, frozen=core)
+    fine_tune(base, rows, tmp_path / "out", TrainSpec(settings, 3, 0), frozen=core)
     saved, before = (load_file(folder / "model.safetensors")[name] for folder in (tmp_path / "out", base))
     assert np.array_equal(saved[::3].view(np.int32), before[::3].view(np.int32))
     assert not np.array_equal(saved, before)

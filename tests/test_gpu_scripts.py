@@ -217,7 +217,7 @@ def test_no_cell_breaks_the_table() -> None:
 def test_a_run_needs_no_installed_package_but_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine without a network the source is put on the path; the versions in stage.json must not ask for more."""
     import cpift
-    from cpift.runs.make import versions
+    from cpift.runs.usage import versions
 
     real = importlib.metadata.version
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,13 @@ def test_stages_that_are_half_made_or_being_replaced_are_not_finished(tmp_path: 
         (place.stages / folder / "stage.json").touch()
     assert list(place.finished()) == ["01-probe/b", "05-fuse"]
     assert place.under_way() == ["01-probe/a", "06-refine/2"]
+
+
+def test_no_module_but_the_layout_spells_a_stage_folder() -> None:
+    """One place for each decision: a literal such as "01-probe/" elsewhere would not follow a change of the layout."""
+    spelt = {
+        file.name
+        for file in SOURCE.rglob("*.py")
+        if file != SOURCE / "files/layout.py" and re.search(r"\b0\d-[a-z]", file.read_text())
+    }
+    assert spelt == set()

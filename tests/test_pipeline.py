@@ -213,7 +213,7 @@ def test_refining_on_other_rows_in_each_stage(whole: Path, place: Path, tmp_path
         return fine_tune(model, rows, *more, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cpift.train.fine_tune.fine_tune", kept)
+        patch.setattr("cpift.runs.stages.train.fine_tune", kept)
         for resample in (False, True):
             mixed = {"examples_per_task": 4, "data": "mixed", "resample": resample}
             run(Recipe.parse(tiny.recipe(place, refine=mixed)), out, until="refine")

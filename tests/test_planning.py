@@ -28,8 +28,8 @@ SOURCES: list[dict[str, Any]] = [
 def test_the_steps_are_those_of_the_run(tmp_path: Path, changes: dict[str, Any]) -> None:
     """Of each part, from the stages that the run would make with every task a group of its own."""
     from cpift.runs.executor import Runner
-    from cpift.runs.stage import Run, first_stages
-    from cpift.runs.stages import last_stages, middle_stages
+    from cpift.runs.stage import Run
+    from cpift.runs.stages.graph import first_stages, last_stages, middle_stages
 
     recipe = Recipe.parse(tiny.recipe(tmp_path, **changes))
     current = Run(recipe, tmp_path / "out")

@@ -20,6 +20,7 @@ from cpift.runs.preflight import read_rows
 from cpift.runs.stage import Run
 from cpift.train.fine_tune import fine_tune
 from cpift.train.limits import limits_of_place
+from cpift.train.spec import TrainSpec
 
 
 def gpt2(folder: Path, positions: int) -> Path:
@@ -128,7 +129,7 @@ def test_a_training_refuses_them_as_well(tmp_path: Path) -> None:
     """Rows of a generated task are made too late for the check before a run."""
     rows = [encode(row, tiny.tokenizer()) for row in tiny.rows("reverse", 4, 0)]
     with pytest.raises(CpiftError, match=r"row 1 has .* tokens, and the model positions for 8"):
-        fine_tune(gpt2(tmp_path / "base", 8), rows, tmp_path / "o", {"bf16": False}, steps=1, seed=0)
+        fine_tune(gpt2(tmp_path / "base", 8), rows, tmp_path / "o", TrainSpec({"bf16": False}, 1, 0))
 
 
 def without(place: Path, *tokens: str) -> None:

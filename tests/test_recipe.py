@@ -129,13 +129,13 @@ def test_a_name_too_long_for_a_folder_is_refused() -> None:
 )
 def test_a_number_that_yaml_takes_for_text_is_used_or_refused(training: dict[str, Any]) -> None:
     """1e-4 without a dot is text in YAML 1.1, and what most people write."""
-    from cpift.train.fine_tune import _config, check_training
+    from cpift.train.config import check_training, sft_config
 
     try:
         check_training(training)
     except CpiftError:
         return
-    config = _config(training, Path("unused"), 1, 0)
+    config = sft_config(training, Path("unused"), 1, 0)
     assert all(isinstance(getattr(config, key), float) for key in training)
 
 
@@ -146,7 +146,7 @@ def test_a_number_that_yaml_takes_for_text_is_used_or_refused(training: dict[str
 )  # fmt: skip
 def test_settings_of_the_wrong_kind_are_refused_before_anything_starts(training: dict[str, Any]) -> None:
     """By what is called before anything is written."""
-    from cpift.train.fine_tune import check_training
+    from cpift.train.config import check_training
 
     with pytest.raises(CpiftError, match=next(iter(training))):
         check_training(training)

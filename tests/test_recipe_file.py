@@ -115,7 +115,7 @@ def test_paths_count_from_the_recipes_folder(tmp_path: Path) -> None:
 )
 def test_every_recipe_that_is_shipped_loads(file: Path) -> None:
     """And its training settings are known."""
-    from cpift.train.fine_tune import check_training
+    from cpift.train.config import check_training
 
     recipe = Recipe.load(file)
     for stage in ("probe", "backbone", "refine"):

@@ -125,7 +125,7 @@ def test_a_full_disk_in_the_middle_of_a_stage(whole: Path, tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("cpift.method.fuse.fuse", no_room)
+        patch.setattr("cpift.runs.stages.fuse.fuse", no_room)
         with pytest.raises(CpiftError, match=r"05-fuse: the disk is full; .*finished stages stand"):
             run(recipe, out)
     listener = Listener()

@@ -12,8 +12,10 @@ import tiny
 
 from cpift.data.encoding import Encoded
 from cpift.recipe.recipe import Recipe
-from cpift.runs.stage import Run, trained_stage
-from cpift.train.fine_tune import DEFAULTS, _config, _Trainer
+from cpift.runs.stage import Run
+from cpift.runs.stages.train import spec_of, train_stage
+from cpift.train.config import DEFAULTS, sft_config
+from cpift.train.fine_tune import _Trainer
 
 BATCH, TASKS, EACH = 16, 4, 320
 MEANS = (30, 60, 120, 240)  # tokens of a row, by task: tasks of unlike length
@@ -34,7 +36,7 @@ def order_of(settings: Mapping[str, Any], lengths: np.ndarray, base: Path, work:
     rows = [Encoded([5] * n, [5] * n) for n in lengths.tolist()]
     data = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-    trainer = _Trainer(model, _config(settings, work, 1, 0), train_dataset=data, processing_class=tokenizer)
+    trainer = _Trainer(model, sft_config(settings, work, 1, 0), train_dataset=data, processing_class=tokenizer)
     return np.array(list(trainer._get_train_sampler()))
 
 
@@ -53,7 +55,8 @@ def settings_of(tasks: list[str], tmp_path: Path, **more: Any) -> dict[str, Any]
     """What a stage of these tasks trains with."""
     current = Run(Recipe.parse(tiny.recipe(tmp_path)), tmp_path / "out")
     training = {"per_device_train_batch_size": BATCH, "bf16": False, **more.pop("training", {})}
-    stage = trained_stage(current, "x", "probe", "", ("", tmp_path / "base"), tasks, training, 1, **more)
+    spec = spec_of(current, training, 1, tuple(tasks), **more)
+    stage = train_stage(current, "x", "probe", "", current.base, spec)
     found: dict[str, Any] = stage.settings["training"]
     return found
 

@@ -14,8 +14,10 @@ from safetensors.numpy import load_file
 from cpift.data.encoding import encode
 from cpift.errors import CpiftError
 from cpift.method.region import Region
-from cpift.train.fine_tune import batch_rows, check_training, fine_tune
+from cpift.train.config import batch_rows, check_training
+from cpift.train.fine_tune import fine_tune
 from cpift.train.settings import SETTINGS as FIELDS
+from cpift.train.spec import TrainSpec
 
 SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 4, "bf16": False, "learning_rate": 1e-2}
 CORE = Region({"model.embed_tokens.weight": np.arange(0, 4000, 3, dtype=np.int32)}, 10)
@@ -36,7 +38,8 @@ def train(base: Path, out: Path, **more: Any) -> dict[str, np.ndarray]:
     """Six steps on the reversed words, more than an epoch; returns the weights."""
     training = {**SETTINGS, **more.pop("training", {})}
     encoded = [encode(row, tiny.tokenizer()) for row in tiny.rows("reverse", 20, 0)]
-    fine_tune(base, encoded, out, training, steps=6, seed=more.pop("seed", 0), **more)
+    fields = {name: more.pop(name) for name in ("trainable", "chat") if name in more}
+    fine_tune(base, encoded, out, TrainSpec(training, 6, more.pop("seed", 0), **fields), **more)
     return load_file(out / "model.safetensors")
 
 
@@ -190,7 +193,7 @@ def test_a_checkpoint_cut_short_is_passed_over(base: Path, tmp_path: Path) -> No
 def test_what_a_training_tells(base: Path, tmp_path: Path) -> None:
     """Steps, losses, and how much was frozen and changed."""
     encoded = [encode(row, tiny.tokenizer()) for row in tiny.rows("reverse", 20, 0)]
-    told = fine_tune(base, encoded, tmp_path / "o", SETTINGS, steps=3, seed=0, frozen=CORE)
+    told = fine_tune(base, encoded, tmp_path / "o", TrainSpec(SETTINGS, 3, 0), frozen=CORE)
     assert (told.steps, told.frozen, told.frozen_changed) == (3, CORE.count, 0)
     assert [step for step, _, _ in told.losses] == [1, 2, 3]
     assert told.losses[-1][1] < told.losses[0][1]

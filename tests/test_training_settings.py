@@ -18,8 +18,10 @@ from cpift.data.encoding import Encoded, encode
 from cpift.errors import CpiftError
 from cpift.train import settings as training_settings
 from cpift.train import values as training_values
-from cpift.train.fine_tune import check_training, fine_tune
+from cpift.train.config import check_training
+from cpift.train.fine_tune import fine_tune
 from cpift.train.settings import SETTINGS
+from cpift.train.spec import TrainSpec
 from cpift.train.values import OPTIMIZER_PACKAGES, REFUSED_VALUES, REPORT_PACKAGES
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +100,7 @@ def test_what_works_trains(name: str, base: Path, tmp_path: Path) -> None:
     training = {**SMALL, **TRAININGS[name]}
     check_training(training)
     try:
-        trained = fine_tune(base, rows(), tmp_path / "o", training, steps=2, seed=0)
+        trained = fine_tune(base, rows(), tmp_path / "o", TrainSpec(training, 2, 0))
     finally:
         torch.use_deterministic_algorithms(False)
     assert trained.steps == 2
@@ -106,7 +108,7 @@ def test_what_works_trains(name: str, base: Path, tmp_path: Path) -> None:
     assert trained.losses
     after = load_file(tmp_path / "o" / "model.safetensors")
     if not _PLAIN:
-        fine_tune(base, rows(), tmp_path / "plain", SMALL, steps=2, seed=0)
+        fine_tune(base, rows(), tmp_path / "plain", TrainSpec(SMALL, 2, 0))
         _PLAIN.update(load_file(tmp_path / "plain" / "model.safetensors"))
     assert all(np.allclose(after[n], _PLAIN[n], atol=1e-5) for n in _PLAIN) == (name in SAME)
 
@@ -208,7 +210,7 @@ def test_packages_are_named_for_every_optimizer_and_service() -> None:
 def test_three_rows_of_which_the_last_batch_is_dropped_are_too_few(base: Path, tmp_path: Path) -> None:
     """No step would be made, and the base saved as trained."""
     with pytest.raises(CpiftError, match=r"dataloader_drop_last: there are 3 rows, fewer than the 4 of a batch"):
-        fine_tune(base, rows(3), tmp_path / "o", {**SMALL, "dataloader_drop_last": True}, steps=2, seed=0)
+        fine_tune(base, rows(3), tmp_path / "o", TrainSpec({**SMALL, "dataloader_drop_last": True}, 2, 0))
     assert not (tmp_path / "o").exists()
 
 
@@ -219,13 +221,13 @@ def test_fewer_steps_than_asked_are_an_error(base: Path, tmp_path: Path, monkeyp
     def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_training_stop = True
 
-    monkeypatch.setattr(training._Watch, "on_step_end", stop)
+    monkeypatch.setattr(training.Watch, "on_step_end", stop)
     with pytest.raises(CpiftError, match="1 of 3 steps were made"):
-        fine_tune(base, rows(), tmp_path / "o", SMALL, steps=3, seed=0)
+        fine_tune(base, rows(), tmp_path / "o", TrainSpec(SMALL, 3, 0))
     assert not (tmp_path / "o" / "model.safetensors").exists()
 
 
 def test_a_setting_that_the_model_refuses_is_one_line(base: Path, tmp_path: Path) -> None:
     """The weight of a router's loss, for a model without a router."""
     with pytest.raises(CpiftError, match=r"the trainer refuses it .*router_aux_loss_coef"):
-        fine_tune(base, rows(), tmp_path / "o", {**SMALL, "router_aux_loss_coef": 0.1}, steps=1, seed=0)
+        fine_tune(base, rows(), tmp_path / "o", TrainSpec({**SMALL, "router_aux_loss_coef": 0.1}, 1, 0))

@@ -24,8 +24,8 @@ from cpift.evaluation import scores as evaluation
 from cpift.evaluation.scores import EvalTask
 from cpift.recipe.recipe import Recipe
 from cpift.runs.pipeline import run
-from cpift.runs.stage import Run
-from cpift.runs.stages import evaluate_stages
+from cpift.runs.stage import ModelRef, Run
+from cpift.runs.stages.evaluate import evaluate_stages
 from cpift.train.models import load_tokenizer, save
 
 # The end of a turn as the models' own cards and generation_config have it.
@@ -252,7 +252,7 @@ def test_the_recipes_template_is_used_saved_and_part_of_the_keys(tmp_path: Path)
             reporter=heard,
         )
     assert heard.made == ["01-probe/upper"]
-    stages = evaluate_stages(Run(Recipe.parse(data), tmp_path / "out"), "base", ("", tmp_path / "base"))
+    stages = evaluate_stages(Run(Recipe.parse(data), tmp_path / "out"), "base", ModelRef(tmp_path / "base"))
     assert settings.items() <= stages[0].settings.items()
 
 

@@ -9,7 +9,7 @@ import torch
 from checkpoints import write
 
 from cpift.method.identify import identify
-from cpift.runs.stages import region_warnings
+from cpift.runs.stages.identify import region_warnings
 
 EMBEDDING, LAYER = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
 

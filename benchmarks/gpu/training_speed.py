@@ -80,6 +80,7 @@ class Trial:
 
     def cpift(self, batch: int, steps: int) -> Speed:
         from cpift.train.fine_tune import fine_tune
+        from cpift.train.spec import TrainSpec
 
         watch = Watch(steps)
         release()
@@ -90,7 +91,7 @@ class Trial:
 
         shutil.rmtree(self._out, ignore_errors=True)
         fine_tune(
-            self._base, self.take(batch, steps), self._out, self.settings(batch), steps=steps, seed=0, tick=tick
+            self._base, self.take(batch, steps), self._out, TrainSpec(self.settings(batch), steps, 0), tick=tick
         )  # fmt: skip
         return watch.speed()
 
@@ -100,7 +101,7 @@ class Trial:
         from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
         from trl import SFTConfig, SFTTrainer
 
-        from cpift.train.fine_tune import DEFAULTS
+        from cpift.train.config import DEFAULTS
 
         watch = Watch(steps)
         release()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cpift.planning.plan import plan
     from cpift.recipe.recipe import Recipe
     from cpift.runs.pipeline import run
-    from cpift.train.fine_tune import FreezeCallback
+    from cpift.train.callbacks import FreezeCallback
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
 # torch and transformers take seconds to import; `cpift --help` needs neither.
 _PLACES = {
     "CpiftError": ("errors", "CpiftError"),
-    "FreezeCallback": ("train.fine_tune", "FreezeCallback"),
+    "FreezeCallback": ("train.callbacks", "FreezeCallback"),
     "Recipe": ("recipe.recipe", "Recipe"),
     "Region": ("method.region", "Region"),
     "evaluate": ("evaluation.recipe", "evaluate_recipe"),

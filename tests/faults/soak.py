@@ -217,7 +217,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # or a small disk would stay mounted
     preloaded._IMPORTS.append("soak")  # each process reads the main file again: by then it has imported all
     chosen = [f for f in FAULTS if f.__name__ in given.faults or not given.faults]
-    from cpift.runs.make import versions
+    from cpift.runs.usage import versions
 
     lines: list[str] = []
 

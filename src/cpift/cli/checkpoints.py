@@ -56,7 +56,7 @@ def identify(
     from cpift.checkpoint.writer import parse_size
     from cpift.console.terminal import Terminal, byte_progress, say, size
     from cpift.method.identify import identify as select
-    from cpift.runs.stages import region_warnings
+    from cpift.runs.stages.identify import region_warnings
 
     if out.exists() and not out.is_dir():
         raise CpiftError(f"{out}: is a file; --out names a folder")
@@ -236,7 +236,7 @@ def _region_files(places: Sequence[Path]) -> dict[str, Path]:
     for place in places:
         inside = sorted(place.glob("*.region.safetensors")) if place.is_dir() else []
         if place.is_dir() and not inside and not (place / REGION_FILE).is_file():
-            inside = sorted(place.glob(f"*/{REGION_FILE}"))  # 02-identify of a run
+            inside = sorted(place.glob(f"*/{REGION_FILE}"))  # the regions of a run
             if not inside:
                 raise CpiftError(f"{place}: holds no {REGION_FILE} and no NAME.region.safetensors")
         for file in inside or [place / REGION_FILE if place.is_dir() else place]:

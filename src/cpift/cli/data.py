@@ -34,7 +34,7 @@ def data(
     """
     from cpift.recipe.recipe import Recipe
     from cpift.runs.survey import mixture_lines, survey
-    from cpift.train.fine_tune import max_length
+    from cpift.train.config import max_length
 
     loaded = Recipe.load(recipe, overrides(sets))
     limit, tasks = max_length(loaded.training), survey(loaded, examples)

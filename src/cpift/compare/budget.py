@@ -12,7 +12,7 @@ from cpift.console.reporter import Reporter
 from cpift.errors import CpiftError
 from cpift.files.layout import Kind
 from cpift.recipe.recipe import Recipe
-from cpift.runs.stage import probe_epochs, probe_steps
+from cpift.runs.steps import probe_epochs, probe_steps
 
 TOLERANCE = 0.02  # relative deviation from the token budget above which a warning is raised
 
@@ -20,7 +20,7 @@ TOLERANCE = 0.02  # relative deviation from the token budget above which a warni
 def equal_tokens(recipe: Recipe, mine: Recipe, out: Path, job: Job, reporter: Reporter) -> tuple[Recipe, float]:
     """The recipe with its probes (and so its backbone) lengthened or cut so that all its training sees the tokens of
     CPI-FT as ``recipe`` has it; and how many these are."""
-    from cpift.train.fine_tune import batch_rows
+    from cpift.train.config import batch_rows
 
     seed, place = recipe.changed({"seed": job.seed}), out / "seeds" / Job("paper", REFERENCE, job.seed).folder
     plain = Work(seed, place, siblings(out, job), reporter, None)

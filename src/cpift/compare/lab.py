@@ -26,8 +26,8 @@ from cpift.files import manifest
 from cpift.files.layout import RunLayout
 from cpift.files.lock import alone
 from cpift.recipe.recipe import Recipe
-from cpift.runs.make import versions
 from cpift.runs.pipeline import check, report
+from cpift.runs.usage import versions
 
 FORMAT = "cpift.comparison/1"
 FILE = "comparison.json"

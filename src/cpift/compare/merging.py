@@ -19,10 +19,11 @@ from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.writer import copy_companions, set_dtype
 from cpift.compare.methods import METHODS
 from cpift.errors import CpiftError
-from cpift.runs.stage import Stage, base_settings
+from cpift.runs.identity import settings_of
+from cpift.runs.stage import Facts, ModelRef, Stage
 
 if TYPE_CHECKING:
-    from cpift.compare.workbench import Place, Work
+    from cpift.compare.workbench import Work
 
 VARIABLE = "CPIFT_MERGEKIT"
 
@@ -39,14 +40,15 @@ def mergekit() -> str:
     return found
 
 
-def merge(work: Work, name: str, method: str, models: Mapping[str, Place], parameters: Mapping[str, float]) -> Place:
+def merge(
+    work: Work, name: str, method: str, models: Mapping[str, ModelRef], parameters: Mapping[str, float]
+) -> ModelRef:
     """Merge fine-tuned models of the work's base in fp32; ``parameters`` are mergekit's, each model's alike."""
-    seed, command, base = work.run.recipe.seed, mergekit(), work.base[1]
+    seed, command, base = work.run.recipe.seed, mergekit(), work.base.path
     each, normalize = {"weight": 1.0, **parameters}, method in ("linear", "ties", "dare_ties")
     settings: dict[str, Any] = {"method": method, "parameters": each, "normalize": normalize, "seed": seed}
-    if not work.base[0]:
-        settings |= base_settings(work.run)
-    needs = tuple(place[0] for place in (work.base, *models.values()) if place[0])
+    settings |= settings_of(work.base, "base")
+    needs = tuple(stage for model in (work.base, *models.values()) for stage in model.needs)
 
     def config(base: Path, tuned: list[Path]) -> str:
         merged = [{"model": str(path.absolute()), "parameters": each} for path in tuned]
@@ -54,8 +56,8 @@ def merge(work: Work, name: str, method: str, models: Mapping[str, Place], param
         parts = {"models": merged, "dtype": "float32", "parameters": {"normalize": normalize}}
         return yaml.safe_dump({"merge_method": method, **start, **parts})
 
-    def run(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-        target, tuned = folders[name], [place[1] for place in models.values()]
+    def run(folders: Mapping[str, Path]) -> Facts:
+        target, tuned = folders[name], [model.path for model in models.values()]
         (target / "mergekit.yaml").write_text(config(base, tuned))
         with tempfile.TemporaryDirectory() as scratch:
             shown = [_untabled(path, Path(scratch) / str(i)) for i, path in enumerate([base, *tuned])]

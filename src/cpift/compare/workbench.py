@@ -17,19 +17,14 @@ from cpift.files.layout import RunLayout
 from cpift.metrics.score import Scores
 from cpift.recipe.recipe import Recipe
 from cpift.runs.executor import Runner
-from cpift.runs.stage import Run, Stage, base_needs, base_settings, first_stages, probe_epochs, trained_stage
-from cpift.runs.stages import (
-    evaluate_stages,
-    fuse_stage,
-    identify_stage,
-    last_stages,
-    middle_stages,
-    region_facts,
-    region_settings,
-    select_regions,
-)
-
-Place = tuple[str, Path]  # a stage's name ("" for none) and the folder of its model
+from cpift.runs.identity import settings_of
+from cpift.runs.stage import Facts, ModelRef, Run, Stage
+from cpift.runs.stages.evaluate import evaluate_stage
+from cpift.runs.stages.fuse import fuse_into
+from cpift.runs.stages.graph import first_stages, last_stages, middle_stages
+from cpift.runs.stages.identify import identify_stage, region_facts, region_settings, select_regions
+from cpift.runs.stages.train import spec_of, train_stage
+from cpift.runs.steps import probe_epochs
 
 
 class Work:
@@ -51,8 +46,8 @@ class Work:
         self._runner.make(first_stages(self.run))
 
     @property
-    def base(self) -> Place:
-        return (base_needs(self.run)[0] if base_needs(self.run) else "", self.run.base)
+    def base(self) -> ModelRef:
+        return self.run.base
 
     @property
     def budget(self) -> float:
@@ -63,52 +58,55 @@ class Work:
     def tasks(self) -> list[str]:
         return self.run.tasks
 
-    def probe(self) -> dict[str, Place]:
+    def probe(self) -> dict[str, ModelRef]:
         """Fine-tune the base on each task alone; find regions and groups."""
         self._runner.make(middle_stages(self.run))
         self.trained += [layout.probe(task) for task in self.tasks]
-        return {task: (layout.probe(task), self.run.folder(layout.probe(task))) for task in self.tasks}
+        return {task: self.run.model(layout.probe(task)) for task in self.tasks}
 
-    def cpi_ft(self, refine: bool = True) -> Place:
+    def cpi_ft(self, refine: bool = True) -> ModelRef:
         """The whole method, as the recipe has it, or all but its last stage; the model it ends with."""
         self.probe()
         stages = last_stages(self.run)
         made = [s for s in stages if s.kind in ("backbone", "fuse") or (refine and s.kind == "refine")]
         self._runner.make(made)
         self.trained += [s.name for s in made if s.kind != "fuse"]
-        return self.place(made[-1].name)
+        return self.run.model(made[-1].name)
 
-    def place(self, stage: str) -> Place:
-        return stage, self.run.folder(stage)
-
-    def make(self, stage: Stage) -> Place:
+    def make(self, stage: Stage) -> ModelRef:
         """Make one stage of any kind."""
         self._runner.make([stage])
-        return self.place(stage.name)
+        return self.run.model(stage.name)
 
     def train(
-        self, name: str, start: Place, tasks: list[str], tokens: float, *,
+        self, name: str, start: ModelRef, tasks: list[str], tokens: float, *,
         replay: Mapping[str, int] | None = None, frozen: list[str] | None = None, trainable: str | None = None,
         training: Mapping[str, Any] | None = None,
-    ) -> Place:  # fmt: skip
+    ) -> ModelRef:  # fmt: skip
         """Fine-tune on the rows of ``tasks`` for so many tokens."""
         settings = self.run.recipe.training_of("backbone") if training is None else training
         steps = self.steps(tokens, tasks, replay or {}, settings)
         what = f"{name}: {', '.join(tasks)}" + (f"; replayed: {', '.join(replay)}" if replay else "")
-        stage = trained_stage(
-            self.run, name, "backbone", what, start, tasks, settings, steps,
-            replay=replay, frozen=frozen, trainable=trainable,
-        )  # fmt: skip
+        spec = spec_of(
+            self.run,
+            settings,
+            steps,
+            tuple(tasks),
+            replay=replay or {},
+            frozen=tuple(frozen or ()),
+            trainable=trainable,
+        )
+        stage = train_stage(self.run, name, "backbone", what, start, spec)
         self.trained.append(name)
         return self.make(stage)
 
-    def add(self, name: str, task: str, probe: Place, current: Place) -> Place:
+    def add(self, name: str, task: str, probe: ModelRef, current: ModelRef) -> ModelRef:
         """Add a probe's update to the model so far, its core values transplanted."""
         what = f"add the update of {task} to the model so far"
-        given = {} if self.base[0] else base_settings(self.run)
+        given = settings_of(self.base, "base")
         return self._fuse(name, what, task, probe, self.base, current, given, interpolation="sum")
 
-    def blend(self, name: str, task: str, trained: Place, before: Place) -> Place:
+    def blend(self, name: str, task: str, trained: ModelRef, before: ModelRef) -> ModelRef:
         """SLERP from the model before to the one trained from it, the task's core transplanted."""
         part = self.run.recipe.fuse
         what = f"interpolate the model so far and the one trained on {task}"
@@ -118,51 +116,52 @@ class Work:
         )
 
     def _fuse(
-        self, name: str, what: str, task: str, tuned: Place, base: Place, backbone: Place | None,
+        self, name: str, what: str, task: str, tuned: ModelRef, base: ModelRef, backbone: ModelRef | None,
         given: Mapping[str, Any], transplant: bool = True, **options: Any,
-    ) -> Place:  # fmt: skip
-        core = self.place(layout.region(task))
-        needs = tuple(place[0] for place in (base, tuned, backbone, core) if place and place[0])
+    ) -> ModelRef:  # fmt: skip
+        models = (base, tuned) if backbone is None else (base, tuned, backbone)
+        needs = (*(stage for model in models for stage in model.needs), layout.region(task))
 
-        def combine(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-            regions = {task: core[1] / layout.REGION_FILE} if transplant else {}
-            start = backbone[1] if backbone else None
-            fuse_stage(folders[name], base[1], {task: tuned[1]}, backbone=start, regions=regions, **options)
+        def combine(folders: Mapping[str, Path]) -> Facts:
+            regions = {task: self.run.layout.region(task)} if transplant else {}
+            start = backbone.path if backbone else None
+            fuse_into(folders[name], base.path, {task: tuned.path}, backbone=start, regions=regions, **options)
             return {name: {}}
 
         settings = {"task": task, **options, **given}
         return self.make(Stage(name, "fuse", what, settings, needs, combine, writes_model=True))
 
-    def merge(self, name: str, method: str, models: Mapping[str, Place], parameters: Mapping[str, float]) -> Place:
+    def merge(
+        self, name: str, method: str, models: Mapping[str, ModelRef], parameters: Mapping[str, float]
+    ) -> ModelRef:
         """Merge fine-tuned models of the base by mergekit: :func:`cpift.compare.merging.merge`."""
         return merge(self, name, method, models, parameters)
 
-    def identify(self, task: str) -> Place:
+    def identify(self, task: str) -> ModelRef:
         """The core region of a task, from the base and its probe."""
         return self.make(identify_stage(self.run, task))
 
-    def core_of(self, task: str, before: Place, after: Place) -> Place:
+    def core_of(self, task: str, before: ModelRef, after: ModelRef) -> ModelRef:
         """The core region of a task from two models that follow one another, in place of base and probe."""
         name = layout.region(task)
 
-        def select(folders: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
-            found = select_regions(self.run, before[1], {task: after[1]})[task]
+        def select(folders: Mapping[str, Path]) -> Facts:
+            found = select_regions(self.run, before.path, {task: after.path})[task]
             # No base named: regions that are frozen together come from models of different times.
             replace(found, base="").save(folders[name] / layout.REGION_FILE)
             return {name: region_facts(found)}
 
-        settings = {**region_settings(self.run), **({} if before[0] else base_settings(self.run))}
-        needs = tuple(place[0] for place in (before, after) if place[0])
+        settings = {**region_settings(self.run), **settings_of(before, "base")}
+        needs = (*before.needs, *after.needs)
         return self.make(Stage(name, "identify", f"core region of {task}", settings, needs, select, "identify"))
 
-    def score(self, model: str, place: Place, tasks: Sequence[str] | None = None) -> Scores:
+    def score(self, model: str, place: ModelRef, tasks: Sequence[str] | None = None) -> Scores:
         """Scores of a model on the tasks, by default all."""
         wanted = list(tasks or self.tasks)
-        stages = [s for s in evaluate_stages(self.run, model, place) if s.name.rsplit("/", 1)[1] in wanted]
+        stages = [evaluate_stage(self.run, model, place, task) for task in self.tasks if task in wanted]
         self._runner.make(stages)
         return {
-            s.name.rsplit("/", 1)[1]: json.loads((self.run.folder(s.name) / layout.SCORE_FILE).read_text())
-            for s in stages
+            task: json.loads(self.run.layout.score(model, task).read_text()) for task in self.tasks if task in wanted
         }
 
     def spent(self, prefix: str = "") -> int:
@@ -174,16 +173,16 @@ class Work:
         return float(sum(self.run.facts(name)["seconds"] for name in dict.fromkeys(self.trained)))
 
     def rows(self, task: str) -> int:
-        return int(self.run.facts(layout.rows(task))["train_rows"])
+        return self.run.train_rows(task)
 
     def row_tokens(self, task: str) -> float:
         """Mean number of tokens of a training row."""
         if task not in self._lengths:
             from cpift.data.encoding import encode_all
-            from cpift.train.fine_tune import max_length
+            from cpift.train.config import max_length
             from cpift.train.models import load_tokenizer
 
-            tokenizer = load_tokenizer(self.base[1], self.run.recipe.trust_remote_code, self.run.recipe.chat)
+            tokenizer = load_tokenizer(self.base.path, self.run.recipe.trust_remote_code, self.run.recipe.chat)
             kept, _ = encode_all(self.run.rows(task, "train"), tokenizer, max_length(self.run.recipe.training))
             self._lengths[task] = sum(len(row.input_ids) for row in kept) / max(1, len(kept))
         return self._lengths[task]
@@ -212,7 +211,7 @@ class Work:
 
     def steps(self, tokens: float, tasks: list[str], replay: Mapping[str, int], training: Mapping[str, Any]) -> int:
         """Optimizer steps that see so many tokens."""
-        from cpift.train.fine_tune import batch_rows
+        from cpift.train.config import batch_rows
 
         rows, total = sum(self.rows(t) for t in tasks), self.pooled_tokens([tasks])
         kept = {t: min(count, self.rows(t)) for t, count in replay.items()}

@@ -11,7 +11,7 @@ from cpift.console.reporter import Reporter
 from cpift.data.rows import answer_warnings, load_rows, metric_of
 from cpift.evaluation.scores import EvalTask, evaluate
 from cpift.recipe.recipe import Recipe
-from cpift.train.fine_tune import check_training, max_length
+from cpift.train.config import check_training, max_length
 
 
 def evaluate_recipe(

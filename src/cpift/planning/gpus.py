@@ -50,7 +50,7 @@ def per_gpu(recipe: Recipe, shape: Shape, longest: int, core: int, gpus: int) ->
 
 
 def _step(recipe: Recipe, stage: Any, longest: int, core: int, gpus: int) -> Step:
-    from cpift.train.fine_tune import DEFAULTS
+    from cpift.train.config import DEFAULTS
 
     given = {**DEFAULTS, **recipe.training_of(stage)}
     rows, passes = ranks.share(

@@ -27,7 +27,7 @@ from cpift.recipe.recipe import Recipe
 from cpift.runs.preflight import check_limits, check_models
 from cpift.runs.survey import measure as measure_rows
 from cpift.runs.survey import mixture, mixture_lines
-from cpift.train.fine_tune import DEFAULTS, batch_rows, check_training, max_length
+from cpift.train.config import DEFAULTS, batch_rows, check_training, max_length
 from cpift.train.models import convert_gguf, load_tokenizer
 from cpift.train.sampling import KEY, with_sampling
 

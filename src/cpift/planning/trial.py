@@ -19,7 +19,7 @@ from cpift.planning.padding import padding
 from cpift.recipe.recipe import Recipe
 
 STEPS, WARM_UP = 12, 2  # the first ones are not timed, nor is the last
-_IMPORTS = "import cpift.cli.main, cpift.runs.pipeline, cpift.runs.stages, cpift.train.fine_tune, cpift.evaluation.scores, cpift.method.fuse"
+_IMPORTS = "import cpift.cli.main, cpift.runs.pipeline, cpift.runs.stages.graph, cpift.train.fine_tune, cpift.evaluation.scores, cpift.method.fuse"
 
 
 def measure(
@@ -78,8 +78,10 @@ def _training(
     recipe: Recipe, base: Path, encoded: Mapping[str, Sequence[Encoded]], scratch: Path
 ) -> dict[str, float | int]:
     from cpift.files import manifest
-    from cpift.runs.make import peak_memory, reset_peak
-    from cpift.train.fine_tune import DEFAULTS, batch_rows, fine_tune
+    from cpift.runs.usage import peak_memory, reset_peak
+    from cpift.train.config import DEFAULTS, batch_rows
+    from cpift.train.fine_tune import fine_tune
+    from cpift.train.spec import TrainSpec
 
     times: list[tuple[float, int]] = []
     folder = manifest.begin(scratch / "trial", "trial")
@@ -88,17 +90,14 @@ def _training(
     training["train_sampling_strategy"] = "sequential"
     lengths, width = [len(row.input_ids) for row in rows], batch_rows(training)
     each = int(training["per_device_train_batch_size"])
+    spec = TrainSpec(training, STEPS, recipe.seed, chat=recipe.chat, trust_remote_code=recipe.trust_remote_code)
     reset_peak()
     began = time.perf_counter()
     trained = fine_tune(
         base,
         rows,
         folder,
-        training,
-        steps=STEPS,
-        seed=recipe.seed,
-        trust_remote_code=recipe.trust_remote_code,
-        chat=recipe.chat,
+        spec,
         tick=lambda event: times.append((time.perf_counter(), event["tokens"])),
     )
     took, peak = time.perf_counter() - began, peak_memory()
@@ -121,7 +120,7 @@ def _merging(recipe: Recipe, base: Path, scratch: Path) -> dict[str, float | int
     from cpift.kernels.threads import core_count as threads
     from cpift.method.fuse import fuse
     from cpift.method.identify import identify
-    from cpift.runs.make import peak_memory, reset_peak
+    from cpift.runs.usage import peak_memory, reset_peak
 
     percent, tuned = str(recipe.region.percent), {"trial": scratch / "trial"}
     reset_peak()
@@ -146,8 +145,8 @@ def _merging(recipe: Recipe, base: Path, scratch: Path) -> dict[str, float | int
 def _scoring(recipe: Recipe, model: Path, tests: Mapping[str, Any]) -> dict[str, Any]:
     from cpift.evaluation.guard import neutral_loss
     from cpift.evaluation.scores import measure_scoring
-    from cpift.runs.make import peak_memory, reset_peak
-    from cpift.train.fine_tune import max_length
+    from cpift.runs.usage import peak_memory, reset_peak
+    from cpift.train.config import max_length
 
     reset_peak()
     loaded, rows = measure_scoring(model, tests, max_length(recipe.training), recipe.trust_remote_code, recipe.chat)

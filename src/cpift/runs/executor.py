@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from cpift.checkpoint.reader import open_checkpoint
+from cpift.console.terminal import Terminal
 from cpift.distributed import ranks
 from cpift.distributed.engine import Engine, Job, JobError
 from cpift.errors import CpiftError
 from cpift.files import layout, manifest
 from cpift.files.layout import RunLayout
 from cpift.recipe.recipe import Recipe
+from cpift.runs.identity import identities
 from cpift.runs.make import make, needs_of
 from cpift.runs.mirror import Mirror
-from cpift.runs.stage import Run, Stage, first_stages, identities
+from cpift.runs.stage import Run, Stage
+from cpift.runs.stages.graph import phases
 
 _SEEN_WITHIN = 60  # seconds
 
@@ -148,23 +151,11 @@ class Runner:
                 self._run.warn(text)
 
 
-def phases(current: Run, first: bool = True) -> Iterator[list[Stage]]:
-    """The stages, as far as each can be known: rows first, then regions and groups, then what the groups decide."""
-    from cpift.runs.stages import last_stages, middle_stages
-
-    if first:
-        yield first_stages(current)
-    yield middle_stages(current)
-    yield last_stages(current)
-
-
 def make_stages(recipe: Recipe, out: Path, names: Sequence[str], known: Mapping[Path, Any]) -> list[str]:
     """A worker's job: make these stages of a run whose folder the leader holds. Returns the warnings.
 
-    known: what the leader knows of checkpoints (:data:`cpift.runs.stage.identities`), so that not every worker reads them.
+    known: what the leader knows of checkpoints (:data:`cpift.runs.identity.identities`), so that not every worker reads them.
     """
-    from cpift.console.terminal import Terminal
-
     if not RunLayout(out).recipe.is_file():
         raise CpiftError(f"{out}: is not seen on {platform.node()}; all nodes must see the run folder under one path")
     identities.update(known)
@@ -237,7 +228,7 @@ def _check_room(current: Run, due: Sequence[Stage]) -> None:
     models = sum(stage.writes_model for stage in due)
     if not models or first.name == layout.BASE:
         return
-    needed = int(models * open_checkpoint(current.base).total * 4 * 1.05)
+    needed = int(models * open_checkpoint(current.base.path).total * 4 * 1.05)
     free = shutil.disk_usage(current.out).free
     if free < needed:
         raise CpiftError(

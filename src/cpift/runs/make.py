@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import platform
-import resource
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
+
+import torch
 
 from cpift.errors import CpiftError, OutOfMemory, is_disk_full, is_out_of_memory
 from cpift.files import manifest
 from cpift.runs.stage import Run, Stage
-
-VERSIONS = ("cpift", "torch", "transformers", "trl", "accelerate", "datasets", "safetensors", "numpy")
+from cpift.runs.usage import peak_memory, reset_peak, versions
+from cpift.train import accelerator
 
 
 def make(run: Run, due: Sequence[Stage], before: Callable[[], None] = lambda: None) -> None:
@@ -23,10 +20,6 @@ def make(run: Run, due: Sequence[Stage], before: Callable[[], None] = lambda: No
     Raises:
         CpiftError: what the action raises; a full disk; no memory, with the stage's name.
     """
-    import torch
-
-    from cpift.train import accelerator
-
     first = due[0]
     needs = {s.name: needs_of(run, s) for s in due}
     folders = {s.name: manifest.begin(run.folder(s.name), manifest.key_of(s.settings, needs[s.name])) for s in due}
@@ -70,30 +63,3 @@ def needs_of(current: Run, stage: Stage) -> dict[str, str]:
     """Digests of the stages that this one is made from; "" for one that is not there."""
     found = {name: manifest.read(current.folder(name)) for name in stage.needs}
     return {name: made.digest if made else "" for name, made in found.items()}
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of python and of the libraries that decide about results."""
-    import importlib.metadata
-
-    import cpift
-
-    # Of the package itself by its own word: it may run from its source, without being installed.
-    found = {name: importlib.metadata.version(name) for name in VERSIONS if name != "cpift"}
-    return {"python": platform.python_version(), "cpift": cpift.__version__, **found}
-
-
-def reset_peak() -> None:
-    """Let :func:`peak_memory` count from here, where the system can."""
-    with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the process so far
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int:
-    """Peak memory of this process in bytes, since the last reset where the system can tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if platform.system() == "Linux" else 1)

@@ -30,7 +30,7 @@ def _metadata(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if is_hub_id(model):
         found["base_model"] = model.partition("@")[0]
-    found |= _of_base(run.base)
+    found |= _of_base(run.base.path)
     found["tags"] = ["cpift", "trl", "sft", "multi-task"]
     paths = {s.path for t in run.recipe.tasks.values() if t.generate is None for s in t.sources("train")}
     sets = sorted(path for path in paths if is_hub_id(path))
@@ -126,7 +126,7 @@ def _limits(run: Run, result: Mapping[str, Any], last: str) -> str:
         )
     else:
         told.append("- Other abilities of the base may have been lost; none was measured.")
-    licence = _of_base(run.base).get("license")
+    licence = _of_base(run.base.path).get("license")
     if licence:
         told.append(
             f"- The licence above ({plain(str(licence))}) is the base model's; the data's, in the table, may ask for more."

@@ -17,9 +17,14 @@ from cpift.files.layout import RunLayout
 from cpift.files.lock import alone
 from cpift.recipe.recipe import STAGES, Recipe
 from cpift.recipe.yaml import origins
-from cpift.runs.executor import Runner, log, phases
+from cpift.report import make_report
+from cpift.runs.executor import Runner, log
 from cpift.runs.mirror import Mirror
+from cpift.runs.preflight import check_models, read_rows
+from cpift.runs.publish import write_outcome
 from cpift.runs.stage import Run
+from cpift.runs.stages.graph import phases
+from cpift.train.config import check_training, join
 
 
 def run(
@@ -56,8 +61,6 @@ def run(
     if until is not None and until not in STAGES:
         raise CpiftError(f"until: {until} is not one of {', '.join(STAGES)}")
     out = Path(out)
-    from cpift.train.fine_tune import join
-
     ranks.check()
     join()
     if not ranks.leads():
@@ -79,8 +82,6 @@ def _lead(
     check(recipe, out)
     place = RunLayout(out)
     copy = Mirror(mirror, recipe, out, reporter) if mirror is not None else None
-    from cpift.runs.preflight import read_rows
-
     current = Run(recipe, out, reporter)
     read_rows(current)
     with engine or nullcontext(), alone(out):
@@ -112,8 +113,6 @@ def _all(current: Run, runner: Runner, until: str | None) -> dict[str, Any]:
             return {}
     if until is not None and until != "evaluate":
         return {}
-    from cpift.runs.publish import write_outcome
-
     result = write_outcome(current, [s for stages in phases(current) for s in stages])
     log(current.out, {"event": "run", "seconds": time.perf_counter() - began})
     return result
@@ -121,8 +120,6 @@ def _all(current: Run, runner: Runner, until: str | None) -> dict[str, Any]:
 
 def report(out: Path, reporter: Reporter) -> None:
     """Write ``report.html``; what goes wrong in it is told, and costs nothing but the page."""
-    from cpift.report import make_report
-
     try:
         make_report(out)
     except Exception as error:
@@ -151,9 +148,6 @@ def check(recipe: Recipe, out: Path) -> None:
             raise CpiftError(f"{out}: holds another recipe's run (its {what} differ); choose another --out")
     elif out.is_dir() and any(p.name not in (place.lock.name, place.plan.name) for p in out.iterdir()):
         raise CpiftError(f"{out}: is not empty and holds no run; choose another --out")
-    from cpift.runs.preflight import check_models
-    from cpift.train.fine_tune import check_training
-
     check_models(recipe)
     for stage in ("probe", "backbone", "refine"):
         check_training(recipe.training_of(stage), "training" if stage == "probe" else f"{stage}.training")

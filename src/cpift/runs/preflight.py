@@ -20,9 +20,10 @@ from cpift.method.rehearsal import check_names
 from cpift.metrics import named
 from cpift.recipe.backbones import BACKBONES
 from cpift.recipe.recipe import Recipe
-from cpift.runs.stage import Run, first_stages
+from cpift.runs.stage import Run
+from cpift.runs.stages.graph import first_stages
 from cpift.runs.survey import measure, tokenizer_of
-from cpift.train.fine_tune import check_rows, max_length
+from cpift.train.config import check_rows, max_length
 from cpift.train.limits import Rows, check_fits, check_generation, check_tokenizer, limits_of_place
 from cpift.train.models import check_model, load_tokenizer
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from cpift.files import layout, manifest
 from cpift.metrics.summary import summary
-from cpift.runs.guard_stage import losses
 from cpift.runs.model_card import card
 from cpift.runs.stage import Run, Stage
+from cpift.runs.stages.guard import losses
 
 
 def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     for stage in stages:
         name = layout.parse(stage.name)
         if name is not None and name.kind is layout.Kind.SCORE:
-            model, task = stage.together.removeprefix("evaluate/"), name.task
+            model, task = stage.model, name.task
             found = json.loads((run.folder(stage.name) / layout.SCORE_FILE).read_text())
             scores.setdefault(model, {})[task] = found
     mixed = mixed_precision(scores)

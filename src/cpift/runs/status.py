@@ -12,8 +12,8 @@ from cpift.files.layout import Kind
 from cpift.files.lock import in_use
 from cpift.recipe.recipe import Recipe
 from cpift.runs.make import needs_of
-from cpift.runs.stage import Run, Stage, first_stages
-from cpift.runs.stages import last_stages, middle_stages
+from cpift.runs.stage import Run, Stage
+from cpift.runs.stages.graph import first_stages, last_stages, middle_stages
 
 
 @dataclass(frozen=True)

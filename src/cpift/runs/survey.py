@@ -19,7 +19,7 @@ from cpift.errors import CpiftError
 from cpift.metrics import named
 from cpift.recipe.parts import Task
 from cpift.recipe.recipe import Recipe
-from cpift.train.fine_tune import max_length
+from cpift.train.config import max_length
 from cpift.train.models import load_tokenizer
 
 

@@ -13,7 +13,7 @@ def with_sampling(training: Mapping[str, Any], tasks: int) -> dict[str, Any]:
 
     Grouping by length sorts tasks of unlike length apart, so that a batch holds hardly more than one of them: each step
     then pulls towards one task. Shuffled batches mix the tasks, as the paper's do. For one task nothing is added:
-    :data:`cpift.train.fine_tune.DEFAULTS` groups by length.
+    :data:`cpift.train.config.DEFAULTS` groups by length.
 
     Args:
         training: the recipe's settings for the stage.

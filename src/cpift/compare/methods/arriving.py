@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cpift.compare.methods.method import Arrival
+from cpift.runs.stage import ModelRef
 
 if TYPE_CHECKING:
-    from cpift.compare.workbench import Place, Work
+    from cpift.compare.workbench import Work
 
 
 def allowance(work: Work, task: str) -> float:
@@ -24,6 +25,6 @@ def sample(work: Work, earlier: list[str]) -> dict[str, int]:
     return dict.fromkeys(earlier, work.run.recipe.refine.examples_per_task)
 
 
-def arrival(work: Work, task: str, model: str, place: Place, tokens: int) -> Arrival:
+def arrival(work: Work, task: str, model: str, place: ModelRef, tokens: int) -> Arrival:
     """Scored on all tasks, those to come as well: what a task gains when it arrives counts from there."""
     return Arrival(task, tokens, work.score(model, place))

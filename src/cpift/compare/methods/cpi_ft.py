@@ -17,12 +17,12 @@ _SOURCE = "arXiv:2508.21741"
 
 def _cpi_ft(work: Work) -> Scores:
     place = work.cpi_ft()
-    return work.score(layout.model_of(place[0]), place)
+    return work.score(layout.model_of(place.stage or ""), place)
 
 
 def _no_refine(work: Work) -> Scores:
     place = work.cpi_ft(refine=False)
-    return work.score(layout.model_of(place[0]), place)
+    return work.score(layout.model_of(place.stage or ""), place)
 
 
 def _arriving(work: Work) -> list[Arrival]:

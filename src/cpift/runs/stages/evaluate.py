@@ -1,0 +1,72 @@
+"""The stages that score a model on every task of the run, all by one call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cpift.evaluation.scores import EvalTask, evaluate, scoring_identity
+from cpift.files import layout
+from cpift.runs.identity import settings_of
+from cpift.runs.stage import Facts, ModelRef, Run, Stage
+from cpift.runs.stages.progress import Counter
+from cpift.train.config import max_length
+
+
+def evaluate_stages(run: Run, name: str, model: ModelRef) -> list[Stage]:
+    """Scores of a model on every task of the run.
+
+    Args:
+        run: its run.
+        name: what the model is called in ``scores.json``.
+        model: the model.
+    """
+    return [evaluate_stage(run, name, model, task) for task in run.tasks]
+
+
+def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
+    """Scores a model on one task; stages of one model that are due are made together."""
+    limit, asked = max_length(run.recipe.training), run.recipe.tasks[task]
+    metric = run.facts(layout.rows(task))["metric"]
+    settings: dict[str, Any] = {
+        "metric": metric,
+        "max_length": limit,
+        "pattern": asked.pattern,
+        "max_new_tokens": asked.max_new_tokens,
+        **run.recipe.chat.identity(),
+        **scoring_identity(asked, metric),
+        **settings_of(model, "base" if model == run.base else "model"),
+    }
+
+    def score(folders: Mapping[str, Path]) -> Facts:
+        task_of = {stage: parsed.task for stage in folders if (parsed := layout.parse(stage))}
+        tasks = {task: eval_task(run, task) for task in task_of.values()}
+        counter = Counter(run.reporter, sum(len(task.rows) for task in tasks.values()), "rows")
+        scores = evaluate(
+            model.path,
+            tasks,
+            max_length=limit,
+            progress=counter,
+            trust_remote_code=run.recipe.trust_remote_code,
+            chat=run.recipe.chat,
+        )
+        facts = {}
+        for stage, folder in folders.items():
+            result = scores[task_of[stage]]
+            (folder / layout.SCORE_FILE).write_text(json.dumps(result.to_dict()))
+            facts[stage] = {"score": result.score, "precision": result.precision, "left_out": result.left_out}
+        return facts
+
+    needs = (layout.rows(task), *model.needs)
+    return Stage(
+        layout.score(name, task), "evaluate", f"score {name}", settings, needs, score, f"evaluate/{name}", model=name
+    )
+
+
+def eval_task(run: Run, task: str) -> EvalTask:
+    """What :func:`cpift.evaluation.scores.evaluate` needs for a task of the run."""
+    asked = run.recipe.tasks[task]
+    metric = run.facts(layout.rows(task))["metric"]
+    return EvalTask.of(asked, run.rows(task, "eval"), metric)

@@ -1,0 +1,54 @@
+"""The stage that fuses the probes into the backbone, their core regions transplanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cpift.files import layout
+from cpift.method.fuse import fuse
+from cpift.runs.identity import settings_of
+from cpift.runs.stage import Facts, ModelRef, Run, Stage
+from cpift.runs.stages.progress import Counter, weight_bytes
+
+
+def fuse_stage(run: Run, backbone: ModelRef) -> Stage:
+    """Fuses all probes into the backbone."""
+    part = run.recipe.fuse
+    settings: dict[str, Any] = {**part.model_dump(), "tasks": run.tasks, **settings_of(run.base, "base")}
+    if backbone != run.base:
+        settings |= settings_of(backbone, "backbone")
+    needs = [*run.base.needs, *(stage(task) for task in run.tasks for stage in (layout.probe, layout.region))]
+    needs += [stage for stage in backbone.needs if stage not in needs]
+
+    def combine(folders: Mapping[str, Path]) -> Facts:
+        tuned = {task: run.folder(layout.probe(task)) for task in run.tasks}
+        regions = {task: run.layout.region(task) for task in run.tasks}
+        total = 2 * sum(weight_bytes(folder) for folder in (run.base.path, backbone.path, *tuned.values()))
+        report = fuse_into(
+            folders[layout.FUSE],
+            run.base.path,
+            tuned,
+            backbone=backbone.path,
+            regions=regions if part.transplant else None,
+            **part.model_dump(exclude={"transplant"}),
+            progress=Counter(run.reporter, total),
+        )
+        for text in report.get("warnings", []):
+            if text.startswith("the backbone") and not backbone.stage:  # one that was given, not trained here
+                run.warn(text)
+        return {layout.FUSE: {key: value for key, value in report.items() if key != "tensors"}}
+
+    what = "fuse the probes into the backbone"
+    return Stage(layout.FUSE, "fuse", what, settings, tuple(needs), combine, writes_model=True)
+
+
+def fuse_into(folder: Path, base: Path, tuned: Mapping[str, Path], **options: Any) -> dict[str, Any]:
+    """:func:`cpift.method.fuse.fuse` into the folder of a stage, which holds a marker and so is not empty."""
+    target = folder / "model"
+    report = fuse(base, tuned, target, **options)
+    for file in sorted(target.iterdir()):
+        file.replace(folder / file.name)
+    target.rmdir()
+    return report

@@ -1,0 +1,90 @@
+"""The stages that select core regions, all in one pass over the checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpift.files import layout
+from cpift.method.identify import identify
+from cpift.method.region import Region
+from cpift.method.zero_updates import zero_warnings
+from cpift.runs.identity import settings_of
+from cpift.runs.stage import Facts, Run, Stage
+from cpift.runs.stages.progress import Counter, weight_bytes
+
+
+def identify_stage(run: Run, task: str) -> Stage:
+    """Selects the core region of a task: where its probe differs most from the base."""
+    settings = {**region_settings(run), **settings_of(run.base, "base")}
+
+    def select(folders: Mapping[str, Path]) -> Facts:
+        names = {stage: parsed.task for stage in folders if (parsed := layout.parse(stage))}
+        tuned = {name: run.folder(layout.probe(name)) for name in names.values()}
+        total = sum(weight_bytes(folder) for folder in (run.base.path, *tuned.values()))
+        regions = select_regions(run, run.base.path, tuned, Counter(run.reporter, total))
+        facts = {}
+        for stage, name in names.items():
+            region = regions[name]
+            region.save(folders[stage] / layout.REGION_FILE)
+            facts[stage] = region_facts(region)
+            for text in region_warnings(name, region):
+                run.warn(text)
+        return facts
+
+    needs = (*run.base.needs, layout.probe(task))
+    return Stage(layout.region(task), "identify", f"core region of {task}", settings, needs, select, "identify")
+
+
+def region_settings(run: Run) -> dict[str, Any]:
+    """What decides about a region, apart from the two models."""
+    part = run.recipe.region
+    drawn = {"select": "random", "seed": run.recipe.seed} if part.select == "random" else {}
+    return {"percent": str(part.percent), "exclude": part.exclude, **drawn}
+
+
+def select_regions(
+    run: Run, base: Path, tuned: Mapping[str, Path], progress: Callable[[int], None] = lambda nbytes: None
+) -> dict[str, Region]:
+    """The region of each task as the recipe wants it: where it moved most, or as many positions at random."""
+    part = run.recipe.region
+    largest = identify(base, tuned, str(part.percent), exclude=part.exclude, progress=progress)
+    if part.select == "largest":
+        return largest
+    return {name: random_region(region, f"{run.recipe.seed}/{name}") for name, region in largest.items()}
+
+
+def random_region(like: Region, seed: str) -> Region:
+    """As many positions of each parameter as ``like`` has, drawn at random: which matter, those moved most, or any?"""
+    drawn, rng = {}, np.random.default_rng(list(seed.encode()))
+    for name, positions in like.positions.items():
+        size = math.prod(like.shapes[name])
+        drawn[name] = np.sort(rng.choice(size, len(positions), replace=False)).astype(positions.dtype)
+    return Region(drawn, like.total, shapes=like.shapes, base=like.base, statistics=like.statistics)
+
+
+def region_facts(region: Region) -> dict[str, Any]:
+    """What the report shows of a region: size, threshold to median, share of zero updates, counts per parameter."""
+    return {
+        "count": region.count,
+        "total": region.total,
+        "threshold": region.threshold,
+        **region.statistics,
+        "by_parameter": region.counts(),
+        "sizes": {name: math.prod(shape) for name, shape in region.shapes.items()},
+    }
+
+
+def region_warnings(name: str, region: Region) -> list[str]:
+    """What a user should know before trusting the region."""
+    found = []
+    if not region.count:
+        found.append(f"{name}: the core region is empty; raise the percent")
+    found += zero_warnings(name, region.statistics)
+    if region.count and not region.threshold:
+        found.append(f"{name}: fewer updates than the region holds are not zero; the rest was filled by position")
+    return found

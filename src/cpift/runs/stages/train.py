@@ -1,0 +1,179 @@
+"""Stages that train: the probes, the backbone, and the baselines of ``cpift compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cpift.data.encoding import Encoded, encode_all, notes_of
+from cpift.data.lengths import cut_warning, encode_measured
+from cpift.data.mixture import drawn, pooled_rows
+from cpift.data.rows import sample
+from cpift.errors import CpiftError
+from cpift.files import layout
+from cpift.method.freeze import regions_by_name
+from cpift.method.region import Region
+from cpift.runs.identity import settings_of
+from cpift.runs.stage import Facts, ModelRef, Run, Stage
+from cpift.runs.steps import probe_epochs, steps_for
+from cpift.train.config import max_length
+from cpift.train.fine_tune import fine_tune
+from cpift.train.models import load_tokenizer
+from cpift.train.sampling import with_sampling
+from cpift.train.spec import TrainSpec
+
+
+def probe_stage(run: Run, task: str, steps: int) -> Stage:
+    """Fine-tunes the base on one task alone."""
+    spec = spec_of(run, run.recipe.training_of("probe"), steps, (task,))
+    return train_stage(run, layout.probe(task), "probe", f"fine-tune the base on {task} alone", run.base, spec)
+
+
+def backbone_stages(run: Run, groups: list[list[str]]) -> list[Stage]:
+    """Train the backbone on the groups one after the other, or on all tasks at once; none where it is given."""
+    parts = run.recipe.backbone.stages(groups, run.tasks)
+    if not parts:
+        return []
+    training, given = run.recipe.training_of("backbone"), run.recipe.backbone.epochs
+    epochs = probe_epochs(run) if given == "auto" else float(given)
+    start, stages = run.base, list[Stage]()
+    for number, tasks in enumerate(parts, start=1):
+        steps = steps_for(epochs, sum(run.train_rows(task) for task in tasks), training)
+        what = f"backbone, stage {number} of {len(parts)}: {', '.join(tasks)}"
+        spec = spec_of(run, training, steps, tuple(tasks))
+        stages.append(train_stage(run, layout.backbone(number), "backbone", what, start, spec))
+        start = run.model(stages[-1].name)
+    return stages
+
+
+def spec_of(run: Run, training: Mapping[str, Any], steps: int, tasks: tuple[str, ...], **more: Any) -> TrainSpec:
+    """A training as the recipe's own keys have it.
+
+    Args:
+        run: for seed, chat template and trust in the checkpoint's code.
+        training: the recipe's settings for this kind of stage.
+        steps: optimizer steps.
+        tasks: whose rows are trained on.
+        more: other fields of :class:`TrainSpec`.
+    """
+    recipe, mix = run.recipe, run.recipe.mix
+    training = with_sampling(training, len(tasks) + len(more.get("replay") or {}))
+    shares = mix if isinstance(mix, str) else {task: mix[task] for task in tasks}
+    return TrainSpec(
+        training,
+        steps,
+        recipe.seed,
+        tasks,
+        mix=shares,
+        chat=recipe.chat,
+        trust_remote_code=recipe.trust_remote_code,
+        **more,
+    )
+
+
+def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec: TrainSpec) -> Stage:
+    """A stage that fine-tunes a model.
+
+    Args:
+        run: its run.
+        name: its name.
+        kind: one of :data:`cpift.recipe.recipe.STAGES`.
+        what: what it does, for people.
+        start: the model that is fine-tuned.
+        spec: how, and on which rows.
+    """
+    needs = [*map(layout.rows, spec.tasks), *start.needs]
+    needs += [*map(layout.region, spec.frozen), *map(layout.rows, spec.replay)]
+
+    def train(folders: Mapping[str, Path]) -> Facts:
+        rows, facts = _rows_of(run, name, kind, start, spec)
+        regions = {task: Region.load(run.layout.region(task)) for task in spec.frozen}
+
+        def tick(event: Mapping[str, Any]) -> None:
+            loss = f"loss {event['loss']:.3f}  " if event["loss"] is not None else ""
+            run.reporter.progress(event["step"], event["steps"], f"{loss}{event['tokens_per_second']:.0f} tokens/s")
+
+        try:
+            trained = fine_tune(
+                start.path,
+                rows,
+                folders[name],
+                spec,
+                frozen=regions_by_name(regions, list(spec.frozen)),
+                work=folders[name] / layout.WORK_FOLDER,
+                tick=tick,
+            )
+        except CpiftError as error:
+            raise CpiftError(f"{name} ({', '.join(spec.tasks)}): {error}") from error
+        return {name: {**asdict(trained), **facts}}
+
+    settings = _settings(spec) | settings_of(start, "base")
+    return Stage(name, kind, what, settings, tuple(needs), train, writes_model=True, trains=True)
+
+
+def _settings(spec: TrainSpec) -> dict[str, Any]:
+    """What of a training decides about its result, for the stage's key; frozen regions count as needs."""
+    settings: dict[str, Any] = {
+        "training": spec.training,
+        "steps": spec.steps,
+        "seed": spec.seed,
+        "tasks": list(spec.tasks),
+        **spec.chat.identity(),
+    }
+    if spec.examples is not None:
+        settings["examples"] = spec.examples
+        if spec.draw > 1:
+            settings["draw"] = spec.draw
+    if spec.replay:
+        settings["replay"] = dict(spec.replay)
+    if spec.mix != "rows" and len(spec.tasks) > 1:
+        settings["mix"] = spec.mix
+    if spec.trainable is not None:
+        settings["trainable"] = spec.trainable
+    return settings
+
+
+def _rows_of(run: Run, name: str, kind: str, start: ModelRef, spec: TrainSpec) -> tuple[list[Encoded], dict[str, int]]:
+    """The encoded rows of a training, and how many there are, were cut and were left out."""
+    limit = max_length(spec.training)
+    tokenizer = load_tokenizer(start.path, spec.trust_remote_code, spec.chat)
+    parts: dict[str, list[Encoded]] = {}
+    left_out = cut = 0
+    for task in spec.tasks:
+        rows = run.rows(task, "train")
+        if spec.examples is not None:
+            if len(rows) < spec.examples:
+                run.warn(f"{name}: {task} has {len(rows)} training rows, fewer than examples_per_task {spec.examples}")
+            rows = sample(rows, spec.examples, spec.seed, task, spec.draw)
+        try:
+            kept, lengths = encode_measured(rows, tokenizer, limit)
+        except CpiftError as error:
+            raise CpiftError(f"{name}: tasks.{task}: {error}") from error
+        for note in notes_of(kept) if kind == "probe" else ():
+            run.warn(f"task {task}: {note}")
+        if not kept:
+            raise CpiftError(f"{name}: no row of {task} has a trained part left; raise training.max_length")
+        parts[task], left_out, cut = kept, left_out + lengths.left_out, cut + lengths.cut
+        text = cut_warning(task, lengths, limit) if kind == "probe" else None
+        if text is not None and task in run.cut_reported:
+            run.warnings.append(f"{name}: {text}")  # kept for the report, and not shown twice
+        elif text is not None:
+            run.warn(f"{name}: {text}")
+    counts = pooled_rows(
+        {task: len(kept) for task, kept in parts.items()},
+        {task: sum(len(row.input_ids) for row in kept) for task, kept in parts.items()},
+        spec.mix,
+    )
+    encoded = [kept[i] for task, kept in parts.items() for i in drawn(counts[task], len(kept), spec.seed, task)]
+    old = [
+        row for task, count in spec.replay.items() for row in sample(run.rows(task, "train"), count, spec.seed, task)
+    ]
+    repeated, dropped = encode_all(old, tokenizer, limit)
+    if repeated:
+        encoded = encoded + repeated * max(1, round(len(encoded) / len(repeated)))
+    left_out += dropped
+    if left_out:
+        run.warn(f"{name}: {left_out} rows have no trained part after truncation and were left out")
+    return encoded, {"rows": len(encoded), "rows_left_out": left_out, "rows_cut": cut}

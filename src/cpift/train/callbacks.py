@@ -1,0 +1,108 @@
+"""What watches a training: frozen regions held in place, the losses, and a loss that is no number."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from transformers import TrainerCallback
+from trl import SFTConfig
+
+from cpift.data.encoding import Encoded
+from cpift.distributed import ranks
+from cpift.errors import CpiftError
+from cpift.method.freeze import freeze
+from cpift.method.region import Region
+
+_REMEDY = "lower training.learning_rate, or look at the data"
+
+Tick = Callable[[Mapping[str, Any]], None]
+
+
+class FreezeCallback(TrainerCallback):  # type: ignore[misc]
+    """Keeps a region bit-identical during a ``Trainer``'s training: ``Trainer(..., callbacks=[FreezeCallback(region)])``.
+
+    Raises :class:`CpiftError` at the end of the training where a frozen element changed all the same. Give it as the last
+    of the callbacks, so that it sees what the others did.
+    """
+
+    def __init__(self, region: Region) -> None:
+        self.region, self.count, self.changed = region, 0, 0
+        self._stack = ExitStack()
+        self._frozen: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._frozen = self._stack.enter_context(freeze(kwargs["model"], self.region, kwargs["optimizer"]))
+        self.count = self._frozen.count
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.changed = self._frozen.changed()
+        self.release()
+        if self.changed:
+            raise CpiftError(
+                f"{self.changed} of {self.count} frozen elements changed: the optimizer or a callback puts other weights "
+                "in place, such as an average; train without it"
+            )
+
+    def release(self) -> None:
+        """Remove the hooks, and drop the values kept; done by itself at the end of a training."""
+        self._stack.close()
+        self._frozen = None
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Collects the losses, tells how it goes, and stops at a loss that is no number."""
+
+    def __init__(self, steps: int, tick: Tick) -> None:
+        self.losses: list[tuple[int, float, float]] = []
+        self._steps, self._tick, self._began = steps, tick, time.perf_counter()
+        self._first_tokens: int | None = None
+        self._worse_than_guessing = math.inf
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        vocabulary = getattr(kwargs["model"].config, "vocab_size", None)
+        self._worse_than_guessing = 2 * math.log(vocabulary) if vocabulary else math.inf
+        self._began, self._first_tokens = time.perf_counter(), int(state.num_input_tokens_seen)
+        self.losses = [
+            (int(entry["step"]), float(entry["loss"]), float(entry.get("learning_rate", 0.0)))
+            for entry in state.log_history
+            if "loss" in entry
+        ]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        tokens = int(state.num_input_tokens_seen) - (self._first_tokens or 0)
+        speed = tokens / max(time.perf_counter() - self._began, 1e-9)
+        loss = self.losses[-1][1] if self.losses else None
+        self._tick(
+            {
+                "step": state.global_step,
+                "steps": self._steps,
+                "loss": loss,
+                "tokens": tokens,
+                "tokens_per_second": speed,
+            }
+        )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if callable(getattr(kwargs["optimizer"], "eval", None)):
+            kwargs["optimizer"].eval()  # schedule-free optimizers train on other weights than those to be saved
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        loss = float(logs["loss"])
+        self.losses.append((state.global_step, loss, float(logs.get("learning_rate", 0.0))))
+        for name, value in (("loss", loss), ("gradient's norm", float(logs.get("grad_norm") or 0.0))):
+            if not math.isfinite(value):
+                raise CpiftError(f"the {name} is {value} at step {state.global_step}; {_REMEDY}")
+        if loss > max(self._worse_than_guessing, 2 * self.losses[0][1]):
+            raise CpiftError(f"the training diverges: the loss is {loss:.1f} at step {state.global_step}; {_REMEDY}")
+
+    def trained_tokens(self, rows: Sequence[Encoded], config: SFTConfig) -> int:
+        """Tokens the loss was taken on, from the mean row."""
+        each: int = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        seen: int = config.max_steps * each * ranks.size()
+        return round(seen * sum(row.trained for row in rows) / len(rows))

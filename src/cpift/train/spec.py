@@ -1,0 +1,43 @@
+"""What a training is made of: the settings of a stage that trains, and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cpift.data.mixture import Mix
+from cpift.data.templates import ChatSettings
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """The settings of one training.
+
+    Attributes:
+        training: fields of SFTConfig, on top of :data:`cpift.train.config.DEFAULTS`.
+        steps: optimizer steps; rows are shuffled anew each epoch.
+        seed: of the order of rows, of drawn rows and of dropout.
+        tasks: whose rows are trained on.
+        examples: rows drawn of each task, by seed; None: all.
+        draw: which such sample, from 1.
+        frozen: earlier tasks whose core regions stay bit-identical.
+        replay: rows to mix in from each earlier task. Replayed rows are repeated until they make up half of the rows.
+        mix: what share each of several tasks gets (:mod:`cpift.data.mixture`).
+        trainable: shell-style pattern of the only parameters that are trained, such as "*.bias"; None: all.
+        chat: the recipe's chat template and end token, saved with the model.
+        trust_remote_code: may the checkpoint bring code of its own?
+    """
+
+    training: Mapping[str, Any]
+    steps: int
+    seed: int
+    tasks: tuple[str, ...] = ()
+    examples: int | None = None
+    draw: int = 1
+    frozen: tuple[str, ...] = ()
+    replay: Mapping[str, int] = field(default_factory=dict)
+    mix: Mix = "rows"
+    trainable: str | None = None
+    chat: ChatSettings = field(default_factory=ChatSettings)
+    trust_remote_code: bool = False
