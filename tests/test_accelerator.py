@@ -374,7 +374,7 @@ def test_checkpointing_has_two_names(monkeypatch: pytest.MonkeyPatch, given: str
     """A recipe may have either; transformers gets the one that it knows, and only that."""
     monkeypatch.setattr(config_module, "_CHECKPOINTING", known)
     seen: dict[str, Any] = {}
-    config = training.SFTConfig(output_dir="unused", use_cpu=True, bf16=False, activation_checkpointing=False)
+    config = config_module.SFTConfig(output_dir="unused", use_cpu=True, bf16=False, activation_checkpointing=False)
     monkeypatch.setattr(config_module, "SFTConfig", lambda **settings: seen.update(settings) or config)
     monkeypatch.setattr(config_module, "typed", lambda settings, *where: dict(settings))
     config_module.sft_config({given: True}, Path("unused"), steps=1, seed=0)
