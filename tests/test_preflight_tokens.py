@@ -193,6 +193,16 @@ def test_plan_makes_the_checks_of_a_run(tmp_path: Path) -> None:
     assert any("its tokenizer has no pad token; '<|im_end|>'" in text for text in warnings)
 
 
+def test_answers_that_are_longer_than_what_is_generated_are_a_warning(tmp_path: Path) -> None:
+    """They are cut, so that a pattern at their end finds nothing. Exact match without a pattern generates as much."""
+    tiny.recipe(tmp_path, ("reverse", "upper"))
+    (warning,) = checked(tmp_path, task={"metric": "generate", "max_new_tokens": 5})
+    assert "tasks.upper: 2 of 6 evaluation answers are longer than max_new_tokens 5" in warning
+    assert "raise tasks.upper.max_new_tokens" in warning
+    assert checked(tmp_path, task={"metric": "generate", "max_new_tokens": 6}) == []
+    assert checked(tmp_path, task={"max_new_tokens": 2}) == []
+
+
 def test_an_empty_prompt_has_no_answer_to_generate(tmp_path: Path) -> None:
     """A plain text whose prompt is "": fine to train on and to score by loss."""
     tiny.recipe(tmp_path, ("reverse", "upper"))

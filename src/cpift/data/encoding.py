@@ -14,8 +14,8 @@ from typing import Any
 from cpift.data.marks import mark_completion, mark_turns
 from cpift.data.rows import Row
 from cpift.data.templates import conversation_of, render_asked
-from cpift.data.turns import REASONING_KEYS, common_length, end_of_turn, turn_of
-from cpift.metrics.answers import AnswerPattern, may_be_forced
+from cpift.data.turns import REASONING_KEYS, common_length, end_of_turn, stop_ids, turn_of
+from cpift.metrics.answers import AnswerPattern, may_be_forced, response
 
 IGNORED = -100
 
@@ -89,6 +89,9 @@ def encode_forced(row: Row, tokenizer: Any, ends: Sequence[int]) -> Encoded | No
     None where only generation can tell whether the answer comes: the prompt alone has other tokens than the prompt
     with its answer, or reasoning may come between.
     """
+    ends = ends or stop_ids(tokenizer)
+    if any(token in response(row) for token in tokenizer.convert_ids_to_tokens(list(ends))):
+        return None  # the answer itself holds what ends an answer: it cannot be generated whole
     prompt = prompt_ids(row, tokenizer)
     if "messages" not in row and isinstance(row["prompt"], str):
         ids = encode(row, tokenizer).input_ids
@@ -119,13 +122,13 @@ def forced_rows(
     """All rows as :func:`encode_forced` gives them, where one forward a row gives exact match; else None.
 
     The one rule for whether answers are judged by a forward pass or generated: scores and the checks before a run
-    both ask here. Whether None is given depends on the rows and the chat template alone, not on ``ends``.
+    both ask here.
 
     Args:
         rows: evaluation rows of a task whose metric is exact_match.
         pattern: of the task.
         tokenizer: the model's.
-        ends: ids that end an answer.
+        ends: ids that end an answer; none: those of the tokenizer and its chat template.
 
     Raises:
         CpiftError: the chat template refuses a row.

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +117,33 @@ def without_empty(row: Any) -> Any:
     return {key: value for key, value in row.items() if value is not None} if isinstance(row, dict) else row
 
 
+def from_arrow(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of an Arrow table, without what is null.
+
+    Arrow gives all objects of a column the same keys. In tools and in the arguments of their calls those that a row
+    did not have would be rendered as null.
+    """
+    made = {key: value for key, value in row.items() if value is not None}
+    for key, value in made.items():
+        if key in ("tools", "chat_template_kwargs"):
+            made[key] = _without_null(value)
+        elif isinstance(value, list):
+            made[key] = [_calls_without_null(turn) for turn in value]
+    return made
+
+
+def _calls_without_null(turn: Any) -> Any:
+    if not isinstance(turn, dict) or not turn.get("tool_calls"):
+        return turn
+    return {**turn, "tool_calls": _without_null(turn["tool_calls"])}
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_null(item) for key, item in value.items() if item is not None}
+    return [_without_null(item) for item in value] if isinstance(value, list) else value
+
+
 def _comma(path: Path) -> Iterator[Located]:
     """A header without a comma, but with semicolons or tabs, is divided by these."""
     with _open_text(path) as file:
@@ -145,6 +172,11 @@ def _table(path: Path, delimiter: str) -> Iterator[Located]:
                     raise CpiftError(
                         f"{path}, line {lines.line_num}: has {len(cells)} cells, and the header has {len(header)}"
                     )
+                if delimiter == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
+                    raise CpiftError(
+                        f"{path}, line {lines.line_num}: a cell in quotation marks goes over several lines and tabs: the "
+                        "marks belong to the text; double them, and put the cell in marks, or give the rows as JSON Lines"
+                    )
                 pairs = zip(header, cells, strict=True)
                 yield f"{path}, line {lines.line_num}", {key: _cell(key, cell) for key, cell in pairs}
         except csv.Error as error:
@@ -167,7 +199,7 @@ def _parquet(path: Path) -> Iterator[Located]:
 
     data = loaded(str(path), lambda: datasets.load_dataset("parquet", data_files=str(path), split="train"))
     for i, row in enumerate(data):
-        yield f"{path}, row {i}", without_empty(row)
+        yield f"{path}, row {i}", from_arrow(row)
 
 
 JSON_LINES = FileKind("JSON Lines", (".jsonl", ".ndjson", ".jsonlines"), _json_lines, "one row a line")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cpift.data.files import Located, without_empty
+from cpift.data.files import Located, from_arrow
 from cpift.errors import CpiftError
 
 
@@ -32,7 +32,7 @@ def read_set(source: str, split: str, config: str | None, revision: str | None) 
         told = ", ".join([*([f"config {config}"] if config else []), f"split {split}"])
         data = loaded(f"{source} ({told})", lambda: datasets.load_dataset(source, split=split, **more))
     for i, row in enumerate(data):
-        yield f"{source}, row {i}", without_empty(row)
+        yield f"{source}, row {i}", from_arrow(row)
 
 
 def _saved(source: str) -> bool:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cpift.data.files import JSON_LINES, read_file
-from cpift.data.row_keys import check_row_keys
+from cpift.data.row_keys import MESSAGE_METADATA, check_row_keys
 from cpift.data.sources import read_source, weighted
 from cpift.errors import CpiftError, did_you_mean
 from cpift.metrics import WITH_ANSWERS, WITHOUT_ANSWERS, named
-from cpift.metrics.answers import is_right, references, response, turns
+from cpift.metrics.answers import composed, references, response, turns
 from cpift.metrics.metric import Asked
 from cpift.recipe.parts import Source, Task
 
@@ -168,15 +168,17 @@ def answer_warnings(name: str, task: Task, rows: Sequence[Row]) -> list[str]:
         task: its part of the recipe.
         rows: its evaluation rows, which :func:`metric_of` has accepted.
     """
-    pattern = task.answer_pattern
-    if pattern is None or not named(metric_of(name, task, rows)).needs_answer:
+    metric = named(metric_of(name, task, rows))
+    if not metric.needs_answer or task.generate is not None:
         return []
-    wrong = sum(not is_right(response(row), row, pattern) for row in rows)
+    judge = metric.judge(Asked(task.answer_pattern, task.generate, explicit=task.metric is not None))
+    wrong = sum(not judge(response(row), row) for row in rows)
     if not wrong:
         return []
+    by = f" by the pattern {task.pattern!r}" if task.pattern else ""
     return [
-        f"task {name}: the assistant's own text in {wrong} of {len(rows)} evaluation rows does not give the answer by "
-        f"the pattern {task.pattern!r}; a model that has learnt the rows is scored wrong on these"
+        f"task {name}: the assistant's own text in {wrong} of {len(rows)} evaluation rows does not give the answer{by}; "
+        "a model that has learnt the rows is scored wrong on these"
     ]
 
 
@@ -303,11 +305,25 @@ def _plain(value: Any) -> Any:
 
 
 def _content(row: Row) -> str:
-    """What makes two rows the same: all that the model reads, not metadata."""
+    """What makes two rows the same: all that the model reads, not metadata. Blanks around a text, and how its accents
+    are coded, make no difference."""
     kept = {
-        key: row[key] for key in ("messages", "prompt", "completion", "tools", "chat_template_kwargs") if key in row
+        key: _read(row[key])
+        for key in ("messages", "prompt", "completion", "tools", "chat_template_kwargs")
+        if key in row
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, str):
+        return composed(value).strip()
+    if isinstance(value, list):
+        return [_read(item) for item in value]
+    if isinstance(value, dict) and "role" in value:
+        skipped = {*MESSAGE_METADATA, "weight", "train"}
+        return {key: _read(item) for key, item in value.items() if key not in skipped and item is not None}
+    return value
 
 
 def _rng(seed: int, *purpose: str) -> random.Random:

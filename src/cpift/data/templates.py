@@ -66,6 +66,11 @@ class Conversation:
         return Conversation(messages, self.tools, self.kwargs)
 
 
+def template_kwargs(tokenizer: Any) -> dict[str, Any]:
+    """The variables of the chat template that the recipe sets for all rows."""
+    return dict(getattr(tokenizer, "cpift_template_kwargs", {}))
+
+
 def conversation_of(row: Mapping[str, Any], tokenizer: Any) -> Conversation:
     """The messages of a row, its tools, and template variables: the recipe's with the row's own on top.
 
@@ -77,7 +82,7 @@ def conversation_of(row: Mapping[str, Any], tokenizer: Any) -> Conversation:
     if isinstance(tools, str):  # as TRL takes them: lists of unlike objects do not fit one Arrow column
         tools = json.loads(tools) or None
     own = {k: v for k, v in (row.get("chat_template_kwargs") or {}).items() if v is not None}
-    kwargs = {**getattr(tokenizer, "cpift_template_kwargs", {}), **own}
+    kwargs = {**template_kwargs(tokenizer), **own}
     template = template_of(tokenizer, tools)
     for key in kwargs:
         if key in _SET_BY_CPIFT:

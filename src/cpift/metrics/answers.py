@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ _WHOLE = (str, int, float)  # bool is an int
 
 
 def references(row: Row) -> list[str]:
-    """The answers that count as right, as text. A list gives several; a row without an answer gives none.
+    """The answers that count as right, as text. A list gives several; a row with an empty answer, or without one, none.
 
     Args:
         row: a row of a task.
@@ -21,7 +22,8 @@ def references(row: Row) -> list[str]:
         ValueError: the answer is neither text, a number, nor a list of these.
     """
     answer = row.get("answer")
-    values = answer if isinstance(answer, list) else [] if answer is None else [answer]
+    given = answer if isinstance(answer, list) else [] if answer is None else [answer]
+    values = [value for value in given if value != ""]
     wrong = next((value for value in values if not isinstance(value, _WHOLE)), None)
     if values and (wrong is not None or None in values):
         raise ValueError(f"answer holds {type(wrong).__name__}; it is text, a number, or a list of these")
@@ -61,24 +63,31 @@ class AnswerPattern:
         return cls(tuple(re.compile(expression) for expression in given), match == "first")
 
     def find(self, text: str) -> str | None:
-        """The first group of a match, or the whole match of an expression without groups.
+        r"""The first group of a match, or the whole match of an expression without groups.
 
-        None where nothing matches, or where the group takes no part in the match.
+        None where nothing matches, or where the group takes no part in the match. Empty matches do not count: an
+        expression such as ``(\d*)`` finds one at the end of every text, and all answers would be alike.
         """
         for expression in self.expressions:
-            matches = list(expression.finditer(text))
+            group = 1 if expression.groups else 0
+            matches = [match for match in expression.finditer(text) if match.group().strip()]
             if matches:
-                match = matches[0 if self.first else -1]
-                found: str | None = match.group(1) if expression.groups else match.group(0)
-                if found is not None:
+                found: str | None = matches[0 if self.first else -1].group(group)
+                if found is not None and found.strip():
                     return found
         return None
 
 
 def normalise(text: str) -> str:
-    """Case, white space, a full stop at the end and separators within numbers do not count."""
-    text = " ".join(text.split()).casefold().rstrip(".").strip()
-    return re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    """Case, white space, a full stop at the end and separators within numbers do not count, nor how accents are coded."""
+    text = " ".join(composed(text).split()).casefold()
+    without_stop = text.rstrip(".").strip()
+    return re.sub(r"(?<=\d),(?=\d{3})", "", without_stop or text)
+
+
+def composed(text: str) -> str:
+    """The text with accents composed (NFC), as some tokenizers give it back whatever they were given."""
+    return unicodedata.normalize("NFC", text)
 
 
 def is_right(text: str, row: Row, pattern: AnswerPattern | None) -> bool:
@@ -131,7 +140,8 @@ def answer_is_text(row: Row) -> bool:
     """Is the answer, and no other one, the whole of the last assistant turn? Then no generation is needed to score it."""
     answer = row.get("answer")
     given = answer if isinstance(answer, list) else [answer]
-    return bool(given) and all(response(row) == str(value).strip() for value in given)
+    text = composed(response(row))
+    return bool(given) and all(text == composed(str(value)).strip() for value in given)
 
 
 def may_be_forced(rows: Sequence[Row], pattern: AnswerPattern | None) -> bool:

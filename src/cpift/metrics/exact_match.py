@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cpift.metrics.answers import Row, is_right, references, response
+from cpift.metrics.answers import Row, composed, is_right, references, response
 from cpift.metrics.metric import Asked, Judge, Metric, Scoring
 
 
 def _check(rows: Sequence[Row], asked: Asked) -> str | None:
     if asked.pattern is not None:
         return None
-    if any(response(row) not in [answer.strip() for answer in references(row)] for row in rows):
+    if any(composed(response(row)) not in _texts(row) for row in rows):
         return "the answers are not the whole assistant text; add a pattern that extracts them, such as pattern: '#### (.+)'"
     if not asked.explicit and all("####" in response(row) for row in rows):
         return (
@@ -24,8 +24,12 @@ def _check(rows: Sequence[Row], asked: Asked) -> str | None:
 def _judge(asked: Asked) -> Judge:
     pattern = asked.pattern
     if pattern is None:  # as the teacher-forced forward judges: the text itself
-        return lambda text, row: float(text.strip() in {reference.strip() for reference in references(row)})
+        return lambda text, row: float(composed(text).strip() in _texts(row))
     return lambda text, row: float(is_right(text, row, pattern))
+
+
+def _texts(row: Row) -> set[str]:
+    return {composed(reference).strip() for reference in references(row)}
 
 
 EXACT_MATCH = Metric(

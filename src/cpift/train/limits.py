@@ -15,8 +15,11 @@ from typing import Any
 from transformers import AutoConfig
 
 from cpift.checkpoint.reader import open_checkpoint
-from cpift.data.encoding import Encoded, encode, forced_rows, prompt_ids
+from cpift.data.encoding import IGNORED, Encoded, encode, forced_rows, prompt_ids
+from cpift.data.lengths import WARN_FROM
 from cpift.data.rows import Row
+from cpift.data.templates import template_kwargs
+from cpift.data.turns import stop_ids
 from cpift.errors import CpiftError
 from cpift.metrics import WITHOUT_ANSWERS
 from cpift.metrics.answers import AnswerPattern
@@ -109,6 +112,11 @@ def check_tokenizer(tokenizer: Any, limits: Limits, training: Mapping[str, Any])
     end = training.get("eos_token") or tokenizer.eos_token
     pad = training.get("pad_token") or tokenizer.pad_token or end
     warnings = []
+    if "strftime_now" in str(tokenizer.chat_template or "") and "date_string" not in template_kwargs(tokenizer):
+        warnings.append(
+            "model: its chat template writes the date of the day, so that a model is asked in another context than it was "
+            "trained in; set chat_template_kwargs, such as date_string: 26 Jul 2024, or a chat_template without it"
+        )
     if pad is None:
         raise CpiftError(
             "model: its tokenizer has neither a pad token nor an end token; name one of its tokens as training.pad_token, "
@@ -179,6 +187,7 @@ def check_fits(rows: Rows, tokenizer: Any, limits: Limits, generates: bool) -> l
             encoded, limits, tokenizer, f"tasks.{rows.task}: evaluation row", cut=scored is not None
         )
     if generates:
+        warnings += _check_room(rows, tokenizer)
         warnings += _check_prompts(rows, tokenizer, limits)
     return warnings
 
@@ -221,6 +230,29 @@ def check_encoded(encoded: Sequence[Encoded], limits: Limits, tokenizer: Any, wh
         f"{what}s: {len(longer)} of {len(encoded)} are longer than the {limits.positions} tokens that the model was made for "
         f"(the first: {longer[0][0]}, {longer[0][1]} tokens); {remedy}"
     ]
+
+
+def _check_room(rows: Rows, tokenizer: Any) -> list[str]:
+    """A warning where answers are longer than what is generated, so that they are never whole."""
+    if rows.metric.scoring is Scoring.EXACT and rows.pattern is None:
+        return []  # as much is generated as the longest answer has
+    ends = set(stop_ids(tokenizer))
+    lengths = [_answer_tokens(encode(row, tokenizer).labels, ends) for row in rows.evaluation]
+    longer = [length for length in lengths if length > rows.max_new_tokens]
+    if len(longer) < WARN_FROM * len(rows.evaluation) or not longer:
+        return []
+    return [
+        f"tasks.{rows.task}: {len(longer)} of {len(rows.evaluation)} evaluation answers are longer than max_new_tokens "
+        f"{rows.max_new_tokens}, after which generation stops; the longest has {max(longer)} tokens; raise "
+        f"tasks.{rows.task}.max_new_tokens"
+    ]
+
+
+def _answer_tokens(labels: Sequence[int], ends: set[int]) -> int:
+    """Tokens of the last answer, without what ends it."""
+    stop = next((i + 1 for i in reversed(range(len(labels))) if labels[i] != IGNORED), 0)
+    start = next((i + 1 for i in reversed(range(stop)) if labels[i] == IGNORED), 0)
+    return next((i for i, label in enumerate(labels[start:stop]) if label in ends), stop - start)
 
 
 def _check_prompts(rows: Rows, tokenizer: Any, limits: Limits) -> list[str]:
