@@ -72,7 +72,9 @@ OPTIONS = {
         "base", "tuned", "out", "backbone", "region", "overlap", "interpolation", "space", "vector", "weight",
         "vocabulary", "max_shard_size", "dtype", "threads",
     },
-    "evaluate": {"model", "recipe", "out", "sets"},
+    "evaluate": {"model", "recipe", "out", "base", "sets"},
+    "export": {"model", "out", "form", "base", "rank", "dtype", "max_shard_size"},
+    "apply": {"delta", "base", "out", "max_shard_size"},
     "compare": {
         "recipe", "out", "methods", "seeds", "budget", "reference", "jobs", "keep_models", "sets",
         "engine", "address", "gpus_per_job",

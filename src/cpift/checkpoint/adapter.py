@@ -223,9 +223,12 @@ def _inputs_first(
     """Has the weight its inputs as rows? The shape tells, but for a square one."""
     if size[0] != size[1] or shape[0] != shape[1]:
         return shape == size[::-1]
-    if "model_type" in base.config:
-        return base.config["model_type"] in _CONV1D and not module.endswith("lm_head")
-    return config.inputs_first
+    return has_inputs_first(module, base.config) if "model_type" in base.config else config.inputs_first
+
+
+def has_inputs_first(module: str, config: Mapping[str, object]) -> bool:
+    """Does this module's class keep its weight with the inputs as rows, by the model's configuration?"""
+    return config.get("model_type") in _CONV1D and not module.endswith("lm_head")
 
 
 def _check_whole(folder: Path, name: str, stored: Tensor, own: Tensor) -> None:

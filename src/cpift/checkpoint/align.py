@@ -54,6 +54,11 @@ def align(base: Checkpoint, other: Checkpoint, larger: Callable[[str], bool] = l
     return replace(other, tensors=tensors, others=others, aliases=aliases)
 
 
+def match_tensors(base: Checkpoint, other: Checkpoint) -> dict[str, str]:
+    """Parameter of ``other`` to the base's of the same meaning, where it has one."""
+    return {theirs: ours for ours, theirs in match_names(list(base.tensors), list(other.tensors)).items()}
+
+
 def _prefixes(renamed: dict[str, str]) -> tuple[str, str]:
     """What to add to, and what to take from the start of the other's names to have the base's."""
     for ours, theirs in renamed.items():

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ def parse_size(size: str | int) -> int:
 class Shard:
     """One file of the output, of known size; its tensors can be written in any order, by several threads."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: Layout, metadata: Mapping[str, str] | None = None) -> None:
         self.path, self.names = path, list(layout)
-        self._head, self._begins = header_bytes(layout, {"format": "pt"})
+        self._head, self._begins = header_bytes(layout, metadata or {"format": "pt"})
         self._itemsize = {name: itemsize(dtype) for name, (dtype, _) in layout.items()}
         self._partial = path.with_name(f".{path.name}.partial")
         self._file: int | None = None
@@ -81,13 +82,13 @@ class CheckpointWriter:
     def __init__(self, out: Path, layout: Layout, max_shard_size: int, key: str) -> None:
         self.out, self._key = out, key
         self.finished = self._is_finished()
-        self._shards = _split(layout, max_shard_size)
+        self._shards = split_layout(layout, max_shard_size)
         self._partial = out.with_name(f".{out.name}.partial")
         if self.finished:
             return
         if self.load("plan.json") is None:
             shutil.rmtree(self._partial, ignore_errors=True)
-        _check_room(out, sum(_nbytes(entry) for entry in layout.values()))
+        check_room(out, layout_bytes(layout))
         self._partial.mkdir(parents=True, exist_ok=True)
 
     def _is_finished(self) -> bool:
@@ -151,11 +152,37 @@ class CheckpointWriter:
         sync(self.out.absolute().parent)  # a rename lasts once its folder is synced
 
 
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder that gets its name ``out`` at the end of the block, and is removed where the block raises.
+
+    Raises :class:`CpiftError` where ``out`` exists and is not empty.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise CpiftError(f"{out}: exists and holds something else; choose another folder, or remove it")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()  # known to be empty
+        partial.replace(out)
+        sync(out.absolute().parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def layout_bytes(layout: Layout) -> int:
+    """Bytes of all tensors."""
+    return sum(_nbytes(entry) for entry in layout.values())
+
+
 def _nbytes(entry: tuple[str, tuple[int, ...]]) -> int:
     return math.prod(entry[1]) * itemsize(entry[0])
 
 
-def _split(layout: Layout, limit: int) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
+def split_layout(layout: Layout, limit: int) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
     """File name to its tensors: names in order, a new file where the next would grow over ``limit`` bytes."""
     parts: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
     filled = 0
@@ -172,7 +199,8 @@ def _split(layout: Layout, limit: int) -> dict[str, dict[str, tuple[str, tuple[i
     return {f"model-{i:05d}-of-{len(parts):05d}.safetensors": part for i, part in enumerate(parts, start=1)}
 
 
-def _check_room(out: Path, needed: int) -> None:
+def check_room(out: Path, needed: int) -> None:
+    """Raise :class:`CpiftError` where the disk has less room than ``needed`` bytes."""
     place = out.absolute().parent
     while not place.exists():
         place = place.parent

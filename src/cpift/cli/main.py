@@ -15,6 +15,7 @@ from cpift.cli.checkpoints import evaluate, fuse, group, identify
 from cpift.cli.compare import Lists, compare
 from cpift.cli.data import data
 from cpift.cli.diff import diff
+from cpift.cli.exports import apply, export
 from cpift.cli.runs import init, plan, report, run, status
 from cpift.cli.tables import FuseHelp
 from cpift.console import stopping
@@ -30,6 +31,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     compare,
     data,
     diff,
+    export,
+    apply,
     status,
     report,
     init,
