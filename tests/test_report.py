@@ -213,7 +213,7 @@ def test_the_plan_stands_beside_the_cost(tmp_path: Path) -> None:
     (folder / "plan.json").write_text(json.dumps({"stages": stages, "memory": 2e9, "disk": 3e9}))
     page = report(folder)
     assert page.figures["cost"]["panels"][0]["planned"] == [{"y": "probe", "v": 1.5}]
-    assert "Of memory it foretold 2 GB" in page.text
+    assert "It predicted 2 GB" in page.text
 
 
 def test_peak_device_memory_stands_beside_the_cost(tmp_path: Path) -> None:

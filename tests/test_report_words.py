@@ -13,7 +13,7 @@ from cpift.metrics import intervals
 from cpift.metrics.metric import NATS, PER_CENT
 from cpift.report import wording
 from cpift.report.facts import read_run
-from cpift.report.forgetting import falls
+from cpift.report.forgetting import drops
 from cpift.report.html import Html, table
 from cpift.report.verdicts import Gap, mean_gap, verdicts
 from cpift.report.warnings import remedy
@@ -85,9 +85,9 @@ def test_a_task_that_was_forgotten_is_told_with_the_reason(tmp_path: Path) -> No
     """The earliest group's task, which the fixture forgets: where, and who came after it."""
     run = read_run(made_run(tmp_path / "run", ["a", "b", "c"]))
     first = run.order[0][0]
-    told = {fall.task: fall for fall in falls(run)}
+    told = {drop.task: drop for drop in drops(run)}
     assert first in told
-    assert not told[first].kept
+    assert not told[first].recovered
     later = [t for group in run.order[1:] for t in group]
     assert f"which trained {wording.names(later, 3)} after it" in told[first].text
     assert told[first].text.endswith(" now")
@@ -103,7 +103,7 @@ def test_how_much_of_a_task_came_back(tmp_path: Path, right: int, now: str) -> N
         if task in run.models.get(model, {}):
             items = [1.0] * counts.get(model, right) + [0.0] * (100 - counts.get(model, right))
             run.models[model][task] |= {"score": sum(items) / 100, "items": items}
-    assert [(fall.task, fall.now, fall.kept) for fall in falls(run) if fall.task == task] == [
+    assert [(drop.task, drop.outcome, drop.recovered) for drop in drops(run) if drop.task == task] == [
         (task, now, now == "won back")
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from cpift.errors import CpiftError
 from cpift.files.layout import RunLayout
 
 if TYPE_CHECKING:
+    from cpift.metrics.score import ScoresRecord
     from cpift.recipe.recipe import Recipe
 
 
@@ -70,7 +71,7 @@ def run(
         given = origins(recipe, overrides(sets))
         result = run_all(loaded, out, until=until, reporter=shown, given=given, engine=workers, mirror=mirror)
     if result:
-        scores_table(result)
+        scores_table(cast("ScoresRecord", result))
         if RunLayout(out).report.is_file():
             say(f"\nwhat happened to each task: {out / 'report.html'}")
         say(f"\nthe model is in {out / 'model'}; this line loads it:")

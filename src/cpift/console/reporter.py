@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 
 class Reporter:
@@ -15,7 +14,7 @@ class Reporter:
     def progress(self, done: float, total: float, detail: str = "") -> None:
         """Within the stage: ``done`` of ``total``."""
 
-    def finished(self, name: str, facts: Mapping[str, Any]) -> None:
+    def finished(self, name: str, facts: Mapping[str, object]) -> None:
         """A stage is done; ``facts["seconds"]`` is the time since :meth:`stage`."""
 
     def skipped(self, name: str) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
+from types import FrameType
 
 _asked = False
 
@@ -25,7 +25,7 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def _stop(*_: Any) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:
     global _asked
     _asked = True
     raise KeyboardInterrupt

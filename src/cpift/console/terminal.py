@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -18,6 +17,7 @@ from cpift.console.reporter import Reporter
 from cpift.console.time_left import TimeLeft
 from cpift.metrics import described
 from cpift.metrics.metric import PER_CENT
+from cpift.metrics.score import ScoreEntry, ScoresRecord
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -77,9 +77,11 @@ class Terminal(Reporter):
             say("  ".join(filter(None, (f"  {done / max(total, 1e-9):.0%}", detail, left))))
             sys.stdout.flush()
 
-    def finished(self, name: str, facts: Mapping[str, Any]) -> None:
+    def finished(self, name: str, facts: Mapping[str, object]) -> None:
+        """A stage is done: how long it took."""
         self.close()
-        say(f"  done in {duration(facts['seconds'])}")
+        seconds = facts["seconds"]
+        say(f"  done in {duration(seconds)}" if isinstance(seconds, int | float) else "  done")
         sys.stdout.flush()
 
     def skipped(self, name: str) -> None:
@@ -129,9 +131,9 @@ def numbers_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None
     wide.print(table)
 
 
-def scores_table(result: Mapping[str, Any]) -> None:
+def scores_table(result: ScoresRecord) -> None:
     """Models × tasks, each score in the unit of its metric."""
-    tasks: Sequence[str] = result["tasks"]
+    tasks = result["tasks"]
     any_row = next(iter(result["models"].values()))
     table = Table(box=None, pad_edge=False, header_style="bold" if _is_live() else "none")
     table.add_column("model", overflow="fold")
@@ -158,7 +160,7 @@ def scores_table(result: Mapping[str, Any]) -> None:
     wide.print("<base, <spec: tasks more than 5 % below the base, below the task's own probe", markup=False)
 
 
-def _score(entry: Mapping[str, Any]) -> str:
+def _score(entry: ScoreEntry) -> str:
     return described(entry["metric"]).unit.number(entry["score"])
 
 

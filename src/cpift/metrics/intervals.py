@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from cpift.metrics import described
+from cpift.metrics.score import ScoreEntry
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 # Student's t, 97.5 %, by degrees of freedom 1 … 30.
@@ -17,10 +17,10 @@ _T_TABLE = """
 _T = [float(number) for number in _T_TABLE.split()]
 
 
-def of_score(entry: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Interval of a score (``metric``, ``score``, ``items``, ``tokens``); None where fewer than two rows are known.
+def of_score(entry: ScoreEntry) -> tuple[float, float] | None:
+    """Interval of a score: Wilson's where rows are right or wrong, otherwise the normal one of the mean.
 
-    Right or wrong: Wilson's. Otherwise the normal one of the mean, weighted by tokens where the score is.
+    The mean is weighted by tokens where the score is. None where fewer than two rows are known.
     """
     items = entry.get("items") or []
     if len(items) < 2:
@@ -33,7 +33,7 @@ def of_score(entry: Mapping[str, Any]) -> tuple[float, float] | None:
     return max(0.0, low), high if highest is None else min(highest, high)
 
 
-def of_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float, float] | None:
+def of_difference(a: ScoreEntry, b: ScoreEntry) -> tuple[float, float, float] | None:
     """Difference a − b with its interval, paired by row: difference, low, high; None where the rows cannot be paired.
 
     Right or wrong: the interval of Agresti and Min, which holds for few rows too.
@@ -80,9 +80,9 @@ def _binary(items: Sequence[float]) -> bool:
     return all(value in (0.0, 1.0) for value in items)
 
 
-def _weights(entry: Mapping[str, Any]) -> Sequence[float]:
-    tokens = entry.get("tokens") or []
-    if described(entry["metric"]).by_tokens and len(tokens) == len(entry["items"]) and sum(tokens):
+def _weights(entry: ScoreEntry) -> Sequence[float]:
+    tokens = [float(count) for count in entry.get("tokens") or []]
+    if described(entry["metric"]).by_tokens and len(tokens) == len(entry["items"]) and any(tokens):
         return list(tokens)
     return [1.0] * len(entry["items"])
 

@@ -27,3 +27,41 @@ class ScoreEntry(TypedDict):
 
 Scores = dict[str, ScoreEntry]
 """Scores by task."""
+
+
+class ModelSummary(TypedDict):
+    """A model's scores in short.
+
+    Attributes:
+        shares: of the specialist's score, by task; None where that is zero.
+        mean_share: over the tasks that have one.
+        worst_task: the task with the least share.
+        mean_score: over the tasks scored in per cent.
+        below_base: tasks more than 5 % below the base.
+        below_specialist: tasks more than 5 % below their own probe.
+    """
+
+    shares: dict[str, float | None]
+    mean_share: float | None
+    worst_task: str | None
+    mean_score: float | None
+    below_base: int
+    below_specialist: int
+
+
+class ScoresRecord(TypedDict):
+    """What ``scores.json`` holds.
+
+    Attributes:
+        tasks: names in order.
+        groups: in the order of the stages.
+        models: scores by model and task.
+        summary: by model.
+        neutral_loss: in nats, by model.
+    """
+
+    tasks: list[str]
+    groups: list[list[str]] | None
+    models: dict[str, Scores]
+    summary: dict[str, ModelSummary]
+    neutral_loss: dict[str, float]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cpift.metrics import described
 from cpift.metrics.metric import PER_CENT
+from cpift.metrics.score import ModelSummary, ScoreEntry
 
 SLACK = 0.05  # a share this much below another counts as worse
 
@@ -16,14 +16,14 @@ def share_of(metric: str, score: float, reference: float) -> float | None:
     return described(metric).share(score, reference)
 
 
-def summary(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str]) -> dict[str, Any]:
+def summary(scores: Mapping[str, Mapping[str, ScoreEntry]], tasks: Sequence[str]) -> dict[str, ModelSummary]:
     """Per model: shares of the specialists, their mean, the worst task, and how many tasks fell behind.
 
     Args:
         scores: model name to task to a score's dict; the probe of task t is the model ``probe/t``, θ⁰ is ``base``.
         tasks: names in order.
     """
-    result = {}
+    result: dict[str, ModelSummary] = {}
     for model, row in scores.items():
         shares: dict[str, float | None] = {}
         below_base = below_specialist = 0

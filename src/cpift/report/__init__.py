@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from cpift.errors import CpiftError
 from cpift.files.layout import RunLayout
 from cpift.files.manifest import write_whole
+from cpift.metrics.comparison import ComparisonRecord
 from cpift.report.comparison import KEYS, comparison_parts
 from cpift.report.facts import read_run
 from cpift.report.files import read_json
@@ -26,7 +28,8 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
     """
     folder = Path(folder)
     if (folder / "comparison.json").is_file():
-        parts = comparison_parts(read_json(folder / "comparison.json", KEYS), folder.resolve().name)
+        record = cast(ComparisonRecord, read_json(folder / "comparison.json", KEYS))
+        parts = comparison_parts(record, folder.resolve().name)
     elif RunLayout(folder).recipe.is_file():
         parts = run_parts(read_run(folder))
     else:

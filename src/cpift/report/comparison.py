@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sized
 from cpift.compare.methods import METHODS, Role, has_role, is_form_of, method_of
 from cpift.console.terminal import duration
 from cpift.metrics import described
+from cpift.metrics.comparison import ComparisonRecord, Difference, MethodDifference, MethodSummary
 from cpift.metrics.metric import Unit
 from cpift.report import figures_comparison, wording
-from cpift.report.figures_comparison import SPECIALIST, Found, unit
+from cpift.report.figures_comparison import SPECIALIST, unit
 from cpift.report.html import Html, element, heading, paragraph, table
 from cpift.report.parts import Clause, Figure, Parts, Section
 from cpift.report.provenance import comparison_provenance, without_path
@@ -23,43 +24,45 @@ _WHERE = {
 }
 
 
-def comparison_parts(found: Found, name: str) -> Parts:
+def comparison_parts(record: ComparisonRecord, name: str) -> Parts:
     """All parts of the page of ``comparison.json``."""
     sections = []
-    for budget in _ordered(found):
+    for budget in _ordered(record):
         title = _BUDGETS.get(budget, budget)
         content: list[Html | Figure | None] = [
-            figures_comparison.scores(found, budget),
-            figures_comparison.differences(found, budget),
-            figures_comparison.arrivals(found, budget),
-            figures_comparison.forgetting(found) if budget == "incremental" else None,
-            _cost(found, budget),
+            figures_comparison.scores(record, budget),
+            figures_comparison.differences(record, budget),
+            figures_comparison.arrivals(record, budget),
+            figures_comparison.forgetting(record) if budget == "incremental" else None,
+            _cost(record, budget),
         ]
         kept = [part for part in content if part]
         if kept:
             sections.append(Section(f"{budget}-part", f"Comparison: {title}", kept))
-    sections.append(Section("provenance-part", "Provenance", comparison_provenance(found, name)))
-    state = "finished" if found["state"] == "done" else "running"
-    model = without_path(str(found["recipe"].get("model", "")))
-    seeds = ", ".join(map(str, found["seeds"]))
+    sections.append(Section("provenance-part", "Provenance", comparison_provenance(record, name)))
+    state = "finished" if record["state"] == "done" else "running"
+    model = without_path(str(record["recipe"].get("model", "")))
+    seeds = ", ".join(map(str, record["seeds"]))
     kicker = element(
-        "kicker", f"cpift compare {name} · base {model} · {len(found['tasks'])} tasks · seeds {seeds}", state, state
+        "kicker", f"cpift compare {name} · base {model} · {len(record['tasks'])} tasks · seeds {seeds}", state, state
     )
-    top = [part for part in (_missing(found), *_board(found)) if part]
-    return Parts(f"{name}: cpift comparison", kicker, headline(found), _lead(found), top, (), sections)
+    top = [part for part in (_missing(record), *_board(record)) if part]
+    return Parts(f"{name}: cpift comparison", kicker, headline(record), _lead(record), top, (), sections)
 
 
-def headline(found: Found) -> list[Clause]:
+def headline(record: ComparisonRecord) -> list[Clause]:
     """One sentence, a clause a budget: the reference against the best baseline of that budget."""
-    clauses = [(where if i else where[0].upper() + where[1:], said) for i, (where, said) in enumerate(_verdicts(found))]
-    return clauses or [("", f"Nothing can be said yet: {found['reference']} or its baselines have no scores.")]
+    clauses = [
+        (where if i else where[0].upper() + where[1:], said) for i, (where, said) in enumerate(_verdicts(record))
+    ]
+    return clauses or [("", f"Nothing can be said yet: {record['reference']} or its baselines have no scores.")]
 
 
-def _verdicts(found: Found) -> Iterator[tuple[str, str]]:
+def _verdicts(record: ComparisonRecord) -> Iterator[tuple[str, str]]:
     """Which budget, and what is said of it; equal tokens first, whatever was asked for first."""
-    reference = found["reference"]
-    for budget in _ordered(found):
-        best, difference = _best(found, budget)
+    reference = record["reference"]
+    for budget in _ordered(record):
+        best, difference = _best(record, budget)
         if not difference or "mean" not in difference:
             continue
         gap = difference["mean"]  # the other minus the reference
@@ -71,11 +74,11 @@ def _verdicts(found: Found) -> Iterator[tuple[str, str]]:
         told = "".join(
             f"; {word} on {_which(some, tasks)}" for word, some in (("ahead", won), ("behind", lost)) if some
         )
-        seeds = difference.get("seeds", len(found["seeds"]))
+        seeds = difference.get("seeds", len(record["seeds"]))
         yield (
             _WHERE.get(budget, budget),
-            f"{reference} {verdict} {best}, the best baseline (mean {wording.gap(value, unit(found))}, 95 % "
-            f"{wording.interval(low, high, unit(found))}, {seeds} seed{'s' * (seeds != 1)}){told}",
+            f"{reference} {verdict} {best}, the best baseline (mean {wording.gap(value, unit(record))}, 95 % "
+            f"{wording.interval(low, high, unit(record))}, {seeds} seed{'s' * (seeds != 1)}){told}",
         )
 
 
@@ -83,43 +86,43 @@ def _which(some: list[str], known: Sized) -> str:
     return f"all {len(some)} tasks" if len(some) == len(known) > 2 else wording.names(some)
 
 
-def _ordered(found: Found) -> list[str]:
-    return sorted(found["budgets"], key=lambda b: list(_BUDGETS).index(b) if b in _BUDGETS else len(_BUDGETS))
+def _ordered(record: ComparisonRecord) -> list[str]:
+    return sorted(record["budgets"], key=lambda b: list(_BUDGETS).index(b) if b in _BUDGETS else len(_BUDGETS))
 
 
-def _lead(found: Found) -> list[Html]:
+def _lead(record: ComparisonRecord) -> list[Html]:
     """What was forgotten, and what in the method matters, where the methods asked for tell it."""
-    reference, told = found["reference"], []
-    for budget in _ordered(found):
-        row = found["summary"].get(budget, {}).get(reference)
+    reference, told = record["reference"], []
+    for budget in _ordered(record):
+        row = record["summary"].get(budget, {}).get(reference)
         if row and row.get("seesaw") is not None:
             worst = row.get("worst_task")
-            share = (row.get("shares") or {}).get(worst)
+            share = row.get("shares", {}).get(worst) if worst else None
             at = f"; furthest: {worst}" + (
                 f", {wording.percent(share, 0)} of its specialist's score, seed by seed" if share else ""
             )
             told.append(
-                f"Against the specialists, {_WHERE.get(budget, budget)}: {reference} ends behind on {row['seesaw']} of {len(found['tasks'])} tasks{at if worst else ''}."
+                f"Against the specialists, {_WHERE.get(budget, budget)}: {reference} ends behind on {row['seesaw']} of {len(record['tasks'])} tasks{at if worst else ''}."
             )
             break
-    told += [f"At each arrival the older tasks change by {text}." for text in [_arrival_costs(found)] if text]
-    for budget in _ordered(found):
+    told += [f"At each arrival the older tasks change by {text}." for text in [_arrival_costs(record)] if text]
+    for budget in _ordered(record):
         parts = [
             (d, ablation.without)
-            for d in found["differences"].get(budget, [])
+            for d in record["differences"].get(budget, [])
             if "mean" in d
             and (ablation := METHODS.get(d["method"]))
             and ablation.without
             and ablation.variant_of == reference
         ]
         if parts:
-            said = "; ".join(f"{name} {_size(d['mean'], unit(found))}" for d, name in parts)
+            said = "; ".join(f"{name} {_size(d['mean'], unit(record))}" for d, name in parts)
             told.append(f"What its parts are worth, each taken away in turn, {_WHERE.get(budget, budget)}: {said}.")
             break
     return [paragraph(text, "lead") for text in told]
 
 
-def _size(gap: Found, unit: Unit) -> str:
+def _size(gap: Difference, unit: Unit) -> str:
     noise = (
         " (within noise)"
         if gap["low"] <= 0 <= gap["high"]
@@ -128,17 +131,17 @@ def _size(gap: Found, unit: Unit) -> str:
     return wording.gap(gap["difference"], unit) + noise
 
 
-def _arrival_costs(found: Found) -> str:
+def _arrival_costs(record: ComparisonRecord) -> str:
     """The reference and the method that forgets least beside it."""
-    rows = (found.get("forgetting") or {}).items()
-    olds = {m: row["old"] for m, row in rows if row and "old" in row and (m == found["reference"] or not _retrains(m))}
-    mine = olds.pop(found["reference"], None)
+    rows = (record.get("forgetting") or {}).items()
+    olds = {m: row["old"] for m, row in rows if row and "old" in row and (m == record["reference"] or not _retrains(m))}
+    mine = olds.pop(record["reference"], None)
     if mine is None:
         return ""
-    told = [f"{_size(mine, unit(found))} in {found['reference']}"]
+    told = [f"{_size(mine, unit(record))} in {record['reference']}"]
     if olds:
         least = max(olds, key=lambda m: float(olds[m]["difference"]))
-        told.append(f"{_size(olds[least], unit(found))} in {least}, the best of the others")
+        told.append(f"{_size(olds[least], unit(record))} in {least}, the best of the others")
     return "; ".join(told)
 
 
@@ -148,13 +151,13 @@ def _retrains(name: str) -> bool:
     return method is not None and method.retrains
 
 
-def _best(found: Found, budget: str) -> tuple[str, Found | None]:
+def _best(record: ComparisonRecord, budget: str) -> tuple[str, MethodDifference | None]:
     """The best method that is no form of the reference, neither the base nor the specialists; and its difference."""
-    summary = found.get("summary", {}).get(budget, {})
+    summary = record.get("summary", {}).get(budget, {})
     others = {
         m: s["mean"]["mean"]
         for m, s in summary.items()
-        if not is_form_of(m, found["reference"])
+        if not is_form_of(m, record["reference"])
         and not has_role(m, Role.FLOOR)
         and not has_role(m, Role.SPECIALIST)
         and s["mean"]["mean"] is not None
@@ -163,14 +166,14 @@ def _best(found: Found, budget: str) -> tuple[str, Found | None]:
     if not others:
         return "", None
     best = max(others, key=lambda m: others[m])
-    return best, next((d for d in found["differences"].get(budget, []) if d["method"] == best), None)
+    return best, next((d for d in record["differences"].get(budget, []) if d["method"] == best), None)
 
 
-def _missing(found: Found) -> Html | None:
-    if found["state"] == "done":
+def _missing(record: ComparisonRecord) -> Html | None:
+    if record["state"] == "done":
         return None
-    wanted, told = len(found["seeds"]), []
-    for budget, methods in found["budgets"].items():
+    wanted, told = len(record["seeds"]), []
+    for budget, methods in record["budgets"].items():
         short: dict[int, list[str]] = {}
         for method, results in methods.items():
             if len(results) < wanted:
@@ -185,48 +188,52 @@ def _missing(found: Found) -> Html | None:
     )
 
 
-def _board(found: Found) -> list[Html]:
+def _board(record: ComparisonRecord) -> list[Html]:
     """Methods × tasks of the first budget, best first."""
-    budget = next(iter(_ordered(found)), None)
+    budget = next(iter(_ordered(record)), None)
     if budget is None:
         return []
-    summary, tasks = found["summary"].get(budget, {}), list(found["tasks"])
-    gaps = {d["method"]: d for d in found["differences"].get(budget, [])}
+    summary, tasks = record["summary"].get(budget, {}), list(record["tasks"])
+    gaps = {d["method"]: d for d in record["differences"].get(budget, [])}
     rows = []
     for method, row in sorted(
         summary.items(), key=lambda p: -(p[1]["mean"]["mean"] if p[1]["mean"]["mean"] is not None else -1e9)
     ):
         note = "a model for each task" if method == SPECIALIST else ""
-        name = element("strong", method) if method == found["reference"] else element("method", method, note)
+        name = element("strong", method) if method == record["reference"] else element("method", method, note)
         cells = (
-            [_cell(row["tasks"].get(t, {}).get("mean"), described(found["tasks"][t]["metric"]).unit) for t in tasks]
+            [_cell(_mean_of(row, t), described(record["tasks"][t]["metric"]).unit) for t in tasks]
             if len(tasks) <= 8
             else []
         )
         rows.append(
             [
                 name,
-                _cell(row["mean"]["mean"], unit(found)),
+                _cell(row["mean"]["mean"], unit(record)),
                 *cells,
                 row.get("worst_task"),
-                _against(gaps.get(method), unit(found)),
+                _against(gaps.get(method), unit(record)),
             ]
         )
-    headers = ["method", "mean", *(tasks if len(tasks) <= 8 else []), "worst task", f"against {found['reference']}"]
-    seeds = len(found["seeds"])
+    headers = ["method", "mean", *(tasks if len(tasks) <= 8 else []), "worst task", f"against {record['reference']}"]
+    seeds = len(record["seeds"])
     note = (
-        f"Scores {_WHERE.get(budget, budget)}: means over {seeds} seed{'s' * (seeds != 1)}; differences to {found['reference']} with 95 % intervals, "
+        f"Scores {_WHERE.get(budget, budget)}: means over {seeds} seed{'s' * (seeds != 1)}; differences to {record['reference']} with 95 % intervals, "
         "paired by seed and evaluation row; within noise: the interval holds zero. Worst task: the least share of its specialist's score."
         + ("" if seeds > 1 else " With one seed they do not tell how another would differ.")
     )
     return [table(headers, rows, kind="cards"), paragraph(note, "soft")] if rows else []
 
 
+def _mean_of(row: MethodSummary, task: str) -> float | None:
+    return row["tasks"][task]["mean"] if task in row["tasks"] else None
+
+
 def _cell(value: float | None, unit: Unit) -> str | None:
     return None if value is None else wording.score(abs(value), unit)
 
 
-def _against(difference: Found | None, unit: Unit) -> Html | None:
+def _against(difference: MethodDifference | None, unit: Unit) -> Html | None:
     if not difference or "mean" not in difference:
         return None
     g = difference["mean"]
@@ -237,8 +244,8 @@ def _against(difference: Found | None, unit: Unit) -> Html | None:
     return element("difference", kind, word, numbers, False)
 
 
-def _cost(found: Found, budget: str) -> Html | None:
-    summary = found["summary"].get(budget, {})
+def _cost(record: ComparisonRecord, budget: str) -> Html | None:
+    summary = record["summary"].get(budget, {})
     rows = [[m, round(s["tokens"]), duration(s["seconds"]), s.get("seesaw")] for m, s in summary.items()]
     return (
         heading("Cost") + table(["method", "tokens trained", "time", "tasks behind the specialist"], rows)

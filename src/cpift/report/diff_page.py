@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from cpift.method.compare_updates import Comparison
+from cpift.method.group import Grouping
 from cpift.report import figures_regions, wording
 from cpift.report.html import Html, bullets, paragraph, table
 from cpift.report.page import page
@@ -30,7 +30,7 @@ def diff_page(found: Comparison, base: str) -> str:
         base: name of the base, as people know it.
     """
     names = [model.name for model in found.models]
-    cores = {model.name: {"by_parameter": model.core} for model in found.models}
+    cores = {model.name: model.core for model in found.models}
     layered = figures_regions.by_layer(_percent(found), cores, found.sizes)
     where: list[Html | Figure] = [figures_regions.shares(cores), *([layered] if layered else [])]
     sections = [
@@ -41,7 +41,7 @@ def diff_page(found: Comparison, base: str) -> str:
     if found.pairs:
         overlaps: list[Html | Figure] = [
             _pairs(found),
-            *figures_regions.overlap(_groups(found)),
+            *figures_regions.overlap(_grouping(found)),
             _cosines(found),
             _where(found),
         ]
@@ -77,14 +77,15 @@ def _percent(found: Comparison) -> float:
     return 100 * sum(model.count for model in found.models) / max(1, len(found.models) * found.total)
 
 
-def _groups(found: Comparison) -> dict[str, Any]:
-    """As ``groups.json`` has them."""
+def _grouping(found: Comparison) -> Grouping:
+    """The overlaps and groups, as ``cpift group`` has them."""
     signs: dict[tuple[str, str], float | None] = {}
     for pair in found.pairs:
         signs[pair.first, pair.second] = signs[pair.second, pair.first] = pair.same_sign
     names = [model.name for model in found.models]
     agreement = [[signs.get((a, b)) for b in names] for a in names]
-    return {"tasks": names, "jaccard": found.overlaps(), "sign_agreement": agreement, "threshold": found.threshold}
+    groups = [list(members) for members in found.groups]
+    return Grouping(names, found.overlaps(), agreement, groups, list(range(len(groups))), found.threshold)
 
 
 def _pairs(found: Comparison) -> Html:
@@ -157,7 +158,7 @@ def _where(found: Comparison) -> Figure:
 
 def _models(found: Comparison) -> Html:
     headers = ["model", "core positions", "threshold of |Δ|", "norm of Δ", "unchanged"]
-    rows: list[Sequence[Any]] = [
+    rows: list[Sequence[object]] = [
         [m.name, m.count, m.threshold, m.norm, wording.percent(m.zero_share)] for m in found.models
     ]
     return table(headers, rows)

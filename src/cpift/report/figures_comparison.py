@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from cpift.compare.methods import Role, has_role, specialist
 from cpift.metrics import common_axis, described, intervals, mean_unit
+from cpift.metrics.comparison import ComparisonRecord
 from cpift.metrics.metric import PER_CENT, Unit
 from cpift.metrics.summary import share_of
 from cpift.report import wording
 from cpift.report.parts import Figure
 
 SPECIALIST = specialist()
-Found = Mapping[str, Any]
 
 
-def unit(found: Found) -> Unit:
+def unit(record: ComparisonRecord) -> Unit:
     """Of a mean over tasks: of those scored in per cent, where there are any."""
-    return mean_unit(task["metric"] for task in found["tasks"].values())
+    return mean_unit(task["metric"] for task in record["tasks"].values())
 
 
-def _values(found: Found, budget: str, method: str, task: str, share: bool) -> list[float]:
+def _values(record: ComparisonRecord, budget: str, method: str, task: str, share: bool) -> list[float]:
     """One value a seed: the score, or its share of the specialist's of the same seed."""
     values = []
-    methods = found["budgets"][budget]
+    methods = record["budgets"][budget]
     for seed, result in methods[method].items():
         entry = result["scores"].get(task)
-        special = methods.get(SPECIALIST, {}).get(seed, {}).get("scores", {}).get(task)
-        if entry is None or (share and special is None):
+        if entry is None:
             continue
-        value = share_of(entry["metric"], entry["score"], special["score"]) if share else float(entry["score"])
+        value: float | None = entry["score"]
+        if share:
+            specialists = methods.get(SPECIALIST, {}).get(seed)
+            special = specialists["scores"].get(task) if specialists else None
+            value = share_of(entry["metric"], entry["score"], special["score"]) if special else None
         if value is not None:
             values.append(value)
     return values
 
 
-def scores(found: Found, budget: str) -> Figure | None:
-    methods = list(found["budgets"][budget])
+def scores(record: ComparisonRecord, budget: str) -> Figure | None:
+    methods = list(record["budgets"][budget])
     if not methods:
         return None
     views, rows = {}, []
@@ -45,18 +45,18 @@ def scores(found: Found, budget: str) -> Figure | None:
         if share and SPECIALIST not in methods:
             continue
         panels = []
-        for task, about in found["tasks"].items():
+        for task, about in record["tasks"].items():
             metric = described(about["metric"])
             points, raw = [], not share and metric.unit == PER_CENT
             for method in methods:
-                values = _values(found, budget, method, task, share)
+                values = _values(record, budget, method, task, share)
                 if not values:
                     continue
                 mean, spread = sum(values) / len(values), intervals.of_mean(values)
                 point = {
                     "y": method,
                     "v": mean,
-                    "c": int(method == found["reference"]),
+                    "c": int(method == record["reference"]),
                     "t": f"{mean:.3f}, {len(values)} seeds",
                 }
                 if raw:
@@ -91,13 +91,13 @@ def scores(found: Found, budget: str) -> Figure | None:
         drawing=drawing,
         headers=["task", "method", "unit", "mean", "95 % low", "95 % high", "seeds"],
         rows=rows,
-        note=f"{found['reference']} is orange and square. Bars: 95 % intervals over {len(found['seeds'])} seeds (Student's t)."
-        + ("" if len(found["seeds"]) > 1 else " With one seed there is no interval."),
+        note=f"{record['reference']} is orange and square. Bars: 95 % intervals over {len(record['seeds'])} seeds (Student's t)."
+        + ("" if len(record["seeds"]) > 1 else " With one seed there is no interval."),
     )
 
 
-def differences(found: Found, budget: str) -> Figure | None:
-    known = [d for d in found.get("differences", {}).get(budget, []) if "mean" in d]
+def differences(record: ComparisonRecord, budget: str) -> Figure | None:
+    known = [d for d in record.get("differences", {}).get(budget, []) if "mean" in d]
     if not known:
         return None
     known.sort(key=lambda d: -d["mean"]["difference"])
@@ -110,31 +110,31 @@ def differences(found: Found, budget: str) -> Figure | None:
     ]
     rows = [["mean", d["method"], d["mean"]["difference"], d["mean"]["low"], d["mean"]["high"]] for d in known]
     rows += [[t, d["method"], g["difference"], g["low"], g["high"]] for d in known for t, g in d["tasks"].items()]
-    per_cent = unit(found) == PER_CENT
+    per_cent = unit(record) == PER_CENT
     return Figure(
         id=f"differences-{budget}",
-        title=f"Each method against {found['reference']}, mean over tasks",
-        describe=f"Dots: mean difference of each method to {found['reference']}, with 95 % intervals.",
+        title=f"Each method against {record['reference']}, mean over tasks",
+        describe=f"Dots: mean difference of each method to {record['reference']}, with 95 % intervals.",
         drawing={
             "kind": "dots",
             "panels": [{"rows": points}],
             "ys": [d["method"] for d in drawn],
             "rule": 0,
             "percent": per_cent,
-            "digits": unit(found).digits,
-            "xLabel": f"{unit(found).difference}, more is better",
+            "digits": unit(record).digits,
+            "xLabel": f"{unit(record).difference}, more is better",
         },
         headers=["task", "method", "difference", "95 % low", "95 % high"],
         rows=rows,
-        note=f"Right of the line: better than {found['reference']}. Paired by seed and evaluation row. The base is in the table only.",
+        note=f"Right of the line: better than {record['reference']}. Paired by seed and evaluation row. The base is in the table only.",
     )
 
 
-def arrivals(found: Found, budget: str) -> Figure | None:
+def arrivals(record: ComparisonRecord, budget: str) -> Figure | None:
     """Scores as tasks arrive, mean over seeds, a panel a method."""
     panels, rows, order = [], [], []
-    tasks = list(found["tasks"])
-    for method, results in found["budgets"][budget].items():
+    tasks = list(record["tasks"])
+    for method, results in record["budgets"][budget].items():
         sums: dict[tuple[int, str, str], list[float]] = {}
         for result in results.values():
             for i, arrival in enumerate(result.get("arrivals", [])):
@@ -160,7 +160,7 @@ def arrivals(found: Found, budget: str) -> Figure | None:
             "panels": panels,
             "xs": order,
             "series": tasks,
-            **_axis(found),
+            **_axis(record),
             "least": 320,
             "small": True,
         },
@@ -170,28 +170,28 @@ def arrivals(found: Found, budget: str) -> Figure | None:
     )
 
 
-def _axis(found: Found) -> dict[str, Any]:
-    metrics = [about["metric"] for about in found["tasks"].values()]
+def _axis(record: ComparisonRecord) -> dict[str, object]:
+    metrics = [about["metric"] for about in record["tasks"].values()]
     if {described(name).unit for name in metrics} == {PER_CENT}:
         return {"yLabel": common_axis(metrics), "percent": True, "digits": PER_CENT.digits}
     return {"yLabel": common_axis(metrics), "digits": 3}
 
 
-def forgetting(found: Found) -> Figure | None:
+def forgetting(record: ComparisonRecord) -> Figure | None:
     """What each arrival costs the tasks that were there, and gives the one that comes."""
-    known = {m: row for m, row in (found.get("forgetting") or {}).items() if row}
-    panels, rows, per_cent = [], [], unit(found) == PER_CENT
+    known = {m: row for m, row in (record.get("forgetting") or {}).items() if row}
+    panels, rows, per_cent = [], [], unit(record) == PER_CENT
     for kind, title in (("old", "older tasks, at each arrival"), ("new", "the task that arrives")):
         gaps = {m: row[kind] for m, row in known.items() if kind in row}
         points = [
-            {"y": m, "v": g["difference"], "lo": g["low"], "hi": g["high"], "c": int(m == found["reference"])}
+            {"y": m, "v": g["difference"], "lo": g["low"], "hi": g["high"], "c": int(m == record["reference"])}
             for m, g in gaps.items()
         ]
         rows += [[title, p["y"], p["v"], p["lo"], p["hi"]] for p in points]
         panels += [{"title": title, "rows": points}] if points else []
     if not panels:
         return None
-    axis = f"{unit(found).difference}, more is better"
+    axis = f"{unit(record).difference}, more is better"
     return Figure(
         id="forgetting",
         title="What an arrival costs the older tasks, and gives the new one",
@@ -202,11 +202,11 @@ def forgetting(found: Found) -> Figure | None:
             "ys": list(known),
             "rule": 0,
             "percent": per_cent,
-            "digits": unit(found).digits,
+            "digits": unit(record).digits,
             "xLabel": axis,
             "least": 320,
         },
         headers=["tasks", "method", "change", "95 % low", "95 % high"],
         rows=rows,
-        note=f"Left of the line: forgotten. {found['reference']} is orange and square.",
+        note=f"Left of the line: forgotten. {record['reference']} is orange and square.",
     )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from cpift.console.terminal import duration, size
 from cpift.files.layout import Kind, kind_of
+from cpift.files.records import PlanRecord
 from cpift.report.facts import RunFacts, StageFacts
 from cpift.report.html import Html, table
 from cpift.report.parts import Figure
@@ -97,14 +95,13 @@ def cost(run: RunFacts) -> Figure | None:
     if not kinds:
         return None
     order = [k for k in dict.fromkeys([*_KINDS.values(), "other"]) if k in kinds]
-    planned = _planned(run.plan or {})
+    planned = _planned(run.plan) if run.plan else {}
     on_device = any(s.facts.get("peak_device_memory") is not None for s in run.stages.values())
     units = {"time": "minutes", "tokens trained": "tokens", "peak memory": "GB", "disk": "GB"}
     units |= {"peak device memory": "GB"} if on_device else {}
-    panels: list[dict[str, Any]] = [
-        {"title": title, "rows": [], "planned": [], "own": {"xLabel": unit}} for title, unit in units.items()
-    ]
-    rows = []
+    bars: list[list[dict[str, object]]] = [[] for _ in units]
+    marks: list[list[dict[str, object]]] = [[] for _ in units]
+    rows: list[list[object]] = []
     for label in order:
         facts = [s.facts for s in kinds[label]]
         seconds = sum(f.get("seconds", 0.0) for f in facts)
@@ -124,32 +121,35 @@ def cost(run: RunFacts) -> Figure | None:
         if on_device:
             device = max((f.get("peak_device_memory") or 0 for f in facts), default=0)
             cells, values = [*cells, size(device)], (*values, device / 1e9)
-        for panel, cell, value, mark in zip(panels, cells, values, predicted, strict=False):
+        for drawn, marked, cell, value, mark in zip(bars, marks, cells, values, predicted, strict=False):
             if value:
-                panel["rows"].append({"y": label, "s": "", "v": value, "t": cell})
+                drawn.append({"y": label, "s": "", "v": value, "t": cell})
             if mark:
-                panel["planned"].append({"y": label, "v": mark})
-        row = [label, len(facts), *cells[:1], tokens, *cells[2:]]
-        rows.append(
-            row + ([duration(plan["seconds"]) if plan.get("seconds") else None, plan.get("tokens")] if planned else [])
-        )
+                marked.append({"y": label, "v": mark})
+        planned_time = duration(plan["seconds"]) if plan.get("seconds") else None
+        row: list[object] = [label, len(facts), *cells[:1], tokens, *cells[2:]]
+        rows.append([*row, planned_time, plan.get("tokens")] if planned else row)
+    panels = [
+        {"title": title, "rows": drawn, "planned": marked, "own": {"xLabel": unit}}
+        for (title, unit), drawn, marked in zip(units.items(), bars, marks, strict=True)
+        if drawn
+    ]
     headers = ["stage", "folders", *units]
     note = "This folder holds no plan; cpift plan RECIPE --measure --out DIR writes one to set beside it."
     if planned:
         headers += ["time planned", "tokens planned"]
         timed = any(plan.get("seconds") for plan in planned.values())
-        note = "Marks across: what plan foretold." + ("" if timed else " It was not measured, so it foretold no time.")
+        note = "Marks across: what cpift plan predicted."
+        note += "" if timed else " It was not measured, so it predicted no time."
         if run.plan:
-            note += (
-                f" Of memory it foretold {size(run.plan['memory'])} at most, of disk {size(run.plan['disk'])} in all."
-            )
+            note += f" It predicted {size(run.plan['memory'])} of memory at most, and {size(run.plan['disk'])} of disk in all."
     return Figure(
         id="cost",
         title="What it cost, stage by stage",
         describe="Bars: time, tokens trained, peak memory and disk of each kind of stage, a panel each.",
         drawing={
             "kind": "bars",
-            "panels": [p for p in panels if p["rows"]],
+            "panels": panels,
             "ys": order,
             "series": [""],
             "least": 480,
@@ -162,13 +162,14 @@ def cost(run: RunFacts) -> Figure | None:
     )
 
 
-def _planned(plan: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for part in plan.get("stages", []):
-        kind = found.setdefault(part["stage"].split(" ")[0], {})
-        for key in ("tokens", "seconds"):
-            if key in part:
-                kind[key] = kind.get(key, 0) + part[key]
+def _planned(plan: PlanRecord) -> dict[str, dict[str, float]]:
+    """Tokens and seconds that were predicted, by kind of stage."""
+    kinds: dict[str, dict[str, float]] = {}
+    for part in plan["stages"]:
+        kind = kinds.setdefault(part["stage"].split(" ")[0], {})
+        for key, value in (("tokens", part.get("tokens")), ("seconds", part.get("seconds"))):
+            if value is not None:
+                kind[key] = kind.get(key, 0) + value
     if plan.get("evaluate_seconds"):
-        found["evaluate"] = {"seconds": plan["evaluate_seconds"]}
-    return found
+        kinds["evaluate"] = {"seconds": plan["evaluate_seconds"]}
+    return kinds

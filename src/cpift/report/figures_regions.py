@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from cpift.checkpoint import layers
 from cpift.files.layout import Kind
-from cpift.method.group import components
+from cpift.method.group import Grouping, components
 from cpift.report import wording
 from cpift.report.facts import RunFacts
 from cpift.report.html import Html, element, table
 from cpift.report.parts import Figure
 
 
-def overlap(groups: Mapping[str, Any] | None) -> list[Figure]:
-    """Jaccard heatmap with the slider, and sign agreement; ``groups`` as ``groups.json`` has them."""
+def overlap(groups: Grouping | None) -> list[Figure]:
+    """Jaccard heatmap with the slider, and sign agreement; none before the groups are known."""
     if not groups:
         return []
-    tasks, jaccard, signs = groups["tasks"], groups["jaccard"], groups["sign_agreement"]
+    tasks, jaccard, signs = groups.tasks, groups.jaccard, groups.sign_agreement
     pairs = [(i, j) for i in range(len(tasks)) for j in range(len(tasks))]
     top = max((jaccard[i][j] for i, j in pairs if i != j), default=0.0)
     # The diagonal is 1 by definition and would hide all else, so it is left empty.
@@ -31,7 +30,7 @@ def overlap(groups: Mapping[str, Any] | None) -> list[Figure]:
         }
         for i, j in pairs
     ]
-    first: dict[str, Any] = {
+    first = {
         "kind": "heat",
         "panels": [{"rows": rows}],
         "xs": tasks,
@@ -40,7 +39,7 @@ def overlap(groups: Mapping[str, Any] | None) -> list[Figure]:
         "jaccard": jaccard,
         "digits": 4,
     }
-    threshold = float(groups["threshold"])
+    threshold = groups.threshold
     limit = min(1.0, max(1.25 * top, 1.25 * threshold, 1e-4))
     control = element("threshold_slider", threshold, limit)
     listed = [[tasks[i], tasks[j], jaccard[i][j], signs[i][j]] for i, j in pairs if i < j]
@@ -96,9 +95,9 @@ def _percent(value: float | None) -> str:
 
 def merges(run: RunFacts) -> Html | None:
     """At which τ groups join, as a table: the slider without a script."""
-    if not run.groups or len(run.groups["tasks"]) < 2:
+    if not run.groups or len(run.groups.tasks) < 2:
         return None
-    tasks, jaccard = run.groups["tasks"], run.groups["jaccard"]
+    tasks, jaccard = run.groups.tasks, run.groups.jaccard
     values = sorted({jaccard[i][j] for i in range(len(tasks)) for j in range(i)}, reverse=True)
     rows, before = [["above " + (f"{values[0]:.4f}" if values else "0"), len(tasks), "each task alone"]], len(tasks)
     for value in values:
@@ -111,27 +110,33 @@ def merges(run: RunFacts) -> Html | None:
 
 def regions(run: RunFacts) -> list[Figure]:
     """Layer × module per task, and the shares of the kinds of modules."""
-    found = {task: s.facts for task, s in run.kind(Kind.REGION).items() if s.facts.get("by_parameter")}
-    if not found:
+    facts = {task: stage.facts for task, stage in run.kind(Kind.REGION).items()}
+    cores = {task: core for task, known in facts.items() if (core := known.get("by_parameter"))}
+    if not cores:
         return []
-    sizes = _sizes(run, found)
-    return [f for f in (shares(found), by_layer(float(run.recipe["region"]["percent"]), found, sizes)) if f]
+    sizes = _sizes(run, [known.get("sizes", {}) for known in facts.values()])
+    return [f for f in (shares(cores), by_layer(float(run.recipe.region.percent), cores, sizes)) if f]
 
 
-def _sizes(run: RunFacts, found: dict[str, dict[str, Any]]) -> dict[str, int]:
-    sizes = {n: int(s) for facts in found.values() for n, s in facts.get("sizes", {}).items()}
+def _sizes(run: RunFacts, by_region: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Elements of each parameter."""
+    sizes = {name: size for sizes in by_region for name, size in sizes.items()}
     if run.fusion:  # runs of earlier versions have the sizes here only
         sizes |= {n: int(t["free"]) + int(t["core"]) for n, t in run.fusion["tensors"].items()}
     return sizes
 
 
-def shares(found: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Kinds of modules; ``found`` has for each task ``by_parameter``, the core positions by parameter."""
+def shares(cores: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Shares of the kinds of modules in each core region.
+
+    Args:
+        cores: task to the core positions of each parameter.
+    """
     rows = []
-    for task, facts in found.items():
-        total = sum(facts["by_parameter"].values())
+    for task, core in cores.items():
+        total = sum(core.values())
         for kind in layers.KINDS:
-            part = sum(c for n, c in facts["by_parameter"].items() if layers.kind(n) == kind)
+            part = sum(count for name, count in core.items() if layers.kind(name) == kind)
             if part or kind != layers.OTHER:
                 rows.append({"y": task, "s": kind, "v": part / total if total else 0.0})
     kinds = [k for k in layers.KINDS if any(r["s"] == k for r in rows)]
@@ -142,23 +147,29 @@ def shares(found: Mapping[str, Mapping[str, Any]]) -> Figure:
         drawing={
             "kind": "bars",
             "panels": [{"rows": rows}],
-            "ys": list(found),
+            "ys": list(cores),
             "series": kinds,
             "percent": True,
             "xLabel": "share of the core region, %",
-            "small": len(found) > 8,
+            "small": len(cores) > 8,
         },
         headers=["task", "part", "share of the core region"],
         rows=[[r["y"], r["s"], r["v"]] for r in rows],
-        note="A large embedding share means that much of the region is rows of the task's own words.",
+        note="A large embedding share means that much of the region is rows of tokens that the task uses.",
     )
 
 
-def by_layer(per_cent: float, found: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> Figure | None:
-    """Layer × module; ``sizes`` are the elements by parameter, ``per_cent`` is the mean density."""
+def by_layer(percent: float, cores: Mapping[str, Mapping[str, int]], sizes: Mapping[str, int]) -> Figure | None:
+    """Density of core positions by layer and module.
+
+    Args:
+        percent: mean density, in per cent.
+        cores: task to the core positions of each parameter.
+        sizes: elements of each parameter.
+    """
     if not sizes:
         return None
-    percent = per_cent / 100
+    mean_density = percent / 100
     inside = [n for n in sizes if layers.layer(n) is not None]
     order = sorted({layers.layer(n) or 0 for n in inside})
     modules = sorted(
@@ -166,24 +177,24 @@ def by_layer(per_cent: float, found: Mapping[str, Mapping[str, Any]], sizes: Map
         key=lambda m: (next(layers.KINDS.index(layers.kind(n)) for n in inside if layers.module(n) == m), m),
     )
     panels, table_rows, highest = [], [], 0.0
-    for task, facts in found.items():
+    for task, core in cores.items():
         cells = []
         for number in order:
             for module in modules:
                 names = [n for n in inside if layers.layer(n) == number and layers.module(n) == module]
                 size = sum(sizes[n] for n in names)
                 if size:
-                    density = sum(facts["by_parameter"].get(n, 0) for n in names) / size / percent
+                    density = sum(core.get(n, 0) for n in names) / size / mean_density
                     highest = max(highest, density)
                     cells.append(
                         {
                             "x": str(number),
                             "y": module,
                             "v": density,
-                            "tip": f"{wording.percent(density * percent, 2)} core, {density:.2g} × the mean",
+                            "tip": f"{wording.percent(density * mean_density, 2)} core, {density:.2g} × the mean",
                         }
                     )
-                    table_rows.append([task, number, module, density * percent])
+                    table_rows.append([task, number, module, density * mean_density])
         panels.append({"title": task, "rows": cells})
     if not order:
         return None
@@ -203,7 +214,7 @@ def by_layer(per_cent: float, found: Mapping[str, Mapping[str, Any]], sizes: Map
         },
         headers=["task", "layer", "module", "share of the module that is core"],
         rows=table_rows,
-        note=f"Dark blue: hardly any core positions. Yellow: {max(2.0, min(highest, 6.0)):.2g} times the mean of {wording.percent(percent)} or more. Across: layers, first to last.",
+        note=f"Dark blue: hardly any core positions. Yellow: {max(2.0, min(highest, 6.0)):.2g} times the mean of {wording.percent(mean_density)} or more. Across: layers, first to last.",
     )
 
 
@@ -234,15 +245,15 @@ def statistics(run: RunFacts) -> Html | None:
     )
 
 
-def warned_by_overlap(run: RunFacts) -> str:
-    """The overlaps in words."""
-    if not run.groups or len(run.groups["tasks"]) < 2:
+def overlap_sentence(run: RunFacts) -> str:
+    """The largest overlap, and the groups that follow."""
+    if not run.groups or len(run.groups.tasks) < 2:
         return ""
-    tasks, j = run.groups["tasks"], run.groups["jaccard"]
+    tasks, j = run.groups.tasks, run.groups.jaccard
     pairs = sorted(((j[a][b], tasks[b], tasks[a]) for a in range(len(tasks)) for b in range(a)), reverse=True)
     value, a, b = pairs[0]
     groups = run.order
-    made = (
+    grouped = (
         "every task is a group of its own"
         if len(groups) == len(tasks)
         else "all tasks are one group"
@@ -250,7 +261,7 @@ def warned_by_overlap(run: RunFacts) -> str:
         else f"there are {len(groups)} groups"
     )
     return (
-        f"The largest overlap is {value:.3f} ({a} and {b}); at τ = {run.groups['threshold']:g} {made}. Order of the stages: "
+        f"The largest overlap is {value:.3f} ({a} and {b}); at τ = {run.groups.threshold:g} {grouped}. Order of the stages: "
         + "; ".join(wording.names(g) for g in groups)
         + "."
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cpift.files import layout
 from cpift.metrics import common_axis, described, intervals
 from cpift.metrics.metric import PER_CENT, Unit
@@ -12,7 +10,10 @@ from cpift.report.facts import RunFacts
 from cpift.report.parts import Figure
 from cpift.report.verdicts import path
 
-SMALL_FROM = 6  # from so many tasks on, each has a panel of its own
+SMALL_FROM = 6  # number of tasks from which each has a panel of its own
+INTERVALS_UP_TO = 3  # tasks in one panel
+Point = dict[str, object]
+"""A point of a drawing: x, y, series, ends of its interval."""
 _STEPS = {"base": "base", "backbone": "backbone", "fused": "fused"}
 
 
@@ -31,9 +32,10 @@ def _seesaw(run: RunFacts, unit: Unit) -> Figure | None:
     tasks, share = [t for t in run.tasks if run.metric(t).unit == unit and path(run, t)], unit == PER_CENT
     if not tasks:
         return None
-    table, by_task = [], {}
+    table: list[list[object]] = []
+    by_task: dict[str, list[Point]] = {}
     for task in tasks:
-        points = []
+        points: list[Point] = []
         for model in path(run, task):
             entry = run.models[model][task]
             band = intervals.of_score(entry)
@@ -44,18 +46,13 @@ def _seesaw(run: RunFacts, unit: Unit) -> Figure | None:
         by_task[task] = points
     order = [step(m) for m in path(run, max(tasks, key=lambda t: len(path(run, t))))]
     small = len(tasks) >= SMALL_FROM
-    panels: list[dict[str, Any]]
-    if small:
-        panels = [
-            {
-                "title": t,
-                "rows": by_task[t],
-                "reference": next((p["y"] for p in by_task[t] if p["x"] == "specialist"), None),
-            }
-            for t in tasks
-        ]
+    panels: list[dict[str, object]] = []
+    if small:  # a panel a task, with its specialist as a line across
+        for t, points in by_task.items():
+            reference = next((p["y"] for p in points if p["x"] == "specialist"), None)
+            panels.append({"title": t, "rows": [{**p, "s": ""} for p in points], "reference": reference})
     else:
-        panels = [{"rows": [p for t in tasks for p in by_task[t]]}]
+        panels.append({"rows": _apart([p for points in by_task.values() for p in points], tasks)})
     drawing = {
         "kind": "lines",
         "panels": panels,
@@ -67,11 +64,6 @@ def _seesaw(run: RunFacts, unit: Unit) -> Figure | None:
         "yLabel": common_axis(run.metric(t).name for t in tasks),
         "least": 230,
     }
-    if small:
-        for panel in panels:
-            panel["rows"] = [{**row, "s": ""} for row in panel["rows"]]
-    else:
-        _apart(panels[0]["rows"], tasks)
     shown = "per cent" if share else f"{unit.name}, lower is better"
     note = "Vertical bars are 95 % intervals over the evaluation rows." + (
         " Dashed: the task's own specialist." if small else ""
@@ -87,11 +79,11 @@ def _seesaw(run: RunFacts, unit: Unit) -> Figure | None:
     )
 
 
-def _apart(rows: list[dict[str, Any]], tasks: list[str]) -> None:
-    """Only a few intervals can stand in one picture."""
-    if len(tasks) > 3:
-        for row in rows:
-            row.pop("lo", None), row.pop("hi", None)
+def _apart(points: list[Point], tasks: list[str]) -> list[Point]:
+    """The points; without intervals where there are so many that they would cover each other."""
+    if len(tasks) <= INTERVALS_UP_TO:
+        return points
+    return [{key: value for key, value in point.items() if key not in ("lo", "hi")} for point in points]
 
 
 def forgetting(run: RunFacts) -> Figure | None:

@@ -6,8 +6,8 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
 
+from cpift.metrics.comparison import ComparisonRecord
 from cpift.report.facts import RunFacts, defaults_of
 from cpift.report.html import Html, element, folded, heading, paragraph, table
 
@@ -26,7 +26,7 @@ def provenance(run: RunFacts) -> list[Html]:
         heading("Repeat it"),
         paragraph("recipe.yaml in the run folder holds every value below, so this repeats the run:"),
         element("code", f"cpift run {run.name}/recipe.yaml --out {run.name}-again"),
-        *_recipe([(key, value, _origin(run, key, value)) for key, value in flat(run.recipe)]),
+        *_recipe([(key, value, _origin(run, key, value)) for key, value in flat(run.values)]),
         *_versions(versions),
     ]
     if len(several) > 1:
@@ -46,7 +46,7 @@ def provenance(run: RunFacts) -> list[Html]:
     return found
 
 
-def comparison_provenance(found: Mapping[str, Any], name: str) -> list[Html]:
+def comparison_provenance(found: ComparisonRecord, name: str) -> list[Html]:
     """The same of ``comparison.json``, which tells a value's origin only by whether it is the default."""
     defaults = dict(flat(defaults_of(found["recipe"])))
     budgets = found["budgets"]
@@ -78,7 +78,7 @@ def comparison_provenance(found: Mapping[str, Any], name: str) -> list[Html]:
     ]
 
 
-def _recipe(rows: Sequence[tuple[str, Any, str]]) -> list[Html]:
+def _recipe(rows: Sequence[tuple[str, object, str]]) -> list[Html]:
     """What someone gave stands first; defaults, of which there are many, are folded."""
     told = [[key, shown(key, value), origin] for key, value, origin in rows]
     given = [row for row in told if not row[2].endswith("default")]
@@ -97,7 +97,7 @@ def _versions(versions: Mapping[str, str]) -> list[Html]:
     return [heading("Versions"), table(["library", "version"], list(versions.items()), text=(1,))]
 
 
-def flat(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:
     """Dotted keys and values."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -106,7 +106,7 @@ def flat(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]
             yield f"{where}{key}", value
 
 
-def shown(key: str, value: Any) -> str:
+def shown(key: str, value: object) -> str:
     """A value as text; of a local path the name only, so that the page can be handed on."""
     if isinstance(value, str) and key.rsplit(".", 1)[-1] in _PATHS:
         return without_path(value)
@@ -115,7 +115,7 @@ def shown(key: str, value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _has_path(value: Any) -> bool:
+def _has_path(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("path"), str)
 
 
@@ -124,7 +124,7 @@ def without_path(value: str) -> str:
     return PurePath(value).name if value.startswith(("/", "~", ".")) or "\\" in value else value
 
 
-def _origin(run: RunFacts, key: str, value: Any) -> str:
+def _origin(run: RunFacts, key: str, value: object) -> str:
     if run.origins is not None:
         for part in (key, *_parents(key)):
             if part in run.origins:
@@ -133,7 +133,7 @@ def _origin(run: RunFacts, key: str, value: Any) -> str:
     return _by_default(dict(flat(run.defaults)), key, value)
 
 
-def _by_default(defaults: Mapping[str, Any], key: str, value: Any) -> str:
+def _by_default(defaults: Mapping[str, object], key: str, value: object) -> str:
     must = key == "model" or key.endswith((".generate", ".train", ".eval"))
     return "as by default" if not must and value == defaults.get(key, ...) else "recipe or command line"
 

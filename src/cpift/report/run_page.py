@@ -9,14 +9,14 @@ from cpift.files import layout
 from cpift.metrics.metric import Unit
 from cpift.report import figures_cost, figures_fusion, figures_regions, figures_scores, wording
 from cpift.report.facts import RunFacts
-from cpift.report.forgetting import falls, steps_looked_at
+from cpift.report.forgetting import drops, transitions
 from cpift.report.html import Html, bullets, element, folded, heading, paragraph, table
 from cpift.report.parts import Figure, Parts, Section
 from cpift.report.provenance import provenance, without_path
 from cpift.report.verdicts import BASELINE, Gap, Verdict, headline, judged
 from cpift.report.warnings import remedy
 
-LEAD = 3  # falls on the first screen
+LEAD = 3  # drops on the first screen
 BOARD = 8  # tasks in the table there
 _STATES = {"finished": "finished", "running": "running", "failed": "failed", "stopped": "stopped before its end"}
 
@@ -41,10 +41,10 @@ def run_parts(run: RunFacts) -> Parts:
         _section("cost-part", "Cost", [figures_cost.cost(run)]),
         _section("provenance-part", "Provenance", list(provenance(run))),
     ]
-    model = without_path(run.recipe["model"])
+    model = without_path(run.recipe.model)
     took = f" · {duration(run.seconds)} of work" if run.seconds else ""
     tasks = f"{len(run.tasks)} task{'s' * (len(run.tasks) != 1)}"
-    origin = f"cpift run {run.name} · base {model} · {tasks} · seed {run.recipe['seed']}{took}"
+    origin = f"cpift run {run.name} · base {model} · {tasks} · seed {run.recipe.seed}{took}"
     return Parts(
         title=f"{run.name}: cpift report",
         kicker=element("kicker", origin, run.state, _STATES[run.state]),
@@ -69,18 +69,18 @@ def _lead(run: RunFacts) -> list[Html]:
     """What was forgotten, and why: of the first screen, so the worst few."""
     if not judged(run):
         return []
-    found = falls(run)
+    found = drops(run)
     if not found:
         return [
             paragraph("Forgotten on the way: nothing. No task fell beyond noise from one model to the next.", "lead")
         ]
-    lost = sum(not f.kept for f in found)
+    lost = sum(not f.recovered for f in found)
     more = (
         f" ({lost} still behind, {len(found) - lost} won back; the worst are below, all under The seesaw)"
         if len(found) > LEAD
         else ""
     )
-    items = [("won" if f.kept else "lost", f.now, f.text) for f in found[:LEAD]]
+    items = [("won" if f.recovered else "lost", f.outcome, f.text) for f in found[:LEAD]]
     return [paragraph(f"Forgotten on the way, and why{more}:", "lead"), element("marked_bullets", items)]
 
 
@@ -133,16 +133,16 @@ def _numbers(found: Gap, unit: Unit) -> str:
 
 def _forgotten(run: RunFacts) -> list[Html]:
     """All falls, where the lead has not the room for them; and how many would be by chance."""
-    found = falls(run) if judged(run) else []
+    found = drops(run) if judged(run) else []
     if not found:
         return []
     told = []
     if len(found) > LEAD:
-        lost, back = [f.text for f in found if not f.kept], [f.text for f in found if f.kept]
+        lost, back = [f.text for f in found if not f.recovered], [f.text for f in found if f.recovered]
         told += [paragraph("Lost on the way, and why:"), bullets(lost)] if lost else []
         told += [folded(f"Lost on the way, and won back: {len(back)} tasks", bullets(back))] if back else []
-    chance = 0.025 * steps_looked_at(run)
-    by_chance = f"about {chance:.0f} of the {steps_looked_at(run)} steps looked at" if chance >= 1 else "less than one"
+    chance = 0.025 * transitions(run)
+    by_chance = f"about {chance:.0f} of the {transitions(run)} steps looked at" if chance >= 1 else "less than one"
     told.append(
         paragraph(
             f"Told of are falls whose 95 % interval excludes zero; {by_chance} would fall so far by chance alone.",
@@ -157,7 +157,7 @@ def _overlap(run: RunFacts) -> list[Html | Figure | None]:
     if not found:
         return []
     return [
-        paragraph(figures_regions.warned_by_overlap(run)),
+        paragraph(figures_regions.overlap_sentence(run)),
         *found,
         _titled("Groups at other thresholds", figures_regions.merges(run)),
     ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cpift.files import layout
 from cpift.metrics import described, intervals, mean_unit
 from cpift.metrics.metric import PER_CENT, Metric, Unit
+from cpift.metrics.score import ScoreEntry
 from cpift.recipe.parts import Backbone
 from cpift.report import wording
-from cpift.report.facts import FINISHED, STOPPED, RunFacts, backbone_of
+from cpift.report.facts import FINISHED, STOPPED, RunFacts
 from cpift.report.parts import Clause
 
 BASELINE = "backbone"  # ordinary SFT on the same tasks, unless the recipe gives another
@@ -41,26 +41,27 @@ class Verdict:
     gaps: dict[str, Gap]
 
 
-def gap(mine: dict[str, Any], other: dict[str, Any]) -> Gap | None:
-    found = intervals.of_difference(mine, other)
-    if found is None:
+def gap(score: ScoreEntry, other: ScoreEntry) -> Gap | None:
+    """How much better the first score is; None where their rows cannot be paired."""
+    difference = intervals.of_difference(score, other)
+    if difference is None:
         return None
-    value, low, high = found
-    return Gap(value, low, high) if described(mine["metric"]).higher_is_better else Gap(-value, -high, -low)
+    value, low, high = difference
+    return Gap(value, low, high) if described(score["metric"]).higher_is_better else Gap(-value, -high, -low)
 
 
 def verdicts(run: RunFacts) -> list[Verdict]:
     """Of the final model; empty before it is scored."""
     if run.final is None:
         return []
-    found = []
+    verdicts = []
     for task in run.tasks:
-        mine = run.models[run.final][task]
+        final = run.models[run.final][task]
         others = {"base": "base", "specialist": layout.probe_model(task), BASELINE: BASELINE}
         rows = {name: run.models.get(model, {}).get(task) for name, model in others.items()}
-        gaps = {name: g for name, row in rows.items() if row and (g := gap(mine, row))}
-        found.append(Verdict(task, described(str(mine["metric"])), gaps))
-    return found
+        gaps = {name: g for name, row in rows.items() if row and (g := gap(final, row))}
+        verdicts.append(Verdict(task, described(final["metric"]), gaps))
+    return verdicts
 
 
 def mean_gap(gaps: Sequence[Gap]) -> Gap | None:
@@ -87,7 +88,7 @@ def headline(run: RunFacts) -> list[Clause]:
     clauses = [
         _against(found, "base", "Against the base", "gained"),
         _against(found, "specialist", "against specialists, one trained for each task alone", "did better"),
-        _baseline(found, backbone_of(run.recipe)),
+        _baseline(found, run.recipe.backbone),
     ]
     return [(where, what) for where, what in clauses if what]
 
