@@ -8,8 +8,11 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cpift.compare.methods import METHODS
 from cpift.method.interpolations import INTERPOLATIONS
 from cpift.method.overlap_rules import OVERLAP_RULES
+from cpift.metrics import METRICS
+from cpift.recipe.backbones import BACKBONES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -34,7 +37,35 @@ def overlap_rules() -> str:
     return rows(["`fuse.overlap`", "whose value the position takes", "from"], body)
 
 
-TABLES: Mapping[str, Callable[[], str]] = {"interpolations": interpolations, "overlap rules": overlap_rules}
+def metrics() -> str:
+    """One line a metric, with what it asks of a row."""
+    body = [[f"`{e.name}`", e.summary, e.rows] for e in METRICS.values()]
+    return rows(["`metric`", "what it gives", "what a row needs"], body)
+
+
+def methods() -> str:
+    """One line a method of ``compare``, with the budgets that it is run under."""
+    body = []
+    for e in METHODS.values():
+        budgets = ["`paper`, `equal_tokens`"] * bool(e.run) + ["`incremental`"] * bool(e.arrive)
+        body.append([f"`{e.name}`", e.summary, e.trains, ", ".join(budgets), e.source])
+    return rows(["method", "what", "trains", "under", "from"], body)
+
+
+def backbones() -> str:
+    """One line a source of the backbone."""
+    return rows(
+        ["`backbone.from`", "what the probes are fused into"], [[f"`{e.name}`", e.summary] for e in BACKBONES.values()]
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "backbone sources": backbones,
+    "interpolations": interpolations,
+    "methods": methods,
+    "metrics": metrics,
+    "overlap rules": overlap_rules,
+}
 
 
 def filled(text: str) -> str:

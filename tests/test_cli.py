@@ -100,7 +100,7 @@ def test_compare_names_every_method_in_its_help(capsys: pytest.CaptureFixture[st
     """One left out is one that nobody finds."""
     from cpift.compare.methods import METHODS
 
-    always, arriving = call(capsys, "compare", "--help")[1].split("Under incremental:")
+    always, arriving = call(capsys, "compare", "--help")[1].split("under --budget incremental")
     assert {method.name for method in METHODS.values() if method.run} <= set(re.findall(r"\w+", always))
     assert {method.name for method in METHODS.values() if method.arrive} <= set(re.findall(r"\w+", arriving))
 

@@ -183,8 +183,8 @@ def test_older_settings_of_a_task_stay() -> None:
 
 
 def test_the_table_costs_nothing_at_import() -> None:
-    """No package that only some metric needs, nor torch."""
+    """No package that only some metric needs, nor torch; nor does the table of comparison methods."""
     heavy = ("torch", "transformers", "reasoning_gym", "rouge_score", "sacrebleu", "math_verify", "sympy", "nltk")
-    code = f"import sys, cpift.metrics; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, cpift.metrics, cpift.compare.methods; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

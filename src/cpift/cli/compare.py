@@ -9,28 +9,20 @@ import typer
 from typer.core import TyperCommand
 
 from cpift.cli.options import Address, EngineName, GpusPerJob, RecipePath, Sets, overrides, terminal
-from cpift.compare.methods import METHODS, REFERENCE
-
-
-def methods_help() -> str:
-    """The methods of the table with their summaries, one a paragraph, for ``--help``."""
-    always = [f"{method.name}: {method.summary}" for method in METHODS.values() if method.run]
-    arriving = [method.name for method in METHODS.values() if method.arrive and method.run]
-    only = [f"{method.name}: {method.summary}" for method in METHODS.values() if not method.run]
-    return "\n\n".join(["Methods:", *always, f"Under incremental: {', '.join(arriving)}, and these.", *only])
+from cpift.cli.tables import list_entries
 
 
 class Lists(TyperCommand):
     """Lets ``--seeds 0 1 2`` stand for ``--seeds 0 --seeds 1 --seeds 2``, as people write it."""
 
-    def get_help(self, ctx: Any) -> str:
-        """The help with the table of methods, which is read only when help is asked for."""
-        own = self.help
-        self.help = f"{own}\n\n{methods_help()}"
-        try:
-            return super().get_help(ctx)
-        finally:
-            self.help = own
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, and under them the methods of each budget."""
+        from cpift.compare.methods import METHODS
+
+        super().format_options(ctx, formatter)
+        list_entries(formatter, "--methods", {name: method for name, method in METHODS.items() if method.run})
+        arriving = {name: method for name, method in METHODS.items() if method.arrive}
+        list_entries(formatter, "--methods under --budget incremental", arriving)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat a list's option before each of its values."""
@@ -61,7 +53,9 @@ def compare(
         list[str] | None,
         typer.Option(metavar="BUDGET...", help="equal_tokens (the default), paper, incremental."),
     ] = None,
-    reference: Annotated[str, typer.Option(help="The method that all others are set against.")] = REFERENCE,
+    reference: Annotated[
+        str | None, typer.Option(help="The method that all others are set against; by default cpi_ft.")
+    ] = None,
     engine: EngineName = "local",
     jobs: Annotated[
         int | None,
@@ -78,6 +72,7 @@ def compare(
     """
     from cpift.compare import FILE
     from cpift.compare import compare as run_all
+    from cpift.compare.methods import REFERENCE
     from cpift.compare.table import markdown
     from cpift.console.terminal import say
     from cpift.distributed.engine import make_engine
@@ -87,7 +82,7 @@ def compare(
     with terminal() as shown:
         result = run_all(
             Recipe.load(recipe, overrides(sets)), out, methods, seeds or [0], budget or ["equal_tokens"],  # type: ignore[arg-type]
-            reference=reference, engine=workers, keep_models=keep_models, reporter=shown,
+            reference=reference or REFERENCE, engine=workers, keep_models=keep_models, reporter=shown,
         )  # fmt: skip
     say(markdown(result))
     say(f"\nevery item's outcome is in {out / FILE}")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cpift.cli.options import RecipePath, Sets, overrides
-from cpift.metrics import named
 
 if TYPE_CHECKING:
     from cpift.data.lengths import Lengths
@@ -73,6 +72,8 @@ def show_task(name: str, task: TaskData, limit: int | None, write: Callable[[str
         limit: training.max_length.
         write: prints a line.
     """
+    from cpift.metrics import named
+
     shapes = ", ".join(f"{shape} ({rows:,} rows)" for shape, rows in task.shapes.items()) or "generated"
     write(f"{name}: {summary(task)}, scored by {task.metric}")
     scored = limit if named(task.metric).cuts_rows else None

@@ -17,7 +17,7 @@ from cpift.cli.data import data
 from cpift.cli.diff import diff
 from cpift.cli.exports import apply, export
 from cpift.cli.runs import init, plan, report, run, status
-from cpift.cli.tables import FuseHelp
+from cpift.cli.tables import DataHelp, EvaluateHelp, FuseHelp
 from cpift.console import stopping
 from cpift.errors import CpiftError, is_disk_full
 
@@ -38,7 +38,12 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     init,
 )
 """In the order of ``cpift --help``; a function's name is the command's."""
-PARSERS: dict[Callable[..., None], type[TyperCommand]] = {compare: Lists, fuse: FuseHelp}
+PARSERS: dict[Callable[..., None], type[TyperCommand]] = {
+    compare: Lists,
+    data: DataHelp,
+    evaluate: EvaluateHelp,
+    fuse: FuseHelp,
+}
 """Commands whose arguments are read, or whose help is written, in a way of their own."""
 
 app = typer.Typer(

@@ -35,6 +35,28 @@ class FuseHelp(TyperCommand):
         list_entries(formatter, "--interpolation", INTERPOLATIONS)
 
 
+class EvaluateHelp(TyperCommand):
+    """The help of ``cpift evaluate``, with the table of metrics."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, and under them the metrics that a recipe may name."""
+        from cpift.metrics import METRICS
+
+        super().format_options(ctx, formatter)
+        list_entries(formatter, "tasks.NAME.metric in the recipe", METRICS)
+
+
+class DataHelp(TyperCommand):
+    """The help of ``cpift data``, with the table of shapes."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, and under them the shapes of rows that are recognised."""
+        from cpift.data.shapes import SHAPES
+
+        super().format_options(ctx, formatter)
+        list_entries(formatter, "tasks.NAME.shape in the recipe", SHAPES)
+
+
 def list_entries(formatter: HelpWriter, option: str, table: Mapping[str, Entry]) -> None:
     """Write each entry's name and summary under a heading that names the option."""
     with formatter.section(f"Values of {option}"):

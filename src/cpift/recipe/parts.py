@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from cpift.data.shapes import COLUMNS, SHAPES
+from cpift.data.shapes import SHAPES, known_columns
 from cpift.errors import CpiftError, nearest
 from cpift.method.interpolations import INTERPOLATIONS, check_weight
 from cpift.method.overlap_rules import OVERLAP_RULES
@@ -41,16 +41,10 @@ class Part(BaseModel):
 
 def _known_columns(value: dict[str, str]) -> dict[str, str]:
     for name in value:
-        if name not in COLUMNS:
-            near = nearest(name, COLUMNS)
+        if name not in (columns := known_columns()):
+            near = nearest(name, columns)
             hint = f"did you mean {near!r}?" if near else "it gives our name of a column theirs: {prompt: question}"
             raise ValueError(f"{name!r} is no column of a known shape; {hint}")
-    return value
-
-
-def _known_shape(value: str | None) -> str | None:
-    if value is not None and value not in SHAPES:
-        raise ValueError(f"is none of {', '.join(SHAPES)}")
     return value
 
 
@@ -65,7 +59,7 @@ def _known_metric(value: str) -> str:
 OverlapName = Annotated[str, AfterValidator(OVERLAP_RULES.check)]
 InterpolationName = Annotated[str, AfterValidator(INTERPOLATIONS.check)]
 Columns = Annotated[dict[str, str], AfterValidator(_known_columns)]
-ShapeName = Annotated[str | None, AfterValidator(_known_shape)]
+ShapeName = Annotated[str, AfterValidator(SHAPES.check)]
 MetricName = Annotated[str, AfterValidator(_known_metric)]
 
 
@@ -82,7 +76,7 @@ class Source(Part):
     """Split of a data set from the hub, or an expression such as train[:2000]."""
     columns: Columns = {}
     """Our name of a column, and theirs: {question: problem, answer: solution}."""
-    shape: ShapeName = None
+    shape: ShapeName | None = None
     """Shape of the rows, where their columns fit several."""
     weight: float = Field(default=1.0, gt=0, le=1000)
     """How often each training row counts: 2 is twice, 0.5 a half of the rows, drawn by seed."""
@@ -115,8 +109,8 @@ class Task(Part):
     train_rows: int | None = Field(default=None, gt=0)
     """Use only so many training rows, drawn by seed."""
     metric: MetricName | None = None
-    """A metric of docs/metrics.md, or one's own as package.module:function. By default exact_match where the rows have
-    answers, else loss."""
+    """A metric of docs/metrics.md, or a function of your own as package.module:function. By default the one for rows
+    with answers where they have them, else the one for rows without."""
     pattern: str | list[str] | None = None
     """Regular expression whose first group is the answer within a text, as in gsm8k: '#### (.+)'. Of several, the first
     that finds something counts."""
@@ -132,7 +126,7 @@ class Task(Part):
     """Branch, tag or commit of a data set from the hub."""
     columns: Columns = {}
     """Our name of a column, and theirs: {question: problem, answer: solution}."""
-    shape: ShapeName = None
+    shape: ShapeName | None = None
     """Shape of the rows, where their columns fit several."""
 
     @field_validator("train", "eval", mode="before")
@@ -245,7 +239,19 @@ class Backbone(_Trained):
     """The model into which the probes are fused."""
 
     source: str = Field(default="multi_stage", alias="from")
-    """multi_stage, pretrained, multi_task, or a checkpoint."""
+    """A name of the table of sources (docs/method.md), or a checkpoint."""
+
+    epochs: Literal["auto"] | float = "auto"
+    """Passes over each task's rows; auto: as many as a probe makes. Short probes find the cores, too."""
+
+    @field_validator("epochs")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if value != "auto" and not 0 < value <= 1e6:
+            raise ValueError("epochs must be auto or a number above 0")
+        return value
+
+    model_config = ConfigDict(populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @property
     def entry(self) -> BackboneSource | None:
@@ -275,18 +281,6 @@ class Backbone(_Trained):
             tasks: all, in the recipe's order.
         """
         return self.entry.stages(groups, tasks) if self.entry is not None else []
-
-    epochs: Literal["auto"] | float = "auto"
-    """Passes over each task's rows; auto: as many as a probe makes. Short probes find the cores, too."""
-
-    @field_validator("epochs")
-    @classmethod
-    def _some(cls, value: Any) -> Any:
-        if value != "auto" and not 0 < value <= 1e6:
-            raise ValueError("epochs must be auto or a number above 0")
-        return value
-
-    model_config = ConfigDict(populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Fuse(Part):

@@ -7,10 +7,17 @@ from importlib.resources import files
 
 from cpift.method.interpolations import INTERPOLATIONS
 from cpift.method.overlap_rules import OVERLAP_RULES
+from cpift.metrics import METRICS
+from cpift.recipe.backbones import BACKBONES
 from cpift.table import Entry
 
 # A comment of template.yaml that holds <KEY> shows the names of this table there.
-TABLES: Mapping[str, Mapping[str, Entry]] = {"interpolations": INTERPOLATIONS, "overlap rules": OVERLAP_RULES}
+TABLES: Mapping[str, Mapping[str, Entry]] = {
+    "metrics": METRICS,
+    "backbone sources": BACKBONES,
+    "interpolations": INTERPOLATIONS,
+    "overlap rules": OVERLAP_RULES,
+}
 
 
 def template() -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cpift.compare.methods.method import Arrival
-from cpift.runs.stage import ModelRef
 
 if TYPE_CHECKING:
     from cpift.compare.workbench import Work
+    from cpift.runs.stage import ModelRef
 
 
 def allowance(work: Work, task: str) -> float:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from cpift.compare.methods.arriving import allowance, arrival
 from cpift.compare.methods.method import Arrival, Budgeting, Method
 from cpift.metrics.score import Scores
-from cpift.runs.stage import ModelRef
 
 if TYPE_CHECKING:
     from cpift.compare.workbench import Work
+    from cpift.runs.stage import ModelRef
 
 _TRAINS = "a model for each task"
 
@@ -30,7 +30,8 @@ def _task_arithmetic(work: Work) -> Scores:
 
 def _task_arithmetic_arriving(work: Work) -> list[Arrival]:
     """Probes of all tasks so far, each with the whole allowance, merged at every arrival."""
-    arrivals, probes = list[Arrival](), dict[str, ModelRef]()
+    arrivals: list[Arrival] = []
+    probes: dict[str, ModelRef] = {}
     for i, task in enumerate(work.tasks):
         name = f"merge/probe/{task}"
         probes[task] = place = work.train(name, work.base, [task], allowance(work, task))

@@ -15,10 +15,11 @@ from cpift.data.shapes.question_answer import QUESTION_ANSWER
 from cpift.data.shapes.shape import Row, Shape
 from cpift.data.shapes.sharegpt import SHAREGPT
 from cpift.data.shapes.text import TEXT
+from cpift.table import Table
 
-SHAPES: dict[str, Shape] = {
-    shape.name: shape
-    for shape in (
+SHAPES = Table(
+    "shape",
+    [
         MESSAGES,
         PROMPT_COMPLETION,
         SHAREGPT,
@@ -27,10 +28,14 @@ SHAPES: dict[str, Shape] = {
         PROMPT_RESPONSE,
         TEXT,
         COMPLETION,
-    )
-}
+    ],
+)
 OWN = (MESSAGES.name, PROMPT_COMPLETION.name)  # what all others are converted to
-COLUMNS = tuple(dict.fromkeys(["answer", *(name for shape in SHAPES.values() for name in shape.uses)]))
+
+
+def known_columns() -> list[str]:
+    """Every column that a shape of the table reads: what ``columns:`` in a recipe may name."""
+    return list(dict.fromkeys(["answer", *(name for shape in SHAPES.values() for name in shape.uses)]))
 
 
 def recognise(row: Mapping[str, Any], wanted: str | None = None) -> Shape:
@@ -63,4 +68,4 @@ def recognise(row: Mapping[str, Any], wanted: str | None = None) -> Shape:
     return fitting[0]
 
 
-__all__ = ["COLUMNS", "OWN", "SHAPES", "Row", "Shape", "recognise"]
+__all__ = ["OWN", "SHAPES", "Row", "Shape", "known_columns", "recognise"]

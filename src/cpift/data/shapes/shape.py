@@ -31,6 +31,11 @@ class Shape:
     excludes: tuple[str, ...] = ()
     """Beside one of these columns the shape is not found by itself: ``shape:`` in the recipe must ask for it."""
 
+    @property
+    def summary(self) -> str:
+        """One line for command help."""
+        return self.columns
+
 
 def text_of(row: Mapping[str, Any], *columns: str) -> str:
     """The text of the first of some columns that the row has; empty where it has none.
