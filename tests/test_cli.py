@@ -64,6 +64,9 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> Non
 OPTIONS = {
     "run": {"recipe", "out", "sets", "until", "mirror", "dry_run", "engine", "jobs", "address", "gpus_per_job"},
     "data": {"recipe", "sets", "examples", "as_json"},
+    "protect": {
+        "model", "out", "base", "rows", "by", "percent", "unit", "only", "exclude", "max_length", "threads",
+    },
     "diff": {"base", "tuned", "percent", "threshold", "exclude", "html", "as_json", "max_memory", "threads"},
     "plan": {"recipe", "sets", "measure", "gpus", "as_json", "out"},
     "identify": {"base", "tuned", "out", "percent", "exclude", "max_memory", "vocabulary", "threads"},

@@ -115,6 +115,44 @@ def test_frozen_elements_keep_every_bit(kind: str, way: str) -> None:
     check(before, network, region)
 
 
+@pytest.mark.parametrize("way", ["clip", "accumulate", "autocast", "momentum from before"])
+@pytest.mark.parametrize("kind", ["adamw", "sgd momentum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_most_of_a_model_is_frozen(kind: str, way: str, dtype: torch.dtype) -> None:
+    """At 90 % the mask and copy keep every bit, count what is frozen, and see a change."""
+    network = model("llama").to(dtype)
+    optimizer: Any = OPTIMIZERS[kind](network.parameters())
+    if way == "momentum from before":
+        train(network, optimizer, 3, seed=1)
+    region = some_region(network, 0.9)
+    plant(network, region)
+    before = bits(network)
+    with freeze(network, region, optimizer) as frozen:
+        train(
+            network, optimizer, 5, accumulate=1 + (way == "accumulate"), clip=way == "clip", autocast=way == "autocast"
+        )
+        assert frozen.count == region.count
+        assert frozen.changed() == 0
+        check(before, network, region)
+        name, parameter = next(iter(network.named_parameters()))
+        parameter.data.view(-1)[int(region.positions[name][4])] += 1
+        assert frozen.changed() == 1
+
+
+def test_gradients_of_a_mostly_frozen_model_are_zero_before_clipping() -> None:
+    """Or the frozen elements would eat the norm."""
+    network = model("llama")
+    optimizer = OPTIMIZERS["adamw"](network.parameters())
+    region = some_region(network, 0.9)
+    with freeze(network, region, optimizer):
+        ids = torch.randint(0, 96, (2, 12))
+        network(input_ids=ids, labels=ids).loss.backward()
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None
+            assert not parameter.grad.view(-1)[torch.as_tensor(region.positions[name], dtype=torch.int64)].any()
+            assert parameter.grad.any()
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_architecture(kind: str) -> None:
     """Biases, Conv1D, tied embeddings: a tied pair is one tensor, frozen on both sides."""

@@ -16,6 +16,7 @@ from cpift.cli.compare import Lists, compare
 from cpift.cli.data import data
 from cpift.cli.diff import diff
 from cpift.cli.exports import apply, export
+from cpift.cli.protect import protect
 from cpift.cli.runs import init, plan, report, run, status
 from cpift.cli.tables import DataHelp, EvaluateHelp, FuseHelp
 from cpift.console import stopping
@@ -31,6 +32,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     compare,
     data,
     diff,
+    protect,
     export,
     apply,
     status,

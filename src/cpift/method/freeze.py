@@ -31,6 +31,10 @@ class _Frozen:
     positions: torch.Tensor  # int64, within this process's shard
     values: torch.Tensor  # as on entry
 
+    @property
+    def count(self) -> int:
+        return len(self.positions)
+
     def clear_gradient(self, *_: Any) -> None:
         if self.parameter.grad is not None:
             _flat(self.parameter.grad).index_fill_(0, self.positions, 0)
@@ -39,9 +43,30 @@ class _Frozen:
         _flat(self.parameter.data).index_copy_(0, self.positions, self.values)
 
     def changed(self) -> int:
-        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[self.values.element_size()]
         now = _flat(self.parameter.data)[self.positions]
-        return int((now.view(bits) != self.values.view(bits)).sum())
+        return int((_bits(now) != _bits(self.values)).sum())
+
+
+@dataclass
+class _MostlyFrozen:
+    """As :class:`_Frozen`, where most of a parameter is frozen: a mask and a copy of all take less than positions do."""
+
+    parameter: nn.Parameter
+    mask: torch.Tensor  # bool, this process's shard, flat
+    values: torch.Tensor  # the shard as on entry, flat
+    count: int
+
+    def clear_gradient(self, *_: Any) -> None:
+        if self.parameter.grad is not None:
+            _flat(self.parameter.grad).masked_fill_(self.mask, 0)
+
+    def restore(self) -> None:
+        now = _flat(self.parameter.data)
+        torch.where(self.mask, self.values, now, out=now)
+
+    def changed(self) -> int:
+        different = _bits(_flat(self.parameter.data)) != _bits(self.values)
+        return int(different.logical_and_(self.mask).sum())
 
 
 class Frozen:
@@ -53,7 +78,7 @@ class Frozen:
     @property
     def count(self) -> int:
         """Frozen elements held by this process."""
-        return sum(len(part.positions) for part in self._parts)
+        return sum(part.count for part in self._parts)
 
     def changed(self) -> int:
         """Frozen elements whose bits differ from those on entry; anything but 0 is an error of the caller's loop."""
@@ -70,7 +95,8 @@ def freeze(model: nn.Module, region: Region, optimizer: torch.optim.Optimizer) -
     Parameters may be DTensors sharded by FSDP2, or be trained by DeepSpeed's ZeRO 1, 2 or 3 (give ``engine.optimizer``:
     its fp32 weights are what is kept). Names and positions are those of the checkpoint's files; where a model of
     transformers has others in memory (Mixtral's experts are one parameter there) they are converted as the model is saved.
-    Names may lack or have the base-model prefix. Memory: 8 bytes for each position held by this process, and its value.
+    Names may lack or have the base-model prefix. Memory: 8 bytes for each position held by this process, and its value; where most
+    of a parameter is frozen, one byte and its value for each of its elements.
 
     Raises:
         CpiftError: lists the tensors of the region that have no parameter of the same name and shape, or need no
@@ -86,7 +112,7 @@ def freeze(model: nn.Module, region: Region, optimizer: torch.optim.Optimizer) -
     if any(map(is_zeros, parameters.values())):
         raise CpiftError("freeze: DeepSpeed trains these parameters; use freeze(model, region, engine.optimizer)")
     parts = [_frozen(parameter, region.positions[name]) for name, parameter in parameters.items()]
-    parts = [part for part in parts if len(part.positions)]
+    parts = [part for part in parts if part.count]
 
     def restore(*_: Any) -> None:
         with torch.no_grad():
@@ -153,10 +179,20 @@ def _shape(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 leaves it empty between uses
 
 
-def _frozen(parameter: nn.Parameter, positions: Any) -> _Frozen:
+def _frozen(parameter: nn.Parameter, positions: Any) -> _Frozen | _MostlyFrozen:
     local = _flat(parameter.data)
     index = torch.as_tensor(_local_positions(parameter, positions), dtype=torch.int64, device=local.device)
-    return _Frozen(parameter, index, local[index].clone())
+    if len(index) * (8 + local.element_size()) <= local.numel() * (1 + local.element_size()):
+        return _Frozen(parameter, index, local[index].clone())
+    mask = torch.zeros(local.numel(), dtype=torch.bool, device=local.device)
+    mask[index] = True
+    return _MostlyFrozen(parameter, mask, local.clone(), len(index))
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    """The same memory as integers, which compare bit by bit."""
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return values.view(kinds[values.element_size()])
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

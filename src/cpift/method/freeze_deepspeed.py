@@ -32,6 +32,11 @@ class _Part:
         self.positions = torch.as_tensor(inside, device=master.device)
         self.values = master[self.positions].clone()
 
+    @property
+    def count(self) -> int:
+        """Frozen elements of this part."""
+        return len(self.positions)
+
     def master(self) -> torch.Tensor:
         """This process's part of the fp32 weights: flat, a view or a copy."""
         raise NotImplementedError
@@ -113,7 +118,7 @@ def frozen_under_zero(
 ) -> Iterator[list[_Part]]:
     """Keep ``positions`` of ``parameters`` bit-identical in the fp32 weights; yields the parts that this process holds."""
     parts = [part for name, parameter in parameters.items() if (part := _part(parameter, positions[name])) is not None]
-    parts = [part for part in parts if len(part.positions)]
+    parts = [part for part in parts if part.count]
     step = zero.step
 
     def clear_and_step(*arguments: Any, **options: Any) -> Any:

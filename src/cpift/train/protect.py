@@ -1,0 +1,204 @@
+"""The region of a model that is worth protecting, by one of several criteria; for use with ``freeze`` in any trainer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cpift.checkpoint.align import align, excluded
+from cpift.checkpoint.compatibility import check_compatible
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.stream import Block, Checkpoint, fingerprint
+from cpift.checkpoint.tensor import widen
+from cpift.data.rows import Row, check_row
+from cpift.data.sources import read_source
+from cpift.errors import CpiftError, nearest
+from cpift.kernels.threads import check_threads
+from cpift.method.identify import core_count
+from cpift.method.region import Region
+from cpift.method.top_scores import Read, top_columns, top_elements
+from cpift.method.zero_updates import reasons, zero_warnings
+from cpift.recipe.parts import Source
+from cpift.train.importance import Importance, squared_gradients, weighted_gradients, write_importance
+
+Unit = Literal["element", "column"]
+MAX_LENGTH = 1024  # tokens of a row, as TRL has it
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A score of parameters.
+
+    about: what it is. needs: what it needs beside the model, "base", "rows" or "". score: from rows, where it needs these.
+    """
+
+    about: str
+    needs: str = ""
+    score: Importance | None = None
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    "update": Criterion("|model − base|", "base"),
+    "fisher": Criterion("mean over rows of the squared gradient of the row's summed loss", "rows", squared_gradients),
+    "magnitude_gradient": Criterion(
+        "|θ·g|, g the gradient of the mean loss over the rows' trained tokens", "rows", weighted_gradients
+    ),
+    "magnitude": Criterion("|θ|"),
+}
+UNITS = {"element": top_elements, "column": top_columns}
+
+
+@dataclass(frozen=True)
+class Protected:
+    """The region, and what a user should know of it."""
+
+    region: Region
+    warnings: list[str]
+
+
+def protect(
+    model: str | Path,
+    *,
+    base: str | Path | None = None,
+    rows: str | None = None,
+    by: str | None = None,
+    percent: str | float | int = 1,
+    unit: str = "element",
+    only: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    max_length: int = MAX_LENGTH,
+    threads: int | None = None,
+    tick: Callable[[int, int], None] = lambda done, rows: None,
+) -> Protected:
+    """Choose the top ``percent`` % of a model's parameters by a criterion.
+
+    Memory does not grow with the model but by the positions chosen, 4 bytes each; criteria by rows hold the model, its
+    gradients and the scores.
+
+    Args:
+        model: the checkpoint to be protected.
+        base: what it was fine-tuned from, for "update".
+        rows: a file, folder or data set id with rows that it should still be good at, for criteria by rows.
+        by: one of :data:`CRITERIA`; by default "update" with a base, "fisher" with rows.
+        percent: share of the counted elements, 0 < percent <= 100.
+        unit: "element", or "column" (see :func:`cpift.method.top_scores.top_columns`).
+        only, exclude: shell-style patterns of parameters; what is not in ``only``, or is in ``exclude``, does not count.
+        max_length: tokens after which a row is cut.
+        threads: worker threads, by default one a core; changes speed only.
+        tick: called with the number of rows done, and of all.
+
+    Raises:
+        CpiftError: a base or rows missing or too many, checkpoints that do not match, a value out of range.
+    """
+    check_threads(threads)
+    name = _criterion(base, rows, by)
+    if unit not in UNITS:
+        raise CpiftError(f"unit: {unit} is not one of {', '.join(UNITS)}")
+    if max_length < 1:
+        raise CpiftError(f"max_length: {max_length} is no number of tokens")
+    checkpoint, warnings = open_checkpoint(model), list[str]()
+    shapes = _counted(checkpoint, list(only), list(exclude))
+    total = sum(checkpoint.tensors[parameter].size for parameter in shapes)
+    count = core_count(percent, total)
+    statistics: dict[str, Any] = {"by": name, "unit": unit}
+    with tempfile.TemporaryDirectory(prefix="cpift-") as scratch:
+        origin: Checkpoint | None = None
+        read = _magnitudes(checkpoint)
+        if base is not None:
+            origin = open_checkpoint(base)
+            warnings += check_compatible(checkpoint, {"the base": origin})
+            origin = align(checkpoint, origin)
+            read = _updates(origin, checkpoint)
+        score = CRITERIA[name].score
+        if rows is not None and score is not None:
+            folder = Path(scratch)
+            measured = write_importance(Path(model), _rows(rows, warnings), score, folder, max_length, tick)
+            warnings += measured.warnings
+            if measured.left_out:
+                warnings.append(
+                    f"{measured.left_out} rows have no trained token within {max_length} tokens and were left out"
+                )
+            statistics |= {"rows": measured.rows, "tokens": measured.tokens}
+            read = _magnitudes(align(checkpoint, open_checkpoint(folder)))
+        selected = UNITS[unit](shapes, read, count, threads)
+    zeros = sum(selected.zeros.values())
+    statistics["zero_share"] = zeros / total if total else 0.0
+    if origin is not None:
+        statistics |= reasons(origin, checkpoint, selected.zeros, total)
+        warnings += zero_warnings("the region", statistics)
+    carried = total - zeros
+    if unit == "element" and carried < selected.count:
+        warnings.append(
+            f"only {carried} of the {selected.count} positions have a score above zero; the other "
+            f"{selected.count - carried} were filled in index order and carry no information"
+        )
+    if not selected.count:
+        warnings.append("the region is empty; raise the percent")
+    region = Region(
+        selected.positions,
+        total,
+        selected.negative if origin is not None and unit == "element" else None,
+        {parameter: shapes[parameter] for parameter in selected.positions},
+        percent=str(percent),
+        threshold=selected.threshold,
+        base="" if origin is None else fingerprint(origin),
+        tuned=fingerprint(checkpoint),
+        statistics=statistics,
+    )
+    return Protected(region, warnings)
+
+
+def _criterion(base: object, rows: object, by: str | None) -> str:
+    """The name of the criterion, once what it needs is there and nothing else."""
+    given = [what for what, value in (("base", base), ("rows", rows)) if value is not None]
+    if by is None:
+        if len(given) != 1:
+            raise CpiftError(
+                "protect: give a base (what did the model change?) or rows (what is it good at?), one of them"
+            )
+        return {"base": "update", "rows": "fisher"}[given[0]]
+    if by not in CRITERIA:
+        near = nearest(by, CRITERIA)
+        raise CpiftError(f"by: {by} is not one of {', '.join(CRITERIA)}" + (f"; did you mean {near}?" if near else ""))
+    needs = CRITERIA[by].needs
+    if needs and needs not in given:
+        raise CpiftError(f"by: {by} needs {'a base' if needs == 'base' else 'rows'}; give --{needs}")
+    surplus = [what for what in given if what != needs]
+    if surplus:
+        raise CpiftError(f"by: {by} does not use --{surplus[0]}; leave it out")
+    return by
+
+
+def _counted(checkpoint: Checkpoint, only: list[str], exclude: list[str]) -> dict[str, tuple[int, ...]]:
+    names = list(checkpoint.tensors)
+    kept = excluded(names, only) if only else set(names)
+    kept -= excluded(names, exclude)
+    if not kept:
+        raise CpiftError("protect: --only and --except leave no parameter")
+    return {name: tensor.shape for name, tensor in checkpoint.tensors.items() if name in kept}
+
+
+def _rows(path: str, warnings: list[str]) -> list[Row]:
+    loaded = read_source(Source(path=path))
+    if loaded.empty:
+        warnings.append(f"{loaded.empty} rows of {path} have an empty response and were left out")
+    return [check_row(row, where) for where, row in loaded.rows]
+
+
+def _magnitudes(checkpoint: Checkpoint) -> Read:
+    return lambda block: _values(checkpoint, block)
+
+
+def _updates(origin: Checkpoint, tuned: Checkpoint) -> Read:
+    return lambda block: _values(tuned, block) - _values(origin, block)
+
+
+def _values(checkpoint: Checkpoint, block: Block) -> np.ndarray:
+    """Elements of a block in fp32."""
+    scratch = np.empty(block.stop - block.start, np.float32)
+    return widen(checkpoint.raw(*block), checkpoint.tensors[block.name].dtype, scratch).astype(np.float32, copy=False)
