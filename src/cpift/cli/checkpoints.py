@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cpift.cli.options import RecipePath, Sets, overrides, write_text
+from cpift.cli.options import RecipePath, Sets, named_paths, overrides, write_text
 from cpift.errors import CpiftError
 from cpift.files.layout import REGION_FILE
 
@@ -176,7 +176,7 @@ def fuse(
         models,
         out,
         backbone=start,
-        regions=_named_paths(region or [], "--region"),
+        regions=named_paths(region or [], "--region"),
         overlap=options.overlap,
         interpolation=options.interpolation,
         space=options.space,
@@ -248,22 +248,10 @@ def _region_files(places: Sequence[Path]) -> dict[str, Path]:
     return files
 
 
-def _named_paths(values: Sequence[str], option: str) -> dict[str, str]:
-    paths: dict[str, str] = {}
-    for value in values:
-        name, sign, path = value.partition("=")
-        if not sign or not path or not name or name != Path(name).name or name.startswith("."):
-            raise CpiftError(f"{option} {value}: write it as NAME=PATH, the name without slashes")
-        if name in paths:
-            raise CpiftError(f"{option}: the name {name} is given twice")
-        paths[name] = path
-    return paths
-
-
 def _tuned_folders(values: Sequence[str]) -> dict[str, Path]:
     from cpift.checkpoint.hub import checkpoint_place
 
-    return {name: checkpoint_place(path) for name, path in _named_paths(values, "--tuned").items()}
+    return {name: checkpoint_place(path) for name, path in named_paths(values, "--tuned").items()}
 
 
 def _vocabulary(value: str) -> Literal["same", "union"]:

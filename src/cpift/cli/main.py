@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from cpift import __version__
+from cpift.cli.add import add
 from cpift.cli.checkpoints import evaluate, fuse, group, identify
 from cpift.cli.compare import Lists, compare
 from cpift.cli.data import data
@@ -24,6 +25,7 @@ from cpift.errors import CpiftError, is_disk_full
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     run,
+    add,
     plan,
     identify,
     group,

@@ -33,6 +33,19 @@ GpusPerJob = Annotated[
 ]
 
 
+def named_paths(values: Sequence[str], option: str) -> dict[str, str]:
+    """The values of an option NAME=PATH, by name. Raises :class:`CpiftError` for one that is not, or given twice."""
+    found: dict[str, str] = {}
+    for value in values:
+        name, sign, path = value.partition("=")
+        if not sign or not path or not name or name != Path(name).name or name.startswith("."):
+            raise CpiftError(f"{option} {value}: write it as NAME=PATH, the name without slashes")
+        if name in found:
+            raise CpiftError(f"{option}: the name {name} is given twice")
+        found[name] = path
+    return found
+
+
 @contextmanager
 def terminal() -> Iterator[Terminal]:
     """The output of a long command. An interrupt prints how to resume and ends with exit code 130."""

@@ -93,7 +93,7 @@ class Work:
             steps,
             tuple(tasks),
             replay=replay or {},
-            frozen=tuple(frozen or ()),
+            frozen=tuple(map(layout.region, frozen or ())),
             trainable=trainable,
         )
         stage = train_stage(self.run, name, "backbone", what, start, spec)

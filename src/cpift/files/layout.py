@@ -13,6 +13,7 @@ REGION_FILE = "region.safetensors"
 GROUPS_FILE = "groups.json"
 FUSION_FILE = "fusion.json"
 SCORE_FILE = "score.json"
+CARRIED_REGIONS = "cpift_regions"  # beside a model's weights: what later additions must not change
 NEUTRAL_FILE = "neutral.json"
 WORK_FOLDER = "work"  # within a training that is under way: the trainer's own checkpoints
 
@@ -28,12 +29,15 @@ class Kind(StrEnum):
     BACKBONE = "04-backbone"
     FUSE = "05-fuse"
     REFINE = "06-refine"
+    PROTECT = "03-protect"
+    ARRIVAL = "04-arrive"
     SCORE = "07-evaluate"
     NEUTRAL = "07-neutral"
 
 
 # The stages that there is one of.
-BASE, GROUP, FUSE = Kind.BASE.value, Kind.GROUP.value, Kind.FUSE.value
+BASE, GROUP, FUSE, PROTECT = Kind.BASE.value, Kind.GROUP.value, Kind.FUSE.value, Kind.PROTECT.value
+ARRIVAL_PARTS = ("train", "identify", "fuse")  # of an arrival, one after the other
 
 _OF_A_TASK = (Kind.ROWS, Kind.PROBE, Kind.REGION)
 _NUMBERED = (Kind.BACKBONE, Kind.REFINE)
@@ -46,17 +50,19 @@ class StageName:
     Attributes:
         kind: what the stage holds.
         task: of rows, probes, regions and scores; empty for the others.
-        number: of backbone and refine stages, from 1; 0 for the others.
+        number: of backbone and refine stages and arrivals, from 1; 0 for the others.
         model: of scores and neutral losses, as the folder spells it (:func:`model_folder`).
+        part: of an arrival, one of ``ARRIVAL_PARTS``.
     """
 
     kind: Kind
     task: str = ""
     number: int = 0
     model: str = ""
+    part: str = ""
 
     def __str__(self) -> str:
-        return "/".join(filter(None, (self.kind.value, self.model, self.task, str(self.number or ""))))
+        return "/".join(filter(None, (self.kind.value, self.model, self.task, str(self.number or ""), self.part)))
 
 
 def parse(name: str) -> StageName | None:
@@ -70,6 +76,10 @@ def parse(name: str) -> StageName | None:
         return StageName(kind, task=rest) if rest else None
     if kind in _NUMBERED:
         return StageName(kind, number=int(rest)) if rest.isdigit() and int(rest) else None
+    if kind is Kind.ARRIVAL:
+        number, _, part = rest.partition("/")
+        known = number.isdigit() and int(number) and part in ARRIVAL_PARTS
+        return StageName(kind, number=int(number), part=part) if known else None
     if kind is Kind.SCORE:
         model, _, task = rest.partition("/")
         return StageName(kind, task=task, model=model) if model and task else None
@@ -114,6 +124,11 @@ def refine(number: int) -> str:
     return str(StageName(Kind.REFINE, number=number))
 
 
+def arrival(number: int, part: str) -> str:
+    """The stage of an arrival, from 1, that does one of ``ARRIVAL_PARTS``."""
+    return str(StageName(Kind.ARRIVAL, number=number, part=part))
+
+
 def score(model: str, task: str) -> str:
     """The stage that scores a model on a task."""
     return str(StageName(Kind.SCORE, task=task, model=model_folder(model)))
@@ -139,6 +154,12 @@ def refine_model(number: int) -> str:
     return f"refine/{number}"
 
 
+def arrival_model(number: int) -> str:
+    """What scores and report call the model after an arrival."""
+    return f"arrival/{number}"
+
+
+BEFORE_MODEL = "before"  # the one that tasks are added to
 BASE_MODEL, BACKBONE_MODEL, FUSED_MODEL = "base", "backbone", "fused"
 
 

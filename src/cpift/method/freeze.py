@@ -226,7 +226,7 @@ def _local_positions(parameter: Any, positions: Any) -> Any:
     return np.ravel_multi_index(local, tuple(shape)) if here.any() else np.empty(0, np.int64)
 
 
-def regions_by_name(regions: Mapping[str, Region], tasks: list[str]) -> Region | None:
+def regions_by_name(regions: Mapping[str, Region], tasks: Sequence[str]) -> Region | None:
     """The union of the regions of ``tasks``; None where there is no task."""
     joined: Region | None = None
     for task in tasks:

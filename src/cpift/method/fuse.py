@@ -92,7 +92,8 @@ def fuse(
         vocabulary: "same" refuses embeddings with other numbers of rows; "union" fuses the rows that all have and
             copies those of added tokens from the model that added them.
         max_shard_size: largest file of the output.
-        dtype: of the output; by default the widest of the inputs, tensor by tensor.
+        dtype: of the output; "base": as the base has each tensor; by default the widest of the inputs, tensor by
+            tensor.
         threads: worker threads, by default one a core; changes speed only.
         progress: called with the number of bytes read or written since the last call.
 
@@ -117,14 +118,11 @@ def fuse(
         check_weight(interpolation, weight)
     except ValueError as error:
         raise CpiftError(f"weight: {error}") from None
-    if dtype is not None and dtype not in DTYPES:
-        raise CpiftError(f"dtype: {dtype} is not one of {', '.join(DTYPES)}")
+    if dtype not in (None, "base", *DTYPES):
+        raise CpiftError(f"dtype: {dtype} is not one of {', '.join(DTYPES)}, base")
     options = {"overlap": overlap, "interpolation": interpolation, "space": space, "vector": vector, "weight": weight,
                "vocabulary": vocabulary, "dtype": dtype, "max_shard_size": parse_size(max_shard_size)}  # fmt: skip
-    layout = {
-        name: (DTYPES[dtype] if dtype else _widest([m.tensors[name].dtype for m in inputs.models]), t.shape)
-        for name, t in inputs.base.tensors.items()
-    }
+    layout = {name: (_stored_as(dtype, name, inputs), t.shape) for name, t in inputs.base.tensors.items()}
     kinds = {kind for kind, _ in layout.values()}
     layout = {name: (kind, inputs.rows.shape(name, shape)) for name, (kind, shape) in layout.items()}
     layout |= {name: layout[source] for name, source in inputs.copies.aliases.items()}
@@ -255,6 +253,13 @@ def _key(inputs: _Inputs, options: Mapping[str, Any]) -> str:
                 state.update(name.encode())
                 state.update(np.ascontiguousarray(positions).data)
     return state.hexdigest()
+
+
+def _stored_as(dtype: str | None, name: str, inputs: _Inputs) -> str:
+    """The output type of a tensor."""
+    if dtype == "base":
+        return inputs.base.tensors[name].dtype
+    return DTYPES[dtype] if dtype else _widest([model.tensors[name].dtype for model in inputs.models])
 
 
 def _widest(dtypes: list[str]) -> str:

@@ -24,6 +24,7 @@ from cpift.planning.gpus import show as show_gpus
 from cpift.planning.memory import shape_of
 from cpift.planning.padding import shuffled_padding
 from cpift.recipe.recipe import Recipe
+from cpift.runs.arrival_rows import arrival_steps, mixed_rows, replayed_rows
 from cpift.runs.preflight import check_limits, check_models
 from cpift.runs.survey import measure as measure_rows
 from cpift.runs.survey import mixture, mixture_lines
@@ -91,6 +92,8 @@ def _plan(
     tasks = len(rows)
     checkpoints = sum(part["stages"] for part in parts) + 1 + converted
     models = 2 + tasks + (not recipe.backbone.is_base) + tasks
+    if recipe.arrivals:  # each leaves the trained and the averaged model
+        checkpoints, models = 2 * len(parts) + converted, 1 + len(parts)
     result: dict[str, Any] = {
         "parameters": checkpoint.total,
         "counted": counted,
@@ -125,6 +128,8 @@ def _plan(
 
 def _trainings(recipe: Recipe, rows: dict[str, int], lengths: dict[str, float]) -> list[dict[str, Any]]:
     """Stages, steps and tokens of each part of the run that trains; ``rows``, mean ``lengths``: of each task's training rows."""
+    if recipe.arrivals:
+        return _arrivals(recipe, rows, lengths)
     batch = {stage: batch_rows(recipe.training_of(stage)) for stage in _TRAINED}
     mean_rows = sum(rows.values()) / len(rows)
     auto = max(1, math.ceil(mean_rows / batch["probe"]))
@@ -205,10 +210,28 @@ def _more_padding(
     return factors
 
 
+def _arrivals(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Steps and tokens of each arrival, replayed rows included."""
+    assert recipe.arrivals is not None
+    parts, batch = [], batch_rows(recipe.training_of("arrivals"))
+    for number, task in enumerate(recipe.arrivals.order, start=1):
+        steps, replay = arrival_steps(recipe, rows, number), replayed_rows(recipe, rows, number)
+        new, kept = mixed_rows(recipe, rows, number)
+        tokens = new * lengths[task]
+        if kept:
+            tokens += kept * sum(lengths[name] * count for name, count in replay.items()) / sum(replay.values())
+        passes = steps / math.ceil((new + kept) / batch)
+        parts.append({"stage": f"arrival {task}", "stages": 1, "steps": steps, "tokens": round(passes * tokens)})
+    return parts
+
+
 def _saved(recipe: Recipe, parts: list[dict[str, Any]]) -> int:
     """The trainer's own checkpoints that lie there at once, while a new one is written: none where a stage is short."""
     for part in parts:
-        given = recipe.training_of(next(stage for stage in _TRAINED if part["stage"].startswith(stage)))
+        arrives = part["stage"].startswith("arrival ")
+        given = recipe.training_of(
+            "arrivals" if arrives else next(stage for stage in _TRAINED if part["stage"].startswith(stage))
+        )
         every = given.get("save_steps", 500)
         if given.get("save_strategy", "steps") == "epoch" or part["steps"] / part["stages"] >= every > 1:
             return 2 if given.get("save_strategy", "steps") != "no" else 0

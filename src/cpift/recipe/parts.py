@@ -325,3 +325,34 @@ class Refine(_Trained):
     """With ``data: mixed``, other rows for each stage; without, all stages see the same sample."""
     freeze: bool = True
     """Keep the core regions of earlier groups bit-identical."""
+
+
+class Arrivals(_Trained):
+    """Tasks that are added to the model one after the other. A bare list is short for its ``order``."""
+
+    order: list[str] = Field(min_length=1)
+    """The tasks to add, first to last. Tasks of the recipe that are not listed are kept: replayed and scored."""
+    epochs: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
+    """Passes over the rows of the task that arrives."""
+    examples_per_task: int = Field(default=64, ge=0)
+    """Rows of each earlier arrival that stay at hand for replay; 0: none."""
+
+
+class Protect(Part):
+    """What keeps the abilities of the model to which tasks are added."""
+
+    by: Literal["auto", "update", "fisher", "magnitude_gradient", "none"] = "auto"
+    """How the protected region is chosen: by \\|model − base\\|, or on the kept rows by Fisher information or \\|θ·g\\|.
+    auto: update where base is given, otherwise none. Regions that the model carries are protected in any case."""
+    percent: float = Field(default=1.0, gt=0, lt=100)
+    """Share of all parameters that is protected, in per cent."""
+    freeze: bool = True
+    """Keep protected regions, and the cores of earlier arrivals, bit-identical."""
+    replay: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the training rows that are kept rows, where there are any; 0: none."""
+    average: float = Field(default=0.75, gt=0, le=1)
+    """Weight of the trained model in its average with the model before; 1: no averaging."""
+    interpolation: Literal["slerp", "linear"] = "slerp"
+    """How the two are averaged."""
+    transplant: bool = True
+    """Put the core of the new task back unchanged after averaging."""

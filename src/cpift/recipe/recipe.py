@@ -14,7 +14,19 @@ from cpift.data.files import is_file_name
 from cpift.data.mixture import check_mix
 from cpift.data.templates import ChatSettings
 from cpift.errors import CpiftError, did_you_mean
-from cpift.recipe.parts import Backbone, Fuse, Group, Part, Probe, Refine, RegionPart, Source, Task
+from cpift.recipe.parts import (
+    Arrivals,
+    Backbone,
+    Fuse,
+    Group,
+    Part,
+    Probe,
+    Protect,
+    Refine,
+    RegionPart,
+    Source,
+    Task,
+)
 from cpift.recipe.yaml import read_yaml, set_key
 
 _LIMIT = 2**20  # bytes of a recipe
@@ -38,6 +50,11 @@ class Recipe(Part):
     backbone: Backbone = Backbone()
     fuse: Fuse = Fuse()
     refine: Refine = Refine()
+    arrivals: Arrivals | None = None
+    """Add these tasks, one after the other, to ``model``; in place of probes, groups, backbone, fusion and refinement."""
+    base: str | None = None
+    """With arrivals: the checkpoint that ``model`` was fine-tuned from, a folder or a hub id."""
+    protect: Protect = Protect()
     training: dict[str, Any] = Field(default={})
     """Any field of TRL's SFTConfig, for all trainings."""
     chat_template: str | None = None
@@ -55,6 +72,11 @@ class Recipe(Part):
     @classmethod
     def _bare_word(cls, value: Any) -> Any:
         return {"from": value} if isinstance(value, str) else value
+
+    @field_validator("arrivals", mode="before")
+    @classmethod
+    def _bare_list(cls, value: Any) -> Any:
+        return {"order": value} if isinstance(value, list) else value
 
     @field_validator("tasks")
     @classmethod
@@ -87,6 +109,23 @@ class Recipe(Part):
             check_mix(self.mix, list(self.tasks))
         except ValueError as error:
             raise ValueError(f"mix: {error} (got {self.mix!r})") from error
+        return self
+
+    @model_validator(mode="after")
+    def _known_arrivals(self) -> Recipe:
+        order = self.arrivals.order if self.arrivals else []
+        for task in order:
+            if task not in self.tasks:
+                raise ValueError(f"arrivals: {task!r} is none of the tasks ({', '.join(self.tasks)})")
+        if len(set(order)) < len(order):
+            raise ValueError("arrivals: a task is listed twice")
+        kept = set(self.tasks) - set(order)
+        if self.protect.by in ("fisher", "magnitude_gradient") and self.arrivals and not kept:
+            raise ValueError(f"protect.by: {self.protect.by} needs kept rows, and every task is one that arrives")
+        if self.protect.by == "update" and self.arrivals and self.base is None:
+            raise ValueError("protect.by: update needs base, the checkpoint that the model was fine-tuned from")
+        if self.base is not None and not self.arrivals:
+            raise ValueError("base: is for arrivals; without them the base is model")
         return self
 
     @model_validator(mode="after")
@@ -132,10 +171,20 @@ class Recipe(Part):
             raise CpiftError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
         if not isinstance(data, dict):
             raise CpiftError(f"{path}: a recipe is a table of keys; cpift init writes one to start from")
+        return cls.from_data(data, path.parent, overrides, str(path))
+
+    @classmethod
+    def from_data(
+        cls, data: Mapping[str, Any], folder: Path, overrides: Mapping[str, Any] | None = None, source: str = "recipe"
+    ) -> Recipe:
+        """Check a table of keys. Relative paths in it count from ``folder``. ``overrides`` have dotted keys.
+
+        Raises :class:`CpiftError` that names every problem.
+        """
+        data = dict(data)
         for key, value in (overrides or {}).items():
             set_key(data, key, value)
-        recipe = cls.parse(data, str(path))
-        return recipe._resolved(path.parent)
+        return cls.parse(data, source)._resolved(folder)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -164,7 +213,7 @@ class Recipe(Part):
         backbone = self.backbone
         if backbone.entry is None:
             backbone = backbone.model_copy(update={"source": place(backbone.source)})
-        changes = {"model": place(self.model), "tasks": tasks, "backbone": backbone}
+        changes = {"model": place(self.model), "base": place(self.base), "tasks": tasks, "backbone": backbone}
         return self.model_copy(update={**changes, "chat_template": place(self.chat_template)})
 
     def changed(self, overrides: Mapping[str, Any]) -> Recipe:
@@ -178,9 +227,10 @@ class Recipe(Part):
         """As YAML, every default written out."""
         return yaml.safe_dump(self.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
 
-    def training_of(self, stage: Literal["probe", "backbone", "refine"]) -> dict[str, Any]:
+    def training_of(self, stage: Literal["probe", "backbone", "refine", "arrivals"]) -> dict[str, Any]:
         """The common training settings with the stage's own on top."""
-        return {**self.training, **getattr(self, stage).training}
+        part = getattr(self, stage)
+        return {**self.training, **(part.training if part else {})}
 
 
 def check_part(part: type[Checked], data: Mapping[str, object]) -> Checked:

@@ -9,9 +9,10 @@ from cpift.errors import CpiftError
 from cpift.files.layout import RunLayout
 from cpift.files.manifest import write_whole
 from cpift.metrics.comparison import ComparisonRecord
+from cpift.report.arrivals import ARRIVALS, arrivals_parts
 from cpift.report.comparison import KEYS, comparison_parts
 from cpift.report.facts import read_run
-from cpift.report.files import read_json
+from cpift.report.files import maybe_json, read_json
 from cpift.report.page import page
 from cpift.report.run_page import run_parts
 
@@ -31,7 +32,9 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
         record = cast(ComparisonRecord, read_json(folder / "comparison.json", KEYS))
         parts = comparison_parts(record, folder.resolve().name)
     elif RunLayout(folder).recipe.is_file():
-        parts = run_parts(read_run(folder))
+        run, result = read_run(folder), maybe_json(RunLayout(folder).scores)
+        added = result if result and result.get("format") == ARRIVALS else None
+        parts = run_parts(run) if added is None else arrivals_parts(added, run.recipe, folder.resolve().name)
     else:
         raise CpiftError(f"{folder}: holds neither a run nor a comparison; cpift run RECIPE --out {folder} starts one")
     target = Path(out) if out is not None else RunLayout(folder).report

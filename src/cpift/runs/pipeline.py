@@ -18,6 +18,7 @@ from cpift.files.lock import alone
 from cpift.recipe.recipe import STAGES, Recipe
 from cpift.recipe.yaml import origins
 from cpift.report import make_report
+from cpift.runs.arrival_outcome import write_arrivals
 from cpift.runs.executor import Runner, log
 from cpift.runs.mirror import Mirror
 from cpift.runs.preflight import check_models, read_rows
@@ -113,7 +114,8 @@ def _all(current: Run, runner: Runner, until: str | None) -> dict[str, Any]:
             return {}
     if until is not None and until != "evaluate":
         return {}
-    result = write_outcome(current, [s for stages in phases(current) for s in stages])
+    write = write_arrivals if current.recipe.arrivals else write_outcome
+    result = write(current, [s for stages in phases(current) for s in stages])
     log(current.out, {"event": "run", "seconds": time.perf_counter() - began})
     return result
 
@@ -149,5 +151,7 @@ def check(recipe: Recipe, out: Path) -> None:
     elif out.is_dir() and any(p.name not in (place.lock.name, place.plan.name) for p in out.iterdir()):
         raise CpiftError(f"{out}: is not empty and holds no run; choose another --out")
     check_models(recipe)
+    if recipe.arrivals:
+        check_training(recipe.training_of("arrivals"), "arrivals.training")
     for stage in ("probe", "backbone", "refine"):
         check_training(recipe.training_of(stage), "training" if stage == "probe" else f"{stage}.training")

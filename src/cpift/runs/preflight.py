@@ -45,6 +45,13 @@ def check_models(recipe: Recipe) -> None:
         backbone = open_checkpoint(checkpoint_place(source), base)
         check_compatible(base, {"the backbone": backbone})
         align(base, backbone)
+    if recipe.base is not None:
+        origin = open_checkpoint(checkpoint_place(recipe.base))
+        try:
+            check_compatible(origin, {"the model": base})
+            align(origin, base)
+        except CpiftError as error:
+            raise CpiftError(f"base: {error}") from error
     check_model(model, recipe.trust_remote_code)
     check_names(base, recipe.trust_remote_code)
     load_tokenizer(model, recipe.trust_remote_code, recipe.chat)

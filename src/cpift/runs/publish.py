@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,7 @@ from cpift.runs.stages.guard import losses
 
 def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     """Gather the scores, put the last model in its place; returns what ``scores.json`` holds."""
-    scores: dict[str, dict[str, Any]] = {}
-    for stage in stages:
-        name = layout.parse(stage.name)
-        if name is not None and name.kind is layout.Kind.SCORE:
-            model, task = stage.model, name.task
-            found = json.loads((run.folder(stage.name) / layout.SCORE_FILE).read_text())
-            scores.setdefault(model, {})[task] = found
+    scores = scores_of(run, stages)
     mixed = mixed_precision(scores)
     if mixed:
         run.warn(mixed)
@@ -39,8 +33,19 @@ def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     manifest.write_whole(run.layout.scores, json.dumps(result))
     last = [stage.name for stage in stages if stage.kind == "refine"][-1]
     manifest.verify_stage(run.folder(last))
-    _publish(run, run.folder(last), result)
+    publish(run, run.folder(last), card(run, result))
     return result
+
+
+def scores_of(run: Run, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+    """Model to task to score, of those stages that score."""
+    scores: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        name = layout.parse(stage.name)
+        if name is not None and name.kind is layout.Kind.SCORE:
+            score = json.loads((run.folder(stage.name) / layout.SCORE_FILE).read_text())
+            scores.setdefault(stage.model, {})[name.task] = score
+    return scores
 
 
 def mixed_precision(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
@@ -60,8 +65,15 @@ def mixed_precision(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> st
     )
 
 
-def _publish(run: Run, source: Path, result: dict[str, Any]) -> None:
-    """``model/``: the last stage's checkpoint, by hard links where the file system has them, with a card."""
+def publish(run: Run, source: Path, text: str, complete: Callable[[Path], None] = lambda folder: None) -> None:
+    """Put the last stage's checkpoint into ``model/``, by hard links where the file system has them.
+
+    Args:
+        run: the run.
+        source: the stage's folder.
+        text: the model card.
+        complete: adds what else belongs into the folder, before it is put in place.
+    """
     target, partial = run.layout.model, run.out / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -73,7 +85,8 @@ def _publish(run: Run, source: Path, result: dict[str, Any]) -> None:
         except OSError:
             shutil.copyfile(file, partial / file.name)
     (partial / "README.md").unlink(missing_ok=True)
-    (partial / "README.md").write_text(card(run, result), encoding="utf-8")
+    (partial / "README.md").write_text(text, encoding="utf-8")
+    complete(partial)
     old = run.out / ".model.old"
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)

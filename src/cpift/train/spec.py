@@ -21,8 +21,9 @@ class TrainSpec:
         tasks: whose rows are trained on.
         examples: rows drawn of each task, by seed; None: all.
         draw: which such sample, from 1.
-        frozen: earlier tasks whose core regions stay bit-identical.
-        replay: rows to mix in from each earlier task. Replayed rows are repeated until they make up half of the rows.
+        frozen: stages whose regions stay bit-identical.
+        replay: rows to mix in from each earlier task. Replayed rows are repeated until they make up about half of the rows.
+        replay_share: share of all rows that are replayed ones, exactly; None: the nearest whole number of repetitions.
         mix: what share each of several tasks gets (:mod:`cpift.data.mixture`).
         trainable: shell-style pattern of the only parameters that are trained, such as "*.bias"; None: all.
         chat: the recipe's chat template and end token, saved with the model.
@@ -38,6 +39,7 @@ class TrainSpec:
     frozen: tuple[str, ...] = ()
     replay: Mapping[str, int] = field(default_factory=dict)
     mix: Mix = "rows"
+    replay_share: float | None = None
     trainable: str | None = None
     chat: ChatSettings = field(default_factory=ChatSettings)
     trust_remote_code: bool = False

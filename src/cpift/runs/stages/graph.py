@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from cpift.checkpoint.hub import checkpoint_place
 from cpift.files import layout
 from cpift.runs.stage import ModelRef, Run, Stage
+from cpift.runs.stages.arrivals import arrival_stages
 from cpift.runs.stages.data import base_stage, rows_stage
 from cpift.runs.stages.evaluate import evaluate_stages
 from cpift.runs.stages.fuse import fuse_stage
@@ -27,6 +28,9 @@ def phases(run: Run, first: bool = True) -> Iterator[list[Stage]]:
     """
     if first:
         yield first_stages(run)
+    if run.recipe.arrivals:
+        yield arrival_stages(run)
+        return
     yield middle_stages(run)
     yield last_stages(run)
 

@@ -31,7 +31,7 @@ def refine_stages(run: Run, groups: list[list[str]], start: ModelRef) -> list[St
             tuple(tasks),
             examples=part.examples_per_task,
             draw=number if part.resample and part.data == "mixed" else 1,
-            frozen=tuple(frozen),
+            frozen=tuple(map(layout.region, frozen)),
         )
         stages.append(train_stage(run, layout.refine(number), "refine", what, start, spec))
         start = run.model(stages[-1].name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cpift.errors import CpiftError
 from cpift.files import layout
 from cpift.method.freeze import regions_by_name
 from cpift.method.region import Region
+from cpift.runs.arrival_rows import rows_of_share
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.steps import probe_epochs, steps_for
@@ -85,11 +87,11 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
         spec: how, and on which rows.
     """
     needs = [*map(layout.rows, spec.tasks), *start.needs]
-    needs += [*map(layout.region, spec.frozen), *map(layout.rows, spec.replay)]
+    needs += [*spec.frozen, *map(layout.rows, spec.replay)]
 
     def train(folders: Mapping[str, Path]) -> Facts:
         rows, facts = _rows_of(run, name, kind, start, spec)
-        regions = {task: Region.load(run.layout.region(task)) for task in spec.frozen}
+        regions = {stage: Region.load(run.folder(stage) / layout.REGION_FILE) for stage in spec.frozen}
 
         def tick(event: Mapping[str, Any]) -> None:
             loss = f"loss {event['loss']:.3f}  " if event["loss"] is not None else ""
@@ -128,6 +130,8 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
             settings["draw"] = spec.draw
     if spec.replay:
         settings["replay"] = dict(spec.replay)
+        if spec.replay_share is not None:
+            settings["replay_share"] = spec.replay_share
     if spec.mix != "rows" and len(spec.tasks) > 1:
         settings["mix"] = spec.mix
     if spec.trainable is not None:
@@ -172,7 +176,10 @@ def _rows_of(run: Run, name: str, kind: str, start: ModelRef, spec: TrainSpec) -
     ]
     repeated, dropped = encode_all(old, tokenizer, limit)
     if repeated:
-        encoded = encoded + repeated * max(1, round(len(encoded) / len(repeated)))
+        count = max(1, round(len(encoded) / len(repeated))) * len(repeated)
+        if spec.replay_share is not None:
+            count = rows_of_share(len(encoded), spec.replay_share)
+        encoded = encoded + list(islice(cycle(repeated), count))
     left_out += dropped
     if left_out:
         run.warn(f"{name}: {left_out} rows have no trained part after truncation and were left out")

@@ -1,0 +1,128 @@
+"""``cpift add``: one more skill for a model that is already fine-tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cpift.cli.options import Sets, named_paths, overrides, terminal
+from cpift.errors import CpiftError
+
+EVAL_ROWS, EVAL_SHARE = 200, 5  # held out by default: so many rows, or a fifth of few
+
+
+def add(
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="The model to add to: a folder, a hub id, or an earlier run.")
+    ],
+    task: Annotated[
+        list[str],
+        typer.Option("--task", metavar="NAME=ROWS", help="The new task and its rows. Several are added in this order."),
+    ],
+    out: Annotated[Path, typer.Option(help="The run folder. Called again with the same one, it resumes.")],
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", metavar="[NAME=]ROWS", help="Rows of what the model can do: replayed, and scored."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="B", help="What the model was fine-tuned from: its update is then protected."),
+    ] = None,
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--eval",
+            metavar="NAME=ROWS",
+            help="Evaluation rows of a task, or how many to split off; by default a fifth, 200 at most.",
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", metavar="NAME=METRIC", help="How a task is scored.")
+    ] = None,
+    sets: Sets = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--write-recipe", metavar="FILE", help="Write the recipe, to edit it, and stop.")
+    ] = None,
+) -> None:
+    """Add a new task to a fine-tuned model, and keep what it can do.
+
+    The model is trained on the new rows, with kept rows replayed, while a protected region and the cores of earlier
+    additions stay frozen bit for bit. It is then averaged with the model before. Each of these is a key of the
+    recipe: --set protect.replay=0.3, --set protect.average=1 (no averaging), --set protect.by=fisher (of kept rows),
+    --set protect.freeze=false. The report compares the model before and after on the new task, on the kept rows,
+    and on a neutral text.
+
+    The result is OUT/model. It carries its regions, so that the next cpift add --model OUT protects them, too.
+    """
+    from cpift.console.terminal import say
+    from cpift.recipe.recipe import Recipe
+    from cpift.report.arrivals import summary_lines
+    from cpift.runs.pipeline import run as run_all
+
+    data = _recipe(_place(model), task, keep or [], base, evaluation or [], metric or [])
+    loaded = Recipe.from_data(data, Path.cwd(), overrides(sets), "cpift add")
+    if recipe is not None:
+        if recipe.exists():
+            raise CpiftError(f"{recipe}: exists; name another file, or remove it")
+        recipe.write_text(loaded.dump(), encoding="utf-8")
+        print(f"wrote {recipe}; edit it, then: cpift run {recipe} --out {out}")
+        return
+    with terminal() as shown:
+        result = run_all(loaded, out, reporter=shown)
+    for line in summary_lines(result):
+        say(line)
+    say(f"\nthe model is in {out / 'model'}; the report is {out / 'report.html'}")
+
+
+def _place(model: str) -> str:
+    """The model itself, where the folder of a run is given."""
+    folder = Path(model)
+    if (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file():
+        if not (folder / "model" / "config.json").is_file():
+            raise CpiftError(f"{model}: is a run that has not finished; cpift status {model} shows what is missing")
+        return str(folder / "model")
+    return model
+
+
+def _recipe(
+    model: str,
+    tasks: Sequence[str],
+    keep: Sequence[str],
+    base: str | None,
+    evaluation: Sequence[str],
+    metric: Sequence[str],
+) -> dict[str, Any]:
+    """The recipe that the options stand for."""
+    arriving = named_paths(tasks, "--task")
+    kept = named_paths([rows if "=" in rows else f"{Path(rows).name.split('.')[0]}={rows}" for rows in keep], "--keep")
+    held_out, metrics = named_paths(evaluation, "--eval"), named_paths(metric, "--metric")
+    if twice := sorted(set(arriving) & set(kept)):
+        raise CpiftError(
+            f"--keep: {twice[0]} is the name of the new task, too; write --keep NAME=ROWS with another name"
+        )
+    for option, given in (("--eval", held_out), ("--metric", metrics)):
+        for name in given:
+            if name not in arriving and name not in kept:
+                raise CpiftError(f"{option} {name}: is none of the tasks ({', '.join([*arriving, *kept])})")
+    parts = {name: _task(name, rows, held_out, metrics) for name, rows in {**kept, **arriving}.items()}
+    return {"model": model, "base": base, "tasks": parts, "arrivals": list(arriving)}
+
+
+def _task(name: str, rows: str, held_out: Mapping[str, str], metrics: Mapping[str, str]) -> dict[str, Any]:
+    given = held_out.get(name)
+    evaluation = _held_out(name, rows) if given is None else int(given) if given.isdigit() else given
+    return {"train": rows, "eval": evaluation, **({"metric": metrics[name]} if name in metrics else {})}
+
+
+def _held_out(name: str, rows: str) -> int:
+    """Rows to split off for evaluation: a fifth, 200 at most."""
+    from cpift.data.rows import load_task
+    from cpift.recipe.parts import Task
+
+    loaded = load_task(name, Task.model_validate({"train": rows, "eval": rows}), seed=0)
+    if len(loaded.train) < EVAL_SHARE:
+        raise CpiftError(f"{rows}: has {len(loaded.train)} rows, too few to hold some out; give --eval {name}=FILE")
+    return min(EVAL_ROWS, len(loaded.train) // EVAL_SHARE)

@@ -1,0 +1,124 @@
+"""The page of a run that adds tasks to a model: what was gained and what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cpift.metrics import described, intervals
+from cpift.metrics.change import Change
+from cpift.report import wording
+from cpift.report.html import Html, bullets, paragraph, table
+from cpift.report.parts import Clause, Parts, Section
+
+ARRIVALS = "cpift.arrivals/1"  # format of scores.json
+
+
+def change_line(change: Change) -> str:
+    """One task before and after, in words."""
+    unit = change.unit
+    scores = f"{wording.score(change.before, unit)} → {wording.score(change.after, unit)}"
+    return f"{change.task}: {change.verdict} ({scores}; {_size(change)}; {change.rows} rows)"
+
+
+def _size(change: Change) -> str:
+    size = wording.gap(change.difference, change.unit)
+    if change.low is None or change.high is None:
+        return size
+    return f"{size}, 95 % {wording.interval(change.low, change.high, change.unit)}"
+
+
+def changes_of(result: Mapping[str, Any]) -> list[Change]:
+    """The changes that ``scores.json`` holds."""
+    return [Change(**change) for change in result["changes"]]
+
+
+def summary_lines(result: Mapping[str, Any]) -> list[str]:
+    """What the terminal shows at the end: first what was gained and lost, then each task."""
+    changes = changes_of(result)
+    sentence = "; ".join(f"{where}: {what}" for where, what in headline(changes))
+    return [sentence, *(f"  {change_line(change)}" for change in changes)]
+
+
+def headline(changes: Sequence[Change]) -> list[Clause]:
+    """New tasks, then kept ones and the neutral text."""
+    new = "; ".join(_short(change) for change in changes if change.new)
+    return [("New", new), ("kept", "; ".join(_short(change) for change in changes if not change.new))]
+
+
+def _short(change: Change) -> str:
+    return f"{change.task}: {change.verdict} ({wording.gap(change.difference, change.unit)})"
+
+
+def arrivals_parts(result: Mapping[str, Any], recipe: Mapping[str, Any], name: str) -> Parts:
+    """The page of a finished run of arrivals.
+
+    Args:
+        result: what ``scores.json`` holds.
+        recipe: the recipe, defaults written out.
+        name: of the run folder.
+    """
+    changes = changes_of(result)
+    sections = [
+        Section("changes", "What was gained and lost", [_changes(changes)]),
+        Section("matrix", "Each task after each arrival", [_matrix(result)]),
+        Section("protection", "What protected the old", [_protection(result, recipe["protect"])]),
+    ]
+    return Parts(
+        title=f"{name}: cpift report",
+        kicker=Html("cpift add"),
+        headline=headline(changes),
+        lead=[paragraph("After minus before, paired by evaluation row. One run with one seed.", "soft")],
+        warnings=[(text, "see the log") for text in result["warnings"]],
+        sections=sections,
+    )
+
+
+def _changes(changes: Sequence[Change]) -> Html:
+    rows = []
+    for change in changes:
+        unit = change.unit
+        interval = "–"
+        if change.low is not None and change.high is not None:
+            interval = wording.interval(change.low, change.high, unit)
+        before, after = wording.score(change.before, unit), wording.score(change.after, unit)
+        difference, role = wording.gap(change.difference, unit), "new" if change.new else "kept"
+        rows.append([change.task, role, before, after, difference, interval, change.verdict, change.rows])
+    headers = ["task", "role", "before", "after", "difference", "95 % interval", "verdict", "rows"]
+    return table(headers, rows, text=(1, 6))
+
+
+def _matrix(result: Mapping[str, Any]) -> Html:
+    """Task × arrival; a score with its interval."""
+    names = ["before", *(f"+ {task}" for task in result["arrivals"])]
+    rows = []
+    for task in result["tasks"]:
+        entries = [scores.get(task) for scores in result["models"].values()]
+        rows.append([task, *(_cell(entry) for entry in entries)])
+    return table(["task", *names], rows)
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str | None:
+    if entry is None:
+        return None
+    band = intervals.of_score(entry)
+    unit = described(entry["metric"]).unit
+    shown = wording.score(entry["score"], unit)
+    return shown if band is None else f"{shown} ({unit.number(band[0])} … {unit.number(band[1])})"
+
+
+def _protection(result: Mapping[str, Any], protect: Mapping[str, Any]) -> Html:
+    share = result["protected"] / result["parameters"]
+    frozen = (
+        f"{wording.percent(share)} of the parameters ({result['protected']:,})" if result["protected"] else "nothing"
+    )
+    replay = f"{protect['replay']:.0%} of the training rows, where rows are kept" if protect["replay"] else "off"
+    average = f"weight {protect['average']:g} of the trained model, {protect['interpolation']}"
+    return bullets(
+        [
+            f"Frozen of the model before: {frozen}.",
+            f"Replay: {replay}.",
+            f"Average with the model before: {average if protect['average'] < 1 else 'off'}.",
+            f"The new core is put back after averaging: {'yes' if protect['transplant'] else 'no'}.",
+        ]
+    )

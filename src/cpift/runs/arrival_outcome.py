@@ -1,0 +1,108 @@
+"""What a run of arrivals leaves: ``scores.json`` with what was gained and lost, and ``model/`` with its regions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cpift.files import layout, manifest
+from cpift.metrics.change import Change
+from cpift.metrics.loss import LOSS
+from cpift.metrics.summary import summary
+from cpift.report.arrivals import ARRIVALS, change_line
+from cpift.report.arrivals import changes_of as arrival_changes
+from cpift.runs.model_card import is_hub_id, plain
+from cpift.runs.publish import mixed_precision, publish, scores_of
+from cpift.runs.stage import Run, Stage
+from cpift.runs.stages.arrivals import carried_regions
+from cpift.runs.stages.guard import losses
+
+
+def write_arrivals(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
+    """Gather the scores and put the last model in its place; returns what ``scores.json`` holds."""
+    arrivals = run.recipe.arrivals
+    assert arrivals is not None
+    scores = scores_of(run, stages)
+    if mixed := mixed_precision(scores):
+        run.warn(mixed)
+    last = len(arrivals.order)
+    made = run.facts(layout.arrival(last, "fuse"))
+    protected = next((stage for stage in stages if stage.name == layout.PROTECT), None)
+    result = {
+        "format": ARRIVALS,
+        "tasks": run.tasks,
+        "arrivals": arrivals.order,
+        "groups": None,
+        "models": scores,
+        "changes": [asdict(change) for change in changes_of(run, scores)],
+        "summary": summary(scores, run.tasks),
+        "neutral_loss": losses(run, list(scores)),
+        "protected": run.facts(layout.PROTECT)["count"] if protected else 0,
+        "parameters": made["total"],
+        "warnings": run.warnings,
+    }
+    manifest.write_whole(run.layout.scores, json.dumps(result))
+    folder = run.folder(layout.arrival(last, "fuse"))
+    manifest.verify_stage(folder)
+    publish(run, folder, _card(run, result), lambda model: _carry(run, model))
+    return result
+
+
+def changes_of(run: Run, scores: Mapping[str, Mapping[str, Any]]) -> list[Change]:
+    """Each task before the first and after the last arrival, and the neutral text."""
+    arrivals = run.recipe.arrivals
+    assert arrivals is not None
+    last = layout.arrival_model(len(arrivals.order))
+    before, after = scores[layout.BEFORE_MODEL], scores[last]
+    changes = [Change.between(task, before[task], after[task], task in arrivals.order) for task in run.tasks]
+    neutral = [_neutral(run, model) for model in (layout.BEFORE_MODEL, last)]
+    return [*changes, Change.between("neutral text", neutral[0], neutral[1], False)]
+
+
+def _neutral(run: Run, model: str) -> dict[str, Any]:
+    """The loss on the neutral text as a score."""
+    loss = json.loads((run.folder(layout.neutral(model)) / layout.NEUTRAL_FILE).read_text())
+    return {"metric": LOSS.name, "score": loss["loss"], "items": loss["items"], "tokens": loss["tokens"]}
+
+
+def _carry(run: Run, model: Path) -> None:
+    """Put the regions beside the weights: those that came along, the protected one, and the new cores."""
+    arrivals = run.recipe.arrivals
+    assert arrivals is not None
+    folder = model / layout.CARRIED_REGIONS
+    folder.mkdir()
+    for name, file in carried_regions(run.base.path).items():
+        shutil.copyfile(file, folder / f"{name}.region.safetensors")
+    if (run.folder(layout.PROTECT) / layout.REGION_FILE).is_file() and run.recipe.base is not None:
+        shutil.copyfile(run.folder(layout.PROTECT) / layout.REGION_FILE, folder / "_protected.region.safetensors")
+    for number, task in enumerate(arrivals.order, start=1):
+        core = run.folder(layout.arrival(number, "identify")) / layout.REGION_FILE
+        shutil.copyfile(core, folder / f"{task}.region.safetensors")
+
+
+def _card(run: Run, result: dict[str, Any]) -> str:
+    """The model card: what was added, to what, and what it cost."""
+    model = run.recipe.model
+    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if is_hub_id(model):
+        metadata["base_model"] = model.partition("@")[0]
+    metadata["tags"] = ["cpift", "trl", "sft"]
+    start = model if is_hub_id(model) else Path(model).name
+    lines = [f"- {plain(change_line(change))}" for change in arrival_changes(result)]
+    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    part = run.recipe.protect
+    how = f"kept rows replayed ({part.replay:.0%} of the training rows where there were any), " if part.replay else ""
+    how += f"{result['protected']:,} of {result['parameters']:,} parameters frozen, " if result["protected"] else ""
+    how += f"averaged with the model before at a weight of {part.average:g}" if part.average < 1 else "not averaged"
+    return (
+        f"---\n{head}---\n\n# {plain(', '.join(result['arrivals']))} added to {plain(start)}\n\n"
+        f"Made with `cpift add` ([arXiv:2508.21741](https://arxiv.org/abs/2508.21741)): {how}.\n\n"
+        "## What was gained and lost\n\nAfter minus before, with 95 % intervals over the evaluation rows. One run with one "
+        f"seed ({run.recipe.seed}).\n\n" + "\n".join(lines) + "\n"
+    )

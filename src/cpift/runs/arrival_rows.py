@@ -1,0 +1,50 @@
+"""Which rows an arrival trains on: those of the new task, and kept rows of the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from cpift.recipe.recipe import Recipe
+from cpift.train.config import batch_rows
+
+
+def rows_of_share(new: int, share: float) -> int:
+    """Kept rows beside ``new`` ones, where they are ``share`` of all; one at least."""
+    return max(1, round(new * share / (1 - share)))
+
+
+def replayed_rows(recipe: Recipe, rows: Mapping[str, int], number: int) -> dict[str, int]:
+    """How many kept rows of each task are mixed into an arrival, before they are repeated.
+
+    Args:
+        recipe: the recipe, with arrivals.
+        rows: training rows of each task.
+        number: of the arrival, from 1.
+    """
+    arrivals, part = recipe.arrivals, recipe.protect
+    assert arrivals is not None
+    if not part.replay:
+        return {}
+    at_hand = {name: rows[name] for name in recipe.tasks if name not in arrivals.order}
+    at_hand |= {name: min(rows[name], arrivals.examples_per_task) for name in arrivals.order[: number - 1]}
+    left, drawn = rows_of_share(rows[arrivals.order[number - 1]], part.replay), dict[str, int]()
+    for place, (name, count) in enumerate(sorted(at_hand.items(), key=lambda item: item[1])):
+        drawn[name] = min(count, -(-left // (len(at_hand) - place)))  # what few rows leave goes to the others
+        left -= drawn[name]
+    return {name: drawn[name] for name in at_hand if drawn[name]}
+
+
+def mixed_rows(recipe: Recipe, rows: Mapping[str, int], number: int) -> tuple[int, int]:
+    """New rows of an arrival, and kept rows mixed in, repeated to their share of all."""
+    arrivals, share = recipe.arrivals, recipe.protect.replay
+    assert arrivals is not None
+    new = rows[arrivals.order[number - 1]]
+    return new, rows_of_share(new, share) if replayed_rows(recipe, rows, number) else 0
+
+
+def arrival_steps(recipe: Recipe, rows: Mapping[str, int], number: int) -> int:
+    """Optimizer steps of an arrival: ``epochs`` passes over its new rows with the kept rows mixed in."""
+    assert recipe.arrivals is not None
+    seen = recipe.arrivals.epochs * sum(mixed_rows(recipe, rows, number))
+    return max(1, math.ceil(seen / batch_rows(recipe.training_of("arrivals")) - 1e-9))

@@ -1,0 +1,162 @@
+"""Adding tasks to a model that is already fine-tuned, as stages: protect, then for each task train, core, average.
+
+The model before each arrival is θ_before. It is trained on the new rows with kept rows replayed, protected positions
+frozen. The new core is the top p % of |θ_trained − θ_before|. Both models are averaged outside the core and the
+protected positions, where the trained values stand unchanged; at protected positions these are those before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cpift.checkpoint.hub import checkpoint_place
+from cpift.files import layout, manifest
+from cpift.method.freeze import regions_by_name
+from cpift.method.identify import identify
+from cpift.method.region import Region
+from cpift.runs.arrival_rows import arrival_steps, replayed_rows
+from cpift.runs.identity import checkpoint_identity, settings_of
+from cpift.runs.stage import Facts, ModelRef, Run, Stage
+from cpift.runs.stages.evaluate import evaluate_stages
+from cpift.runs.stages.fuse import fuse_into
+from cpift.runs.stages.guard import neutral_stage
+from cpift.runs.stages.identify import region_facts, region_settings, region_warnings
+from cpift.runs.stages.train import spec_of, train_stage
+
+
+def arrival_stages(run: Run) -> list[Stage]:
+    """All stages of the arrivals; the tasks' rows must be there."""
+    arrivals = run.recipe.arrivals
+    assert arrivals is not None
+    models = {layout.BEFORE_MODEL: run.base}
+    protect = _protect(run)
+    stages = [] if protect is None else [protect]
+    frozen = tuple(stage.name for stage in stages)
+    current = run.base
+    for number, task in enumerate(arrivals.order, start=1):
+        stages += _arrival(run, number, task, current, frozen)
+        current = models[layout.arrival_model(number)] = run.model(stages[-1].name)
+        if run.recipe.protect.freeze:
+            frozen = (*frozen, layout.arrival(number, "identify"))
+    for name, model in models.items():
+        stages += [*evaluate_stages(run, name, model), neutral_stage(run, name, model)]
+    return stages
+
+
+def carried_regions(model: Path) -> dict[str, Path]:
+    """The region files that a model carries, by name."""
+    folder = model / layout.CARRIED_REGIONS
+    files = sorted(folder.glob("*.region.safetensors")) if folder.is_dir() else []
+    return {file.name.removesuffix(".region.safetensors"): file for file in files}
+
+
+def _protect(run: Run) -> Stage | None:
+    """The region of the model before: its own update, and the regions that it carries. None where there is neither."""
+    part, carried = run.recipe.protect, carried_regions(run.base.path)
+    by = ("update" if run.recipe.base else "none") if part.by == "auto" else part.by
+    if not part.freeze or (by == "none" and not carried):
+        return None
+    settings: dict[str, Any] = {"by": by, "carried": {n: manifest.file_hash(f) for n, f in carried.items()}}
+    settings |= settings_of(run.base, "base")
+    if by == "update":
+        settings |= {
+            "percent": str(part.percent),
+            "exclude": run.recipe.region.exclude,
+            "tuned_from": checkpoint_identity(checkpoint_place(str(run.recipe.base))),
+        }
+
+    def select(folders: Mapping[str, Path]) -> Facts:
+        regions = {name: _bare(Region.load(file)) for name, file in carried.items()}
+        if by == "update":
+            origin, exclude = checkpoint_place(str(run.recipe.base)), run.recipe.region.exclude
+            own = identify(origin, {"model": run.base.path}, str(part.percent), exclude=exclude)["model"]
+            for text in region_warnings("protected", own):
+                run.warn(text)
+            regions[""] = _bare(own)
+        joined = regions_by_name(regions, list(regions))
+        assert joined is not None
+        joined.save(folders[layout.PROTECT] / layout.REGION_FILE)
+        return {layout.PROTECT: {**region_facts(joined), "by": by, "carried": sorted(carried)}}
+
+    return Stage(layout.PROTECT, "identify", "the protected region", settings, run.base.needs, select)
+
+
+def _bare(region: Region) -> Region:
+    """Without the checkpoints that it was made from: regions that are frozen together come from several."""
+    return replace(region, base="", tuned="")
+
+
+def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[str, ...]) -> list[Stage]:
+    """Train, identify, fuse.
+
+    Args:
+        run: its run.
+        number: of the arrival, from 1.
+        task: that arrives.
+        before: the model that it is added to.
+        frozen: stages whose regions stay bit-identical.
+    """
+    rows = {name: run.train_rows(name) for name in run.tasks}
+    replay, recipe = replayed_rows(run.recipe, rows, number), run.recipe
+    spec = spec_of(
+        run,
+        recipe.training_of("arrivals"),
+        arrival_steps(recipe, rows, number),
+        (task,),
+        frozen=frozen,
+        replay=replay,
+        replay_share=recipe.protect.replay if replay else None,
+    )
+    train = train_stage(run, layout.arrival(number, "train"), "refine", f"add {task}", before, spec)
+    trained = run.model(train.name)
+    return [train, _core(run, number, task, before, trained), _average(run, number, task, before, trained, frozen)]
+
+
+def _core(run: Run, number: int, task: str, before: ModelRef, trained: ModelRef) -> Stage:
+    """The core region of an arrival: what its training moved most."""
+    name = layout.arrival(number, "identify")
+    settings = {**region_settings(run), **settings_of(before, "base")}
+
+    def select(folders: Mapping[str, Path]) -> Facts:
+        part = run.recipe.region
+        region = identify(before.path, {task: trained.path}, str(part.percent), exclude=part.exclude)[task]
+        region.save(folders[name] / layout.REGION_FILE)
+        for text in region_warnings(task, region):
+            run.warn(text)
+        return {name: region_facts(region)}
+
+    return Stage(name, "identify", f"core region of {task}", settings, (*before.needs, *trained.needs), select)
+
+
+def _average(run: Run, number: int, task: str, before: ModelRef, trained: ModelRef, frozen: tuple[str, ...]) -> Stage:
+    """The model after an arrival, in the dtypes of the model before."""
+    part, name = run.recipe.protect, layout.arrival(number, "fuse")
+    unchanged = (*frozen, layout.arrival(number, "identify")) if part.transplant else frozen
+    settings = {
+        "task": task,
+        "weight": part.average,
+        "interpolation": part.interpolation,
+        "transplant": part.transplant,
+        **settings_of(before, "base"),
+    }
+
+    def combine(folders: Mapping[str, Path]) -> Facts:
+        regions = {stage: _bare(Region.load(run.folder(stage) / layout.REGION_FILE)) for stage in unchanged}
+        joined = regions_by_name(regions, list(regions))
+        report = fuse_into(
+            folders[name],
+            before.path,
+            {task: trained.path},
+            regions=None if joined is None else {task: joined},
+            weight=part.average,
+            interpolation=part.interpolation,
+            dtype="base",
+        )
+        return {name: {key: value for key, value in report.items() if key != "tensors"}}
+
+    what = f"average with the model before, weight {part.average:g}" if part.average < 1 else "take the trained model"
+    needs = (*before.needs, *trained.needs, *unchanged)
+    return Stage(name, "fuse", what, settings, needs, combine, writes_model=True)

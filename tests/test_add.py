@@ -1,0 +1,242 @@
+"""``cpift add`` and ``arrivals``: what is protected keeps every bit, the rest is averaged, and the next addition goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from tiny_run import Listener, call, one_thread
+from transformers import AutoModelForCausalLM
+
+from cpift.errors import CpiftError
+from cpift.method.region import Region
+from cpift.planning.plan import plan
+from cpift.recipe.recipe import Recipe
+from cpift.runs.arrival_rows import arrival_steps, replayed_rows
+from cpift.runs.pipeline import run
+
+TRAINING = {"per_device_train_batch_size": 4, "bf16": False, "max_length": 64, "learning_rate": 1e-2}
+
+
+def arrivals(place: Path, order: list[str], kept: list[str], **changes: Any) -> dict[str, Any]:
+    """A recipe that adds tasks to ``place/mine``."""
+    tasks = {
+        task: {
+            "train": str(tiny.jsonl(place / f"{task}.train.jsonl", tiny.rows(task, 12, 0))),
+            "eval": str(tiny.jsonl(place / f"{task}.eval.jsonl", tiny.rows(task, 4, 1))),
+        }
+        for task in [*kept, *order]
+    }
+    protect = {"percent": 5.0, "interpolation": "linear", "average": 0.75, **changes.pop("protect", {})}
+    return {
+        "model": str(place / "mine"),
+        "base": str(place / "base"),
+        "tasks": tasks,
+        "arrivals": {"order": order, "examples_per_task": 3},
+        "region": {"percent": 5.0},
+        "protect": protect,
+        "training": TRAINING,
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``base``, and ``mine``: another model in bf16 that was made from it."""
+    folder = tmp_path_factory.mktemp("add")
+    tiny.base(folder / "base")
+    tiny.base(folder / "mine")
+    model = AutoModelForCausalLM.from_pretrained(folder / "mine")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    model.to(torch.bfloat16).save_pretrained(folder / "mine")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(place: Path) -> Path:
+    """Two arrivals, one kept task."""
+    with one_thread():
+        run(Recipe.parse(arrivals(place, ["upper", "double"], ["reverse"])), place / "two")
+    return place / "two"
+
+
+def values(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.flatten() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+def region(folder: Path) -> dict[str, np.ndarray]:
+    return dict(Region.load(folder / "region.safetensors").positions)
+
+
+def test_protected_positions_keep_every_bit_over_all_arrivals(place: Path, two: Path) -> None:
+    before, after = values(place / "mine"), values(two / "model")
+    held = region(two / "stages/03-protect")
+    assert sum(map(len, held.values())) == round(0.05 * sum(v.numel() for v in before.values()))
+    for name, positions in held.items():
+        at = torch.from_numpy(positions.astype(np.int64))
+        assert torch.equal(after[name][at].view(torch.int16), before[name][at].view(torch.int16)), name
+    assert any(not torch.equal(after[n], before[n]) for n in before)
+
+
+def test_the_core_of_an_arrival_keeps_every_bit_in_the_next(two: Path) -> None:
+    first, last = values(two / "stages/04-arrive/1/fuse"), values(two / "model")
+    trained = values(two / "stages/04-arrive/1/train")
+    for name, positions in region(two / "stages/04-arrive/1/identify").items():
+        at = torch.from_numpy(positions.astype(np.int64))
+        assert torch.equal(last[name][at], first[name][at]), name
+        assert torch.equal(first[name][at], trained[name][at].to(torch.bfloat16)), name  # transplanted
+
+
+def test_all_else_is_the_weighted_mean_of_both_models(place: Path, two: Path) -> None:
+    before, trained = values(place / "mine"), values(two / "stages/04-arrive/1/train")
+    fused = values(two / "stages/04-arrive/1/fuse")
+    core, held = region(two / "stages/04-arrive/1/identify"), region(two / "stages/03-protect")
+    for name, tensor in fused.items():
+        free = np.ones(tensor.numel(), bool)
+        for positions in (core.get(name), held.get(name)):
+            if positions is not None:
+                free[positions] = False
+        expected = 0.25 * before[name].double() + 0.75 * trained[name].double()
+        error = (tensor.double() - expected).abs()[torch.from_numpy(free)]
+        assert (error <= 2**-8 * expected.abs()[torch.from_numpy(free)]).all(), name  # rounded to bf16 once
+
+
+def test_the_result_has_the_models_dtype_and_carries_its_regions(two: Path) -> None:
+    assert {tensor.dtype for tensor in values(two / "model").values()} == {torch.bfloat16}
+    assert sorted(f.name for f in (two / "model/cpift_regions").iterdir()) == [
+        "_protected.region.safetensors", "double.region.safetensors", "upper.region.safetensors",
+    ]  # fmt: skip
+
+
+def test_the_report_begins_with_what_was_gained_and_lost(two: Path) -> None:
+    result = json.loads((two / "scores.json").read_text())
+    assert [c["task"] for c in result["changes"]] == ["reverse", "upper", "double", "neutral text"]
+    assert list(result["models"]) == ["before", "arrival/1", "arrival/2"]
+    page = (two / "report.html").read_text()
+    headline = page[page.index("<h1>") : page.index("</h1>")]
+    for name in ("upper", "double", "reverse", "neutral text"):
+        assert name in headline
+
+
+def test_a_finished_run_is_not_made_again(place: Path, two: Path) -> None:
+    watch = Listener()
+    run(Recipe.parse(arrivals(place, ["upper", "double"], ["reverse"])), two, reporter=watch)
+    assert not watch.made
+    assert watch.kept
+
+
+def test_the_next_addition_protects_what_the_model_carries(
+    place: Path, two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tiny.jsonl(place / "first.jsonl", tiny.rows("first", 20, 0))
+    options = [option for key, value in TRAINING.items() for option in ("--set", f"training.{key}={value}")]
+    with one_thread():
+        code, out, err = call(
+            capsys, "add", "--model", two, "--task", f"first={rows}", "--out", place / "three", *options
+        )
+    assert code == 0, err
+    assert "first" in out.splitlines()[-8] or "New: first" in out
+    carried = [Region.load(f).positions for f in sorted((two / "model/cpift_regions").iterdir())]
+    before, after = values(two / "model"), values(place / "three/model")
+    for positions in carried:
+        for name, where in positions.items():
+            at = torch.from_numpy(where.astype(np.int64))
+            assert torch.equal(after[name][at].view(torch.int16), before[name][at].view(torch.int16)), name
+    assert "first.region.safetensors" in {f.name for f in (place / "three/model/cpift_regions").iterdir()}
+    assert "upper.region.safetensors" in {f.name for f in (place / "three/model/cpift_regions").iterdir()}
+
+
+def test_no_old_row_at_all_is_a_case_like_any_other(place: Path) -> None:
+    recipe = arrivals(place, ["upper", "double"], [], protect={"average": 1.0, "freeze": False})
+    recipe["arrivals"]["examples_per_task"] = 0
+    with one_thread():
+        run(Recipe.parse(recipe), place / "none")
+    trained = json.loads((place / "none/stages/04-arrive/2/train/stage.json").read_text())
+    assert "replay" not in trained["settings"]
+    assert trained["facts"]["rows"] == 12
+    core = region(place / "none/stages/04-arrive/2/identify")
+    assert sum(map(len, core.values()))
+    fused, last = values(place / "none/model"), values(place / "none/stages/04-arrive/2/train")
+    assert all(torch.equal(fused[n], last[n].to(torch.bfloat16)) for n in fused)  # average 1: the trained model
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arrivals": ["other"]}, "arrivals: 'other' is none of the tasks"),
+        ({"arrivals": ["upper", "upper"]}, "listed twice"),
+        ({"arrivals": []}, "arrivals.order"),
+        ({"protect": {"replay": 1.0}}, "protect.replay"),
+        ({"protect": {"average": 0}}, "protect.average"),
+        ({"protect": {"by": "update"}, "base": None}, "needs base"),
+        ({"protect": {"forget": 1}}, "unknown key 'protect.forget'"),
+        ({"arrivals": None}, "base: is for arrivals"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(place: Path, changes: dict[str, Any], message: str) -> None:
+    recipe = arrivals(place, ["upper"], ["reverse"])
+    with pytest.raises(CpiftError, match=message):
+        Recipe.parse({**recipe, **changes})
+
+
+def test_a_base_of_another_shape_is_refused_before_anything_is_written(place: Path, tmp_path: Path) -> None:
+    tiny.base(tmp_path / "wide", hidden_size=64)
+    with pytest.raises(CpiftError, match=r"^base: .*"):
+        run(Recipe.parse({**arrivals(place, ["upper"], []), "base": str(tmp_path / "wide")}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "upper"], "--task upper: write it as NAME=PATH"),
+        (["--task", "upper=missing.jsonl"], "missing.jsonl"),
+        (["--task", "upper={upper}", "--keep", "upper={reverse}"], "is the name of the new task, too"),
+        (["--task", "upper={upper}", "--eval", "other=3"], "--eval other: is none of the tasks"),
+        (["--task", "upper={upper}", "--base", "missing-base"], "missing-base"),
+        (["--task", "upper={upper}", "--keep", "{damaged}"], "line 1"),
+    ],
+)
+def test_bad_options_are_one_line(
+    place: Path, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {task: tiny.jsonl(tmp_path / f"{task}.jsonl", tiny.rows(task, 12, 0)) for task in ("upper", "reverse")}
+    files["damaged"] = tiny.jsonl(tmp_path / "damaged.jsonl", ['{"messages": 3}'])
+    given = [option.format(**files) for option in options]
+    code, _, err = call(capsys, "add", "--model", place / "mine", "--out", tmp_path / "out", *given)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_counts_the_steps_that_the_run_makes(place: Path, two: Path) -> None:
+    planned = plan(Recipe.parse(arrivals(place, ["upper", "double"], ["reverse"])))
+    made = [json.loads((two / f"stages/04-arrive/{k}/train/stage.json").read_text())["facts"] for k in (1, 2)]
+    assert [part["steps"] for part in planned["stages"]] == [facts["steps"] for facts in made] == [6, 6]
+    assert planned["evaluated_models"] == 3
+    for part, facts in zip(planned["stages"], made, strict=True):
+        assert part["tokens"] == pytest.approx(facts["tokens"], rel=0.05)
+
+
+def test_half_of_the_rows_are_kept_rows_shared_out_among_the_tasks_at_hand() -> None:
+    recipe = Recipe.parse(
+        {
+            "model": "m",
+            "tasks": {name: {"train": "t.jsonl", "eval": 1} for name in ("old", "older", "new", "newer")},
+            "arrivals": {"order": ["new", "newer"], "examples_per_task": 5},
+        }
+    )
+    rows = {"old": 100, "older": 10, "new": 60, "newer": 60}
+    assert replayed_rows(recipe, rows, 1) == {"old": 50, "older": 10}
+    assert replayed_rows(recipe, rows, 2) == {"old": 45, "older": 10, "new": 5}
+    assert arrival_steps(recipe, rows, 1) == 15  # 60 new rows and as many kept ones, by 8
