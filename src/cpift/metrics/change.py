@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cpift.metrics import described, intervals
 from cpift.metrics.metric import Unit
+from cpift.metrics.score import ScoreEntry
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,12 @@ class Change:
     rows: int
 
     @classmethod
-    def between(cls, task: str, before: Mapping[str, Any], after: Mapping[str, Any], new: bool) -> Change:
+    def between(cls, task: str, before: ScoreEntry, after: ScoreEntry, new: bool) -> Change:
         """The change from one score to another.
 
         Args:
             task: the task's name.
-            before: a score (``metric``, ``score``, ``items``, ``tokens``).
+            before: a score.
             after: another of the same rows.
             new: was the task added?
         """

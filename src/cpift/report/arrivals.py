@@ -7,6 +7,9 @@ from typing import Any
 
 from cpift.metrics import described, intervals
 from cpift.metrics.change import Change
+from cpift.metrics.score import ScoreEntry
+from cpift.recipe.parts import Protect
+from cpift.recipe.recipe import Recipe
 from cpift.report import wording
 from cpift.report.html import Html, bullets, paragraph, table
 from cpift.report.parts import Clause, Parts, Section
@@ -50,19 +53,19 @@ def _short(change: Change) -> str:
     return f"{change.task}: {change.verdict} ({wording.gap(change.difference, change.unit)})"
 
 
-def arrivals_parts(result: Mapping[str, Any], recipe: Mapping[str, Any], name: str) -> Parts:
+def arrivals_parts(result: Mapping[str, Any], recipe: Recipe, name: str) -> Parts:
     """The page of a finished run of arrivals.
 
     Args:
         result: what ``scores.json`` holds.
-        recipe: the recipe, defaults written out.
+        recipe: its recipe.
         name: of the run folder.
     """
     changes = changes_of(result)
     sections = [
         Section("changes", "What was gained and lost", [_changes(changes)]),
         Section("matrix", "Each task after each arrival", [_matrix(result)]),
-        Section("protection", "What protected the old", [_protection(result, recipe["protect"])]),
+        Section("protection", "What protected the old", [_protection(result, recipe.protect)]),
     ]
     return Parts(
         title=f"{name}: cpift report",
@@ -98,7 +101,7 @@ def _matrix(result: Mapping[str, Any]) -> Html:
     return table(["task", *names], rows)
 
 
-def _cell(entry: Mapping[str, Any] | None) -> str | None:
+def _cell(entry: ScoreEntry | None) -> str | None:
     if entry is None:
         return None
     band = intervals.of_score(entry)
@@ -107,18 +110,18 @@ def _cell(entry: Mapping[str, Any] | None) -> str | None:
     return shown if band is None else f"{shown} ({unit.number(band[0])} … {unit.number(band[1])})"
 
 
-def _protection(result: Mapping[str, Any], protect: Mapping[str, Any]) -> Html:
+def _protection(result: Mapping[str, Any], protect: Protect) -> Html:
     share = result["protected"] / result["parameters"]
     frozen = (
         f"{wording.percent(share)} of the parameters ({result['protected']:,})" if result["protected"] else "nothing"
     )
-    replay = f"{protect['replay']:.0%} of the training rows, where rows are kept" if protect["replay"] else "off"
-    average = f"weight {protect['average']:g} of the trained model, {protect['interpolation']}"
+    replay = f"{protect.replay:.0%} of the training rows, where rows are kept" if protect.replay else "off"
+    average = f"weight {protect.average:g} of the trained model, {protect.interpolation}"
     return bullets(
         [
             f"Frozen of the model before: {frozen}.",
             f"Replay: {replay}.",
-            f"Average with the model before: {average if protect['average'] < 1 else 'off'}.",
-            f"The new core is put back after averaging: {'yes' if protect['transplant'] else 'no'}.",
+            f"Average with the model before: {average if protect.average < 1 else 'off'}.",
+            f"The new core is put back after averaging: {'yes' if protect.transplant else 'no'}.",
         ]
     )

@@ -14,6 +14,7 @@ import yaml
 from cpift.files import layout, manifest
 from cpift.metrics.change import Change
 from cpift.metrics.loss import LOSS
+from cpift.metrics.score import ScoreEntry, Scores
 from cpift.metrics.summary import summary
 from cpift.report.arrivals import ARRIVALS, change_line
 from cpift.report.arrivals import changes_of as arrival_changes
@@ -54,7 +55,7 @@ def write_arrivals(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     return result
 
 
-def changes_of(run: Run, scores: Mapping[str, Mapping[str, Any]]) -> list[Change]:
+def changes_of(run: Run, scores: Mapping[str, Scores]) -> list[Change]:
     """Each task before the first and after the last arrival, and the neutral text."""
     arrivals = run.recipe.arrivals
     assert arrivals is not None
@@ -65,7 +66,7 @@ def changes_of(run: Run, scores: Mapping[str, Mapping[str, Any]]) -> list[Change
     return [*changes, Change.between("neutral text", neutral[0], neutral[1], False)]
 
 
-def _neutral(run: Run, model: str) -> dict[str, Any]:
+def _neutral(run: Run, model: str) -> ScoreEntry:
     """The loss on the neutral text as a score."""
     loss = json.loads((run.folder(layout.neutral(model)) / layout.NEUTRAL_FILE).read_text())
     return {"metric": LOSS.name, "score": loss["loss"], "items": loss["items"], "tokens": loss["tokens"]}

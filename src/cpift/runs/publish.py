@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cpift.files import layout, manifest
+from cpift.metrics.score import Scores
 from cpift.metrics.summary import summary
 from cpift.runs.model_card import card
 from cpift.runs.stage import Run, Stage
@@ -37,9 +38,9 @@ def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     return result
 
 
-def scores_of(run: Run, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+def scores_of(run: Run, stages: Sequence[Stage]) -> dict[str, Scores]:
     """Model to task to score, of those stages that score."""
-    scores: dict[str, dict[str, Any]] = {}
+    scores: dict[str, Scores] = {}
     for stage in stages:
         name = layout.parse(stage.name)
         if name is not None and name.kind is layout.Kind.SCORE:
@@ -48,7 +49,7 @@ def scores_of(run: Run, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
     return scores
 
 
-def mixed_precision(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def mixed_precision(scores: Mapping[str, Scores]) -> str:
     """A warning where some scores were made in another precision than others; "" where all are alike."""
     models: dict[str, list[str]] = {}
     for model, row in scores.items():
