@@ -7,9 +7,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+from cpift.files.findings import finding
 from cpift.method.group import components
 from cpift.recipe.recipe import Recipe
 
+LEAKED = finding("evaluation-in-training", "task x: 3 of 60 evaluation rows also stand in the training rows")
 VERSIONS = {"python": "3.11.7", "cpift": "0.1.0", "torch": "2.13.0"}
 PARTS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm")
 LAYERS = 4
@@ -70,7 +72,7 @@ def made_run(
             "disk": 538_000_000,
             "seed": 0,
             "versions": VERSIONS,
-            "warnings": [],
+            "findings": [],
             **facts,
         }
         made = {
@@ -101,7 +103,7 @@ def made_run(
             train_rows=100,
             eval_rows=60,
             metric="exact_match",
-            warnings=["task x: 3 of 60 evaluation rows also stand in the training rows"] if task == tasks[-1] else [],
+            findings=[LEAKED.to_dict()] if task == tasks[-1] else [],
         )
     for task in tasks:
         stage(f"01-probe/{task}", **trained(20))

@@ -122,7 +122,7 @@ def test_rows_whose_own_text_would_be_wrong_are_warned_of() -> None:
     assert answer_warnings("t", task, [row(GSM8K, GSM8K), row("72", GSM8K)]) == []
     found = answer_warnings("t", task, [row("72", GSM8K), row("72", "The answer is 72"), row("3", GSM8K)])
     assert len(found) == 1
-    assert "2 of 3 evaluation rows" in found[0]
+    assert "2 of 3 evaluation rows" in found[0].text
 
 
 def test_scores_of_generated_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

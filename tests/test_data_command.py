@@ -66,10 +66,10 @@ def test_the_warning_is_given_from_one_per_cent() -> None:
     """With task, share, longest row and the key."""
     few = encode_measured([SHORT] * 100 + [LONG], tiny.tokenizer(), LIMIT)[1]
     assert cut_warning("t", few, LIMIT) is None
-    text = cut_warning("t", encode_measured([SHORT] * 99 + [LONG], tiny.tokenizer(), LIMIT)[1], LIMIT)
-    assert text is not None
+    warning = cut_warning("t", encode_measured([SHORT] * 99 + [LONG], tiny.tokenizer(), LIMIT)[1], LIMIT)
+    assert warning is not None
     for part in ("task t: 1 of 100 training rows (1.0%)", "training.max_length 40", "the longest has 56 tokens"):
-        assert part in text
+        assert part in warning.text
     assert cut_warning("t", few, None) is None
 
 
@@ -104,7 +104,8 @@ def test_run_counts_and_warns_once(tmp_path: Path) -> None:
     made = manifest.read(tmp_path / "out/stages/01-probe/cut")
     assert made is not None
     assert (made.facts["rows_cut"], made.facts["rows_left_out"]) == (3, 1)
-    assert any("3 of 10 training rows" in text for text in made.facts["warnings"])
+    texts = [found["text"] for found in made.facts["findings"]]
+    assert any("3 of 10 training rows" in text for text in texts)
     again = tiny_run.Listener()
     run(data, tmp_path / "out", until="probe", reporter=again)
     assert sum("3 of 10 training rows" in text for text in again.said) == 1

@@ -147,9 +147,9 @@ def test_a_run_by_workers_is_the_run_of_one_process(one: Path, tmp_path: Path) -
     assert all(same(out / model, one / model) for model in [*models, "model"])
     assert json.loads((out / "scores.json").read_text()) == json.loads((one / "scores.json").read_text())
     told = "01-probe/reverse: 1 rows have no trained part after truncation and were left out"
-    assert told in facts(one, "01-probe/reverse")["warnings"]
+    assert told in [found["text"] for found in facts(one, "01-probe/reverse")["findings"]]
     for stage in stamps(one):
-        assert facts(out, stage)["warnings"] == facts(one, stage)["warnings"], stage
+        assert facts(out, stage)["findings"] == facts(one, stage)["findings"], stage
         assert facts(out, stage)["threads"] == facts(one, stage)["threads"] == THREADS, stage
     assert heard.said.count(told) == 1
     assert not any(name.startswith(("01-probe", "07-")) for name in heard.made), "made here, not by a worker"

@@ -84,7 +84,7 @@ def loaded(place: Path, train: list[Any], evaluation: list[Any], **more: Any) ->
     task = Task(**{part: str(file) for part, file in files.items()}, **more)
     rows = load_task("t", task, 0)
     metric_of("t", task, rows.evaluation)
-    return [*rows.warnings, *answer_warnings("t", task, rows.evaluation)]
+    return [found.text for found in (*rows.warnings, *answer_warnings("t", task, rows.evaluation))]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_template_with_the_date_of_the_day_is_a_warning() -> None:
     words = tiny.tokenizer()
     assert check_tokenizer(words, Limits(300, None, False), {}) == []
     words.chat_template = "{% if date_string is not defined %}{{ strftime_now('%d') }}{% endif %}" + tiny.CHATML
-    (text,) = check_tokenizer(words, Limits(300, None, False), {})
-    assert "writes the date of the day" in text
+    (warning,) = check_tokenizer(words, Limits(300, None, False), {})
+    assert "writes the date of the day" in warning.text
     words.cpift_template_kwargs = {"date_string": "26 Jul 2024"}
     assert check_tokenizer(words, Limits(300, None, False), {}) == []

@@ -134,7 +134,7 @@ def test_one_group_is_multi_task_and_freezes_nothing(whole: Path, place: Path, t
     out, listener = copy(whole, tmp_path / "out"), Listener()
     result = run(Recipe.parse(tiny.recipe(place, group={"threshold": 0.0})), out, reporter=listener)
     assert any("refining freezes nothing" in text for text in listener.said)
-    assert any("refining freezes nothing" in text for text in result["warnings"])
+    assert [found["code"] for found in result["findings"] if found["stage"] == "03-group"] == ["one-group"]
     assert [s for s in listener.made if s.startswith(("04", "06"))] == ["04-backbone/1", "06-refine/1"]
     assert list(result["models"]) == [*MODELS[:6], "refine/1"]
     assert same(out / "model", out / "stages/06-refine/1")

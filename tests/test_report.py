@@ -15,6 +15,7 @@ from report_folders import made_comparison, made_run
 from tiny_run import call
 
 from cpift.errors import CpiftError
+from cpift.files.findings import finding
 from cpift.report import make_report
 
 SCRIPT = "<script>alert(1)"  # a task's name may have no slash: it names folders
@@ -338,7 +339,8 @@ def test_the_first_screen_stays_short(tmp_path: Path) -> None:
         for i, task in enumerate(("t0", "t1", "t2", "t3")):
             file = folder / f"stages/00-tasks/{task}/stage.json"
             made = json.loads(file.read_text())
-            made["facts"]["warnings"] = [f"task {task}: train_rows is {i}, there are only 6; all are used"]
+            text = f"task {task}: train_rows is {i}, there are only 6; all are used"
+            made["facts"]["findings"] = [finding("few-rows", text, f"00-tasks/{task}").to_dict()]
             file.write_text(json.dumps(made))
 
     page = report(made_run(tmp_path / "run", [f"t{i}" for i in range(20)], change=warn))

@@ -16,7 +16,6 @@ from cpift.report.facts import read_run
 from cpift.report.forgetting import drops
 from cpift.report.html import Html, table
 from cpift.report.verdicts import Gap, mean_gap, verdicts
-from cpift.report.warnings import remedy
 
 
 def entry(items: list[float], metric: str = "exact_match", tokens: list[int] | None = None) -> dict[str, object]:
@@ -144,25 +143,6 @@ def test_numbers_for_people(found: str, wanted: str) -> None:
 )
 def test_parameters_are_told_apart(name: str, layer: int | None, module: str, kind: str) -> None:
     assert (layers.layer(name), layers.module(name), layers.kind(name)) == (layer, module, kind)
-
-
-def test_every_warning_of_the_code_has_a_remedy() -> None:
-    """A new warning needs a word on what to do: the general one is for those of other versions."""
-    texts = [
-        "all tasks are one group: the backbone is multi-task SFT, and refining freezes nothing",
-        "a: 86% of the updates are exactly zero; half precision hides them. Save",
-        "a: 30% of the updates are in rows of the embedding of tokens never seen in the training",
-        "a: 30% of the updates are in parameters that were not trained, with no update at all",
-        "a: 30% of the updates are exactly zero, though the checkpoint is stored in fp32: either",
-        "a: the core region is empty; raise the percent",
-        "a: fewer updates than the region holds are not zero; the rest was filled by position",
-        "06-refine/1: a has 3 training rows, fewer than examples_per_task 4",
-        "01-probe/a: 3 rows have no trained part after truncation and were left out",
-        "task a: 3 of 6 evaluation rows also stand in the training rows; its score is too good",
-        "task a: train_rows is 10, there are only 6; all are used",
-    ]
-    general = remedy("something new")
-    assert all(remedy(text) != general for text in texts)
 
 
 def test_cells_are_escaped_unless_they_are_markup() -> None:

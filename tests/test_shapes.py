@@ -184,8 +184,8 @@ def test_rows_without_a_response_are_left_out_and_counted(tmp_path: Path) -> Non
     train, _, warnings = load_rows("t", Task(train=str(tiny.jsonl(tmp_path / "d.jsonl", rows)), eval=1), 0)
     assert len(train) == 2
     assert len(warnings) == 1
-    assert "1 rows of" in warnings[0]
-    assert "empty response" in warnings[0]
+    assert "1 rows of d.jsonl" in warnings[0].text, "no local path"
+    assert "empty response" in warnings[0].text
 
 
 def test_all_of_a_text_is_trained_as_trl_does(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_evaluation_rows_that_stand_in_the_training_rows_are_counted(tmp_path: P
     leaked = [{**tiny.rows("reverse", 9, 0)[4], "id": 7}, *tiny.rows("upper", 3, 1)]
     _, _, warnings = load(train, eval=str(tiny.jsonl(tmp_path / "eval.jsonl", leaked)))
     assert len(warnings) == 1
-    assert "1 of 4 evaluation rows also stand in the training rows" in warnings[0]
+    assert "1 of 4 evaluation rows also stand in the training rows" in warnings[0].text
 
 
 def test_a_sample_is_drawn_by_seed() -> None:
@@ -152,7 +152,7 @@ def test_fewer_rows_by_train_rows(tmp_path: Path) -> None:
     assert train not in (everything[0][:5], everything[0][-5:])
     train, _, warnings = load(file, eval=10, train_rows=99)
     assert len(train) == 20
-    assert "train_rows is 99, there are only 20" in warnings[0]
+    assert "train_rows is 99, there are only 20" in warnings[0].text
 
 
 def test_another_task_leaves_the_rows_as_they_are(tmp_path: Path) -> None:

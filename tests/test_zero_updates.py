@@ -26,7 +26,7 @@ def pair(
     base, task = ({n: t.to(dtype) for n, t in tensors.items()} for tensors in (base, task))
     region = identify(write(place / "base", base), {"t": write(place / "task", task)}, "1")["t"]
     assert region.statistics["zero_share"] == sum(int((base[n] == task[n]).sum()) for n in base) / 800
-    return region_warnings("t", region), dict(region.statistics)
+    return [found.text for found in region_warnings("t", region)], dict(region.statistics)
 
 
 def test_no_warning_where_all_moves(tmp_path: Path) -> None:

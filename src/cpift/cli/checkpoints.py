@@ -89,8 +89,8 @@ def identify(
             f"candidates {size(stats['candidate_bytes'])} in {stats['candidates_in']}"
             + (", read twice" if stats["reads"] > 1 else "")
         )
-        for text in region_warnings(name, region):
-            Terminal().warning(text)
+        for warning in region_warnings(name, region):
+            Terminal().warning(warning.text)
 
 
 def group(

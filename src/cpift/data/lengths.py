@@ -8,6 +8,7 @@ from typing import Any
 
 from cpift.data.encoding import Encoded, encode
 from cpift.data.rows import Row
+from cpift.files.findings import Finding, finding
 
 WARN_FROM = 0.01  # share of rows cut
 
@@ -85,7 +86,7 @@ def histogram(lengths: Sequence[int]) -> tuple[Bin, ...]:
     return tuple(bars)
 
 
-def cut_warning(task: str, lengths: Lengths, max_length: int | None, evaluation: bool = False) -> str | None:
+def cut_warning(task: str, lengths: Lengths, max_length: int | None, evaluation: bool = False) -> Finding | None:
     """The warning of rows that are cut; None below 1 % of them.
 
     Args:
@@ -98,8 +99,9 @@ def cut_warning(task: str, lengths: Lengths, max_length: int | None, evaluation:
         return None
     kind, verb = ("evaluation", "scored") if evaluation else ("training", "learnt")
     gone = f"; {lengths.left_out} rows have nothing left to be {verb} and are left out" if lengths.left_out else ""
-    return (
+    text = (
         f"task {task}: {lengths.cut} of {lengths.rows} {kind} rows ({lengths.cut_share:.1%}) are longer than "
         f"training.max_length {max_length} and are cut, so that their end is not {verb}; the longest has "
         f"{lengths.longest} tokens{gone}"
     )
+    return finding("evaluation-rows-cut" if evaluation else "rows-cut", text)

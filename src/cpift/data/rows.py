@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from cpift.data.files import JSON_LINES, read_file
 from cpift.data.row_keys import MESSAGE_METADATA, check_row_keys
 from cpift.data.sources import read_source, weighted
 from cpift.errors import CpiftError, did_you_mean
+from cpift.files.findings import Finding, finding
 from cpift.metrics import WITH_ANSWERS, WITHOUT_ANSWERS, named
 from cpift.metrics.answers import composed, references, response, turns
 from cpift.metrics.metric import Asked
@@ -43,13 +45,13 @@ class TaskRows:
 
     train: list[Row]
     evaluation: list[Row]
-    warnings: list[str]
+    warnings: list[Finding]
     shapes: dict[str, int]
     """How many rows were given in each shape; generated ones have none."""
     sources: list[Used]
 
 
-def load_rows(name: str, task: Task, seed: int) -> tuple[list[Row], list[Row], list[str]]:
+def load_rows(name: str, task: Task, seed: int) -> tuple[list[Row], list[Row], list[Finding]]:
     """Training rows, evaluation rows, and warnings: :func:`load_task`, without the facts about them."""
     found = load_task(name, task, seed)
     return found.train, found.evaluation, found.warnings
@@ -66,7 +68,7 @@ def load_task(name: str, task: Task, seed: int) -> TaskRows:
     Raises:
         CpiftError: a missing or malformed file (file and line), an empty set, a row with no assistant turn.
     """
-    warnings: list[str] = []
+    warnings: list[Finding] = []
     shapes: Counter[str] = Counter()
     used: list[Used] = []
     if task.generate is not None:
@@ -95,20 +97,19 @@ def load_task(name: str, task: Task, seed: int) -> TaskRows:
             raise CpiftError(f"tasks.{name}: the weights leave no training row")
     if task.train_rows is not None:
         if task.train_rows > len(train):
-            warnings.append(f"task {name}: train_rows is {task.train_rows}, there are only {len(train)}; all are used")
+            text = f"task {name}: train_rows is {task.train_rows}, there are only {len(train)}; all are used"
+            warnings.append(finding("few-rows", text))
         train = sample(train, task.train_rows, seed, name)
     known = {_content(row) for row in train}
     shared = sum(_content(row) in known for row in evaluation)
     if shared:
-        warnings.append(
-            f"task {name}: {shared} of {len(evaluation)} evaluation rows also stand in the training rows; "
-            "its score is too good by what was learnt by heart"
-        )
+        text = f"task {name}: {shared} of {len(evaluation)} evaluation rows also stand in the training rows; "
+        warnings.append(finding("evaluation-in-training", text + "its score is too good by what was memorised"))
     return TaskRows(train, evaluation, warnings, dict(shapes), used)
 
 
 def _loaded(
-    name: str, task: Task, part: Literal["train", "eval"], shapes: Counter[str], warnings: list[str]
+    name: str, task: Task, part: Literal["train", "eval"], shapes: Counter[str], warnings: list[Finding]
 ) -> list[tuple[Source, list[Row]]]:
     """The checked rows of each source of a part; what is to be known of them is added to the last two arguments."""
     parts = []
@@ -120,11 +121,16 @@ def _loaded(
             raise CpiftError(f"tasks.{name}: {error}") from error
         shapes.update(loaded.shapes)
         if loaded.empty:
-            warnings.append(
-                f"task {name}: {loaded.empty} rows of {source.path} have an empty response and were left out"
-            )
+            where = _shown(source.path)
+            text = f"task {name}: {loaded.empty} rows of {where} have an empty response and were left out"
+            warnings.append(finding("empty-responses", text))
         parts.append((source, rows))
     return parts
+
+
+def _shown(path: str) -> str:
+    """A hub id as it is, of a local path the file's name only."""
+    return Path(path).name if path.startswith(("/", "~", ".")) or os.path.exists(path.partition("#")[0]) else path
 
 
 def metric_of(name: str, task: Task, rows: Sequence[Row]) -> str:
@@ -160,7 +166,7 @@ def metric_of(name: str, task: Task, rows: Sequence[Row]) -> str:
     return metric.name
 
 
-def answer_warnings(name: str, task: Task, rows: Sequence[Row]) -> list[str]:
+def answer_warnings(name: str, task: Task, rows: Sequence[Row]) -> list[Finding]:
     """Warnings of rows whose own assistant text would be judged wrong: their score can only be 0.
 
     Args:
@@ -176,10 +182,11 @@ def answer_warnings(name: str, task: Task, rows: Sequence[Row]) -> list[str]:
     if not wrong:
         return []
     by = f" by the pattern {task.pattern!r}" if task.pattern else ""
-    return [
+    text = (
         f"task {name}: the assistant's own text in {wrong} of {len(rows)} evaluation rows does not give the answer{by}; "
         "a model that has learnt the rows is scored wrong on these"
-    ]
+    )
+    return [finding("answer-not-by-pattern", text)]
 
 
 def _has_answer(name: str, row: Row) -> bool:

@@ -9,7 +9,7 @@ from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import check_finite
 from cpift.console.reporter import Reporter
 from cpift.data.rows import answer_warnings, load_rows, metric_of
-from cpift.evaluation.scores import EvalTask, evaluate
+from cpift.evaluation.scores import EvalTask, evaluate, left_out_warning
 from cpift.recipe.recipe import Recipe
 from cpift.train.config import check_training, max_length
 
@@ -35,8 +35,8 @@ def evaluate_recipe(
     tasks = {}
     for name, task in recipe.tasks.items():
         _, rows, warnings = load_rows(name, task, recipe.seed)
-        for text in [*warnings, *answer_warnings(name, task, rows)]:
-            reporter.warning(text)
+        for warning in [*warnings, *answer_warnings(name, task, rows)]:
+            reporter.warning(warning.text)
         tasks[name] = EvalTask.of(task, rows, metric_of(name, task, rows))
     total, done = sum(len(task.rows) for task in tasks.values()), 0
 
@@ -58,8 +58,5 @@ def evaluate_recipe(
     )
     for name, score in scores.items():
         if score.left_out:
-            reporter.warning(
-                f"task {name}: {score.left_out} evaluation rows have nothing to score within training.max_length {limit} "
-                "and are left out"
-            )
+            reporter.warning(left_out_warning(name, score, limit).text)
     return {name: score.to_dict() for name, score in scores.items()}

@@ -18,6 +18,7 @@ from cpift.data.templates import ChatSettings
 from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.evaluation.batching import batches, forced_room, generation_room, in_batches
+from cpift.files.findings import Finding, finding
 from cpift.metrics import named
 from cpift.metrics.answers import AnswerPattern, references
 from cpift.metrics.metric import Asked, Metric, Scoring
@@ -64,6 +65,20 @@ class EvalTask:
     def answer_pattern(self) -> AnswerPattern | None:
         """Where an answer is within a text; None: the text is the answer."""
         return AnswerPattern.of(self.pattern, self.match)
+
+
+def left_out_warning(name: str, score: Score, max_length: int | None) -> Finding:
+    """The warning of rows that have nothing to score.
+
+    Args:
+        name: the task's name.
+        score: of the task.
+        max_length: tokens of a row that were used.
+    """
+    text = (
+        f"task {name}: {score.left_out} evaluation rows have nothing to score within training.max_length {max_length} "
+    )
+    return finding("nothing-to-score", f"{text}and are left out")
 
 
 def scoring_identity(task: Task, metric: str) -> dict[str, str]:

@@ -163,7 +163,7 @@ def compare_updates(
         observer=grams,
     )
     for name, region in regions.items():
-        warnings += zero_warnings(name, region.statistics)
+        warnings += [warning.text for warning in zero_warnings(name, region.statistics)]
         if region.count and not region.threshold:
             regions[name] = _changed_only(origin, align(origin, opened[name]), region)
             warnings.append(

@@ -11,6 +11,7 @@ import numpy as np
 
 from cpift.checkpoint.stream import BLOCK, Checkpoint
 from cpift.checkpoint.tensor import widen
+from cpift.files.findings import Finding, finding
 
 MANY = 0.05  # share of zero updates from which a user should know, and from which the reasons are looked for
 _EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|word_embeddings|tok_embeddings)\.weight$")
@@ -62,33 +63,35 @@ def _unchanged_rows(base: Checkpoint, tuned: Checkpoint, name: str) -> int:
     return found
 
 
-def zero_warnings(name: str, statistics: Mapping[str, Any]) -> list[str]:
+def zero_warnings(name: str, statistics: Mapping[str, Any]) -> list[Finding]:
     """What a user should know of the zero updates of the region ``name``, reason by reason."""
     zeros = float(statistics.get("zero_share", 0.0))
     if zeros <= MANY:
         return []
     stored = statistics.get("dtype")
     if stored is None or stored in _HALF:  # whole rows and parameters may be hidden as well: nothing can be told apart
-        return [
+        text = (
             f"{name}: {zeros:.0%} of the updates are exactly zero; half precision hides them. "
             "Save the fine-tuned checkpoint in fp32, trained with fp32 master weights"
-        ]
+        )
+        return [finding("zero-updates-half", text)]
     untrained = float(statistics.get("zero_share_untrained", 0.0))
     unseen = float(statistics.get("zero_share_unseen", 0.0))
     found = []
     if untrained > MANY:
-        found.append(
-            f"{name}: {untrained:.0%} of the updates are in parameters that were not trained, with no update at all"
-        )
+        text = f"{name}: {untrained:.0%} of the updates are in parameters that were not trained, with no update at all"
+        found.append(finding("untrained-parameters", text))
     if unseen > MANY:
-        found.append(
+        text = (
             f"{name}: {unseen:.0%} of the updates are in rows of the embedding of tokens never seen in the training, "
             "with no update at all; this is no loss of precision"
         )
+        found.append(finding("unseen-tokens", text))
     rest = zeros - untrained - unseen
     if rest > MANY:
-        found.append(
+        text = (
             f"{name}: {rest:.0%} of the updates are exactly zero, though the checkpoint is stored in fp32: either its weights "
             "were trained in half precision, or only a part of each parameter was trained"
         )
+        found.append(finding("zero-updates-fp32", text))
     return found

@@ -85,7 +85,7 @@ def _plan(
         warnings += measured.data.warnings
         scored += measured.data.evaluation.tokens
         tests[name] = EvalTask.of(task, loaded.evaluation, measured.data.metric)
-    warnings += check_limits(recipe, base, tokenizer, held)
+    warnings += [warning.text for warning in check_limits(recipe, base, tokenizer, held)]
     lengths = {t: sum(len(e.input_ids) for e in kept) / len(kept) for t, kept in encoded.items()}
     parts = _trainings(recipe, rows, lengths)
     mixed = mixture(data, recipe.mix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cpift.files.findings import read_findings
 from cpift.metrics import described, intervals
 from cpift.metrics.change import Change
 from cpift.metrics.score import ScoreEntry
@@ -72,7 +73,7 @@ def arrivals_parts(result: Mapping[str, Any], recipe: Recipe, name: str) -> Part
         kicker=Html("cpift add"),
         headline=headline(changes),
         lead=[paragraph("After minus before, paired by evaluation row. One run with one seed.", "soft")],
-        warnings=[(text, "see the log") for text in result["warnings"]],
+        warnings=[(found.text, found.remedy) for found in read_findings(result)],
         sections=sections,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cpift.files import layout, manifest
+from cpift.files.findings import Finding, distinct, read_findings
 from cpift.files.layout import Kind, RunLayout, kind_of, parse
 from cpift.files.lock import in_use
 from cpift.files.records import Facts, PlanRecord
@@ -85,7 +86,7 @@ class RunFacts:
     groups: Grouping | None
     fusion: Mapping[str, Any] | None
     plan: PlanRecord | None
-    warnings: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     seconds: float | None = None
 
     @property
@@ -155,11 +156,12 @@ def read_run(folder: Path) -> RunFacts:
         m: s.facts["loss"] for m in run.models if (s := stages.get(layout.neutral(m))) is not None and "loss" in s.facts
     }
     scores = maybe_json(files.scores) or {}
-    warnings = [
-        *(scores.get("warnings", []) if state == FINISHED else []),
-        *(w for s in stages.values() for w in s.facts.get("warnings", [])),
-    ]
-    run.warnings = list(dict.fromkeys(map(str, warnings)))
+    run.findings = distinct(
+        [
+            *(read_findings(scores) if state == FINISHED else []),
+            *(found for stage in stages.values() for found in read_findings(stage.facts, stage.name)),
+        ]
+    )
     return run
 
 

@@ -14,7 +14,6 @@ from cpift.report.html import Html, bullets, element, folded, heading, paragraph
 from cpift.report.parts import Figure, Parts, Section
 from cpift.report.provenance import provenance, without_path
 from cpift.report.verdicts import BASELINE, Gap, Verdict, headline, judged
-from cpift.report.warnings import remedy
 
 LEAD = 3  # drops on the first screen
 BOARD = 8  # tasks in the table there
@@ -51,7 +50,7 @@ def run_parts(run: RunFacts) -> Parts:
         headline=headline(run),
         lead=_lead(run),
         top=[*_progress(run), *_board(run)],
-        warnings=[(text, remedy(text)) for text in run.warnings],
+        warnings=[(found.text, found.remedy) for found in run.findings],
         sections=[s for s in found if s],
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from cpift.files import layout, manifest
+from cpift.files.findings import distinct, finding
 from cpift.metrics.change import Change
 from cpift.metrics.loss import LOSS
 from cpift.metrics.score import ScoreEntry, Scores
@@ -31,7 +32,7 @@ def write_arrivals(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     assert arrivals is not None
     scores = scores_of(run, stages)
     if mixed := mixed_precision(scores):
-        run.warn(mixed)
+        run.add(finding("two-precisions", mixed))
     last = len(arrivals.order)
     made = run.facts(layout.arrival(last, "fuse"))
     protected = next((stage for stage in stages if stage.name == layout.PROTECT), None)
@@ -46,7 +47,7 @@ def write_arrivals(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
         "neutral_loss": losses(run, list(scores)),
         "protected": run.facts(layout.PROTECT)["count"] if protected else 0,
         "parameters": made["total"],
-        "warnings": run.warnings,
+        "findings": [found.to_dict() for found in distinct(run.findings)],
     }
     manifest.write_whole(run.layout.scores, json.dumps(result))
     folder = run.folder(layout.arrival(last, "fuse"))

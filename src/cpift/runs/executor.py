@@ -18,6 +18,7 @@ from cpift.distributed import ranks
 from cpift.distributed.engine import Engine, Job, JobError
 from cpift.errors import CpiftError
 from cpift.files import layout, manifest
+from cpift.files.findings import read_findings
 from cpift.files.layout import RunLayout
 from cpift.recipe.recipe import Recipe
 from cpift.runs.identity import identities
@@ -61,7 +62,7 @@ class Runner:
             for stage in (stage for unit in batch for stage in unit):
                 if stage.name not in made:
                     self._run.reporter.skipped(stage.name)
-                    self._warn_again(stage)
+                    self._add_findings(stage)
                     if self._mirror:
                         self._mirror.store([stage.name])
                 if stage.kind in ("group", "evaluate"):  # read by no stage, but by the run itself
@@ -106,15 +107,12 @@ class Runner:
         _check_room(run, [stage for unit in due for stage in unit])
         try:
             with closing(engine.run([job for _, job in jobs.values()], run.reporter.message)) as done:
-                for job, warnings in done:
+                for job, _ in done:
                     self.now = job.name
                     unit = jobs[job.name][0]
                     for stage in unit:
                         _await(run.folder(stage.name))
                     self._made(unit)
-                    for text in warnings:
-                        if text not in run.warnings:
-                            run.warn(text)
         except JobError as error:
             self.now = error.job
             raise
@@ -131,7 +129,7 @@ class Runner:
     def _made(self, due: Sequence[Stage]) -> None:
         for stage in due:
             self._verified.add(stage.name)
-            self._warn_again(stage, fresh=True)
+            self._add_findings(stage)
             facts = self._run.facts(stage.name)
             names = ("seconds", "peak_memory", "peak_device_memory")
             measured: dict[str, Any] = {name: facts[name] for name in names if name in facts}
@@ -145,14 +143,14 @@ class Runner:
             manifest.verify_stage(self._run.folder(name))
             self._verified.add(name)
 
-    def _warn_again(self, stage: Stage, fresh: bool = False) -> None:
-        for text in self._run.facts(stage.name).get("warnings", []):
-            if not fresh or text not in self._run.warnings:
-                self._run.warn(text)
+    def _add_findings(self, stage: Stage) -> None:
+        """Take over what the stage has found, whoever made it: this process, a worker, or an earlier call."""
+        for finding in read_findings(self._run.facts(stage.name), stage.name):
+            self._run.add(finding)
 
 
-def make_stages(recipe: Recipe, out: Path, names: Sequence[str], known: Mapping[Path, Any]) -> list[str]:
-    """A worker's job: make these stages of a run whose folder the leader holds. Returns the warnings.
+def make_stages(recipe: Recipe, out: Path, names: Sequence[str], known: Mapping[Path, Any]) -> None:
+    """A worker's job: make these stages of a run whose folder the leader holds.
 
     known: what the leader knows of checkpoints (:data:`cpift.runs.identity.identities`), so that not every worker reads them.
     """
@@ -165,7 +163,6 @@ def make_stages(recipe: Recipe, out: Path, names: Sequence[str], known: Mapping[
         if due:
             make(current, due)
             break
-    return current.warnings
 
 
 def _batches(stages: Sequence[Stage], engine: Engine | None) -> Iterator[list[list[Stage]]]:

@@ -52,10 +52,9 @@ def make(run: Run, due: Sequence[Stage], before: Callable[[], None] = lambda: No
             "seed": run.recipe.seed,
             "threads": torch.get_num_threads(),
             "versions": dict(versions()),
+            "findings": [finding.to_dict() for finding in run.findings if finding.stage == stage.name],
         }
-        warnings = full.get("warnings", []) + [w for w in run.warnings if w.startswith(f"{stage.name}:")]
         key = manifest.key_of(stage.settings, needs[stage.name])
-        full["warnings"] = warnings
         manifest.finish(run.folder(stage.name), key, stage.settings, needs[stage.name], full)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from cpift.files import layout
+from cpift.files.findings import read_findings
 from cpift.metrics import described, intervals
 from cpift.metrics.metric import PER_CENT
 from cpift.runs.stage import Run
@@ -141,7 +141,7 @@ def _limits(run: Run, result: Mapping[str, Any], last: str) -> str:
         if behind
         else "- No task ended more than 5 % of its score below its own specialist."
     )
-    told += [f"- {plain(text)}" for text in run.warnings if not re.search(r"(^|[\s('\"])[/~]", text)]  # no local paths
+    told += [f"- {plain(found.text)}" for found in read_findings(result)]
     told.append("- No test of safety, bias or truthfulness was made. The base model's limits hold for this one, too.")
     return "\n".join(told)
 

@@ -16,6 +16,7 @@ from cpift.data.lengths import cut_warning
 from cpift.data.rows import Row, load_task, metric_of
 from cpift.errors import CpiftError, nearest
 from cpift.files import layout, manifest
+from cpift.files.findings import Finding
 from cpift.method.rehearsal import check_names
 from cpift.metrics import named
 from cpift.recipe.backbones import BACKBONES
@@ -84,20 +85,19 @@ def read_rows(current: Run) -> None:
         limit = max_length(recipe.training_of("probe"))
         for task, rows in current.loaded.items():
             data = measure(task, recipe.tasks[task], rows, tokenizer, limit).data
-            if (text := cut_warning(task, data.train, limit)) is not None:
-                current.reporter.warning(text)
-                current.cut_reported.add(task)
-            if named(data.metric).cuts_rows and (text := cut_warning(task, data.evaluation, limit, evaluation=True)):
-                current.reporter.warning(text)
+            if (warning := cut_warning(task, data.train, limit)) is not None:
+                current.show(warning)
+            if named(data.metric).cuts_rows and (warning := cut_warning(task, data.evaluation, limit, evaluation=True)):
+                current.show(warning)
         loaded = {task: (rows.train, rows.evaluation) for task, rows in current.loaded.items()}
         model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
-        for text in check_limits(recipe, model, tokenizer, loaded):
-            current.reporter.warning(text)
+        for warning in check_limits(recipe, model, tokenizer, loaded):
+            current.show(warning)
 
 
 def check_limits(
     recipe: Recipe, model: Path, tokenizer: Any, loaded: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]
-) -> list[str]:
+) -> list[Finding]:
     """Compare the rows of each task with what the model has room for.
 
     Args:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cpift.files import layout, manifest
+from cpift.files.findings import distinct, finding
 from cpift.metrics.score import Scores
 from cpift.metrics.summary import summary
 from cpift.runs.model_card import card
@@ -22,14 +23,14 @@ def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     scores = scores_of(run, stages)
     mixed = mixed_precision(scores)
     if mixed:
-        run.warn(mixed)
+        run.add(finding("two-precisions", mixed))
     result = {
         "tasks": run.tasks,
         "groups": run.groups(),
         "models": scores,
         "summary": summary(scores, run.tasks),
         "neutral_loss": losses(run, list(scores)),
-        "warnings": run.warnings,
+        "findings": [found.to_dict() for found in distinct(run.findings)],
     }
     manifest.write_whole(run.layout.scores, json.dumps(result))
     last = [stage.name for stage in stages if stage.kind == "refine"][-1]

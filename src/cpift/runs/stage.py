@@ -13,6 +13,7 @@ from cpift.console.reporter import Reporter
 from cpift.data.rows import TaskRows, read_jsonl
 from cpift.errors import CpiftError
 from cpift.files import layout, manifest
+from cpift.files.findings import Finding
 from cpift.files.layout import RunLayout
 from cpift.recipe.recipe import Recipe
 
@@ -77,19 +78,18 @@ class Run:
         recipe: its recipe.
         out: its folder.
         reporter: told what happens.
-        warnings: raised so far, by stages that were made or were there.
+        findings: of the stages that were made or were there.
         shared: other run folders; a stage that one of them has made is taken over.
-        cut_reported: tasks whose rows are known to be cut, and were warned of.
         loaded: rows that were read before their stage, kept until it stores them.
     """
 
     recipe: Recipe
     out: Path
     reporter: Reporter = field(default_factory=Reporter)
-    warnings: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     shared: tuple[Path, ...] = ()
-    cut_reported: set[str] = field(default_factory=set)
     loaded: dict[str, TaskRows] = field(default_factory=dict)
+    _shown: set[str] = field(default_factory=set)
 
     @property
     def layout(self) -> RunLayout:
@@ -145,7 +145,14 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise CpiftError(f"{file}: is damaged ({error}); remove {file.parent} and run again to redo it") from error
 
-    def warn(self, text: str) -> None:
-        """Keep a warning, and show it."""
-        self.warnings.append(text)
-        self.reporter.warning(text)
+    def add(self, finding: Finding) -> None:
+        """Keep a finding of a stage, which writes it to its ``stage.json``; show it unless it was shown before."""
+        if finding not in self.findings:
+            self.findings.append(finding)
+        self.show(finding)
+
+    def show(self, finding: Finding) -> None:
+        """Show a finding, once, before the stage that owns it is made."""
+        if finding.text not in self._shown:
+            self._shown.add(finding.text)
+            self.reporter.warning(finding.text)

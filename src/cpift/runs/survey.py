@@ -98,8 +98,9 @@ def measure(name: str, task: Task, rows: TaskRows, tokenizer: Any, max_length: i
     if not evaluation:
         raise CpiftError(f"tasks.{name}: no evaluation row has a token to score; raise training.max_length")
     cut = [cut_warning(name, train_lengths, max_length), cut_warning(name, eval_lengths, scored, evaluation=True)]
+    raised = [*rows.warnings, *answer_warnings(name, task, rows.evaluation), *(warning for warning in cut if warning)]
     notes = [f"task {name}: {note}" for note in notes_of(train)]
-    warnings = [*rows.warnings, *answer_warnings(name, task, rows.evaluation), *(text for text in cut if text), *notes]
+    warnings = [*(warning.text for warning in raised), *notes]
     return Measured(
         TaskData(metric, rows.shapes, rows.sources, train_lengths, eval_lengths, warnings), train, evaluation
     )

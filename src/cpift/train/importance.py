@@ -66,7 +66,7 @@ def write_importance(
     if not encoded:
         raise CpiftError(f"--rows: no trained token is left within {max_length} tokens of any row; raise --max-length")
     limits = limits_of(network.config, [name for name, _ in network.named_parameters()])
-    warnings = check_encoded(encoded, limits, tokenizer, "--rows: row")
+    warnings = [warning.text for warning in check_encoded(encoded, limits, tokenizer, "--rows: row")]
     accelerator.place(network)
     network.eval()
     scores = score(network, encoded, tick)

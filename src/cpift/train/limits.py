@@ -21,6 +21,7 @@ from cpift.data.rows import Row
 from cpift.data.templates import template_kwargs
 from cpift.data.turns import stop_ids
 from cpift.errors import CpiftError
+from cpift.files.findings import Finding, finding
 from cpift.metrics import WITHOUT_ANSWERS
 from cpift.metrics.answers import AnswerPattern
 from cpift.metrics.metric import Metric, Scoring
@@ -95,7 +96,7 @@ def limits_of_place(model: Path, trust_remote_code: bool = False) -> Limits:
     return limits_of(config, list(open_checkpoint(model).tensors))
 
 
-def check_tokenizer(tokenizer: Any, limits: Limits, training: Mapping[str, Any]) -> list[str]:
+def check_tokenizer(tokenizer: Any, limits: Limits, training: Mapping[str, Any]) -> list[Finding]:
     """Check the tokens that every training needs.
 
     Args:
@@ -111,12 +112,13 @@ def check_tokenizer(tokenizer: Any, limits: Limits, training: Mapping[str, Any])
     """
     end = training.get("eos_token") or tokenizer.eos_token
     pad = training.get("pad_token") or tokenizer.pad_token or end
-    warnings = []
+    warnings = list[Finding]()
     if "strftime_now" in str(tokenizer.chat_template or "") and "date_string" not in template_kwargs(tokenizer):
-        warnings.append(
+        text = (
             "model: its chat template writes the date of the day, so that a model is asked in another context than it was "
             "trained in; set chat_template_kwargs, such as date_string: 26 Jul 2024, or a chat_template without it"
         )
+        warnings.append(finding("date-in-template", text))
     if pad is None:
         raise CpiftError(
             "model: its tokenizer has neither a pad token nor an end token; name one of its tokens as training.pad_token, "
@@ -131,11 +133,11 @@ def check_tokenizer(tokenizer: Any, limits: Limits, training: Mapping[str, Any])
                 f"model: its {what} token {token!r} has id {vocabulary[token]}, its embedding {limits.vocabulary} rows; {_LARGER}"
             )
     if end is None:
-        warnings.append(
-            "model: its tokenizer has no end token; set training.eos_token, or answers in plain text never end"
-        )
+        text = "model: its tokenizer has no end token; set training.eos_token, or answers in plain text never end"
+        warnings.append(finding("no-end-token", text))
     elif tokenizer.pad_token is None and not training.get("pad_token"):
-        warnings.append(f"model: its tokenizer has no pad token; {pad!r}, its end token, pads (set training.pad_token)")
+        text = f"model: its tokenizer has no pad token; {pad!r}, its end token, pads (set training.pad_token)"
+        warnings.append(finding("no-pad-token", text))
     return warnings
 
 
@@ -158,7 +160,7 @@ def check_generation(folder: Path, tasks: Sequence[str]) -> None:
         )
 
 
-def check_fits(rows: Rows, tokenizer: Any, limits: Limits, generates: bool) -> list[str]:
+def check_fits(rows: Rows, tokenizer: Any, limits: Limits, generates: bool) -> list[Finding]:
     """Check a task's rows against what the model has room for.
 
     Args:
@@ -176,7 +178,7 @@ def check_fits(rows: Rows, tokenizer: Any, limits: Limits, generates: bool) -> l
     """
     larger = limits.vocabulary is not None and _highest(tokenizer) >= limits.vocabulary
     open_ended = limits.positions is not None and (rows.max_length is None or rows.max_length > limits.positions)
-    warnings = []
+    warnings = list[Finding]()
     if larger or open_ended:
         encoded = [encode(row, tokenizer, rows.max_length) for row in rows.train]
         warnings += check_encoded(encoded, limits, tokenizer, f"tasks.{rows.task}: training row")
@@ -192,7 +194,9 @@ def check_fits(rows: Rows, tokenizer: Any, limits: Limits, generates: bool) -> l
     return warnings
 
 
-def check_encoded(encoded: Sequence[Encoded], limits: Limits, tokenizer: Any, what: str, cut: bool = True) -> list[str]:
+def check_encoded(
+    encoded: Sequence[Encoded], limits: Limits, tokenizer: Any, what: str, cut: bool = True
+) -> list[Finding]:
     """Check encoded rows.
 
     Args:
@@ -226,13 +230,14 @@ def check_encoded(encoded: Sequence[Encoded], limits: Limits, tokenizer: Any, wh
         raise CpiftError(
             f"{what} {number} has {length} tokens, and the model positions for {limits.positions}; {remedy}"
         )
-    return [
+    text = (
         f"{what}s: {len(longer)} of {len(encoded)} are longer than the {limits.positions} tokens that the model was made for "
         f"(the first: {longer[0][0]}, {longer[0][1]} tokens); {remedy}"
-    ]
+    )
+    return [finding("longer-than-model", text)]
 
 
-def _check_room(rows: Rows, tokenizer: Any) -> list[str]:
+def _check_room(rows: Rows, tokenizer: Any) -> list[Finding]:
     """A warning where answers are longer than what is generated, so that they are never whole."""
     if rows.metric.scoring is Scoring.EXACT and rows.pattern is None:
         return []  # as much is generated as the longest answer has
@@ -241,11 +246,12 @@ def _check_room(rows: Rows, tokenizer: Any) -> list[str]:
     longer = [length for length in lengths if length > rows.max_new_tokens]
     if len(longer) < WARN_FROM * len(rows.evaluation) or not longer:
         return []
-    return [
+    text = (
         f"tasks.{rows.task}: {len(longer)} of {len(rows.evaluation)} evaluation answers are longer than max_new_tokens "
         f"{rows.max_new_tokens}, after which generation stops; the longest has {max(longer)} tokens; raise "
         f"tasks.{rows.task}.max_new_tokens"
-    ]
+    )
+    return [finding("answers-longer", text)]
 
 
 def _answer_tokens(labels: Sequence[int], ends: set[int]) -> int:
@@ -255,7 +261,7 @@ def _answer_tokens(labels: Sequence[int], ends: set[int]) -> int:
     return next((i for i, label in enumerate(labels[start:stop]) if label in ends), stop - start)
 
 
-def _check_prompts(rows: Rows, tokenizer: Any, limits: Limits) -> list[str]:
+def _check_prompts(rows: Rows, tokenizer: Any, limits: Limits) -> list[Finding]:
     over = 0
     for number, row in enumerate(rows.evaluation, start=1):
         where, length = f"tasks.{rows.task}: evaluation row {number}", len(prompt_ids(row, tokenizer))
@@ -274,10 +280,11 @@ def _check_prompts(rows: Rows, tokenizer: Any, limits: Limits) -> list[str]:
             )
     if not over:
         return []
-    return [
+    text = (
         f"tasks.{rows.task}: {over} evaluation prompts with max_new_tokens {rows.max_new_tokens} are longer than the "
         f"{limits.positions} tokens that the model was made for"
-    ]
+    )
+    return [finding("longer-than-model", text)]
 
 
 def _highest(tokenizer: Any) -> int:

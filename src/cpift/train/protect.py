@@ -130,7 +130,7 @@ def protect(
     statistics["zero_share"] = zeros / total if total else 0.0
     if origin is not None:
         statistics |= reasons(origin, checkpoint, selected.zeros, total)
-        warnings += zero_warnings("the region", statistics)
+        warnings += [warning.text for warning in zero_warnings("the region", statistics)]
     carried = total - zeros
     if unit == "element" and carried < selected.count:
         warnings.append(

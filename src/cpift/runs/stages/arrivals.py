@@ -14,6 +14,7 @@ from typing import Any
 
 from cpift.checkpoint.hub import checkpoint_place
 from cpift.files import layout, manifest
+from cpift.files.findings import finding
 from cpift.method.freeze import regions_by_name
 from cpift.method.identify import identify
 from cpift.method.region import Region
@@ -73,8 +74,8 @@ def _protect(run: Run) -> Stage | None:
         if by == "update":
             origin, exclude = checkpoint_place(str(run.recipe.base)), run.recipe.region.exclude
             own = identify(origin, {"model": run.base.path}, str(part.percent), exclude=exclude)["model"]
-            for text in region_warnings("protected", own):
-                run.warn(text)
+            for warning in region_warnings("protected", own):
+                run.add(warning.of(layout.PROTECT))
             regions[""] = _bare(own)
         joined = regions_by_name(regions, list(regions))
         assert joined is not None
@@ -124,8 +125,8 @@ def _core(run: Run, number: int, task: str, before: ModelRef, trained: ModelRef)
         part = run.recipe.region
         region = identify(before.path, {task: trained.path}, str(part.percent), exclude=part.exclude)[task]
         region.save(folders[name] / layout.REGION_FILE)
-        for text in region_warnings(task, region):
-            run.warn(text)
+        for warning in region_warnings(task, region):
+            run.add(warning.of(name))
         return {name: region_facts(region)}
 
     return Stage(name, "identify", f"core region of {task}", settings, (*before.needs, *trained.needs), select)
@@ -155,7 +156,9 @@ def _average(run: Run, number: int, task: str, before: ModelRef, trained: ModelR
             interpolation=part.interpolation,
             dtype="base",
         )
-        return {name: {key: value for key, value in report.items() if key != "tensors"}}
+        for text in report["warnings"]:
+            run.add(finding("checkpoints-differ", text, name))
+        return {name: {key: value for key, value in report.items() if key not in ("tensors", "warnings")}}
 
     what = f"average with the model before, weight {part.average:g}" if part.average < 1 else "take the trained model"
     needs = (*before.needs, *trained.needs, *unchanged)

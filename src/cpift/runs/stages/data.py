@@ -44,8 +44,9 @@ def rows_stage(run: Run, task: str) -> Stage:
             "metric": metric_of(task, asked, rows.evaluation),
             "shapes": rows.shapes,
             "sources": [asdict(source) for source in rows.sources],
-            "warnings": [*rows.warnings, *answer_warnings(task, asked, rows.evaluation)],
         }
+        for warning in [*rows.warnings, *answer_warnings(task, asked, rows.evaluation)]:
+            run.add(warning.of(name))
         write_jsonl(folders[name] / layout.TRAIN_ROWS, rows.train)
         write_jsonl(folders[name] / layout.EVAL_ROWS, rows.evaluation)
         return {name: facts}

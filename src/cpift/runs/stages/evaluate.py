@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cpift.evaluation.scores import EvalTask, evaluate, scoring_identity
+from cpift.data.lengths import cut_warning, encode_measured
+from cpift.evaluation.scores import EvalTask, Score, evaluate, left_out_warning, scoring_identity
 from cpift.files import layout
+from cpift.files.findings import Finding
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.stages.progress import Counter
 from cpift.train.config import max_length
+from cpift.train.models import load_tokenizer
 
 
 def evaluate_stages(run: Run, name: str, model: ModelRef) -> list[Stage]:
@@ -56,6 +59,8 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
         for stage, folder in folders.items():
             result = scores[task_of[stage]]
             (folder / layout.SCORE_FILE).write_text(json.dumps(result.to_dict()))
+            for warning in _warnings(run, task_of[stage], tasks[task_of[stage]], result, model):
+                run.add(warning.of(stage))
             facts[stage] = {"score": result.score, "precision": result.precision, "left_out": result.left_out}
         return facts
 
@@ -63,6 +68,18 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
     return Stage(
         layout.score(name, task), "evaluate", f"score {name}", settings, needs, score, f"evaluate/{name}", model=name
     )
+
+
+def _warnings(run: Run, name: str, task: EvalTask, score: Score, model: ModelRef) -> list[Finding]:
+    """Rows of a loss that are cut, or have nothing to score."""
+    limit, found = max_length(run.recipe.training), list[Finding]()
+    if score.left_out:
+        found.append(left_out_warning(name, score, limit))
+    if task.kind.cuts_rows:
+        tokenizer = load_tokenizer(model.path, run.recipe.trust_remote_code, run.recipe.chat)
+        cut = cut_warning(name, encode_measured(task.rows, tokenizer, limit)[1], limit, evaluation=True)
+        found += [cut] if cut else []
+    return found
 
 
 def eval_task(run: Run, task: str) -> EvalTask:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpift.files import layout
+from cpift.files.findings import finding
 from cpift.method.fuse import fuse
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
@@ -35,10 +36,9 @@ def fuse_stage(run: Run, backbone: ModelRef) -> Stage:
             **part.model_dump(exclude={"transplant"}),
             progress=Counter(run.reporter, total),
         )
-        for text in report.get("warnings", []):
-            if text.startswith("the backbone") and not backbone.stage:  # one that was given, not trained here
-                run.warn(text)
-        return {layout.FUSE: {key: value for key, value in report.items() if key != "tensors"}}
+        for text in report["warnings"]:
+            run.add(finding("checkpoints-differ", text, layout.FUSE))
+        return {layout.FUSE: {key: value for key, value in report.items() if key not in ("tensors", "warnings")}}
 
     what = "fuse the probes into the backbone"
     return Stage(layout.FUSE, "fuse", what, settings, tuple(needs), combine, writes_model=True)

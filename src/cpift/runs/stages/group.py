@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cpift.files import layout
+from cpift.files.findings import finding
 from cpift.method.group import group
 from cpift.method.region import Region
 from cpift.runs.stage import Facts, Run, Stage
@@ -22,7 +23,8 @@ def group_stage(run: Run) -> Stage:
         grouping = group(regions, part.threshold, part.order, run.recipe.seed)
         (folders[layout.GROUP] / layout.GROUPS_FILE).write_text(json.dumps(grouping.to_dict(), indent=1))
         if len(grouping.groups) == 1:
-            run.warn("all tasks are one group: the backbone is multi-task SFT, and refining freezes nothing")
+            text = "all tasks are one group: the backbone is multi-task SFT, and refining freezes nothing"
+            run.add(finding("one-group", text, layout.GROUP))
         return {layout.GROUP: {"stages": grouping.stages}}
 
     needs = tuple(map(layout.region, run.tasks))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cpift.files import layout
+from cpift.files.findings import Finding, finding
 from cpift.method.identify import identify
 from cpift.method.region import Region
 from cpift.method.zero_updates import zero_warnings
@@ -32,8 +33,8 @@ def identify_stage(run: Run, task: str) -> Stage:
             region = regions[name]
             region.save(folders[stage] / layout.REGION_FILE)
             facts[stage] = region_facts(region)
-            for text in region_warnings(name, region):
-                run.warn(text)
+            for warning in region_warnings(name, region):
+                run.add(warning.of(stage))
         return facts
 
     needs = (*run.base.needs, layout.probe(task))
@@ -79,12 +80,17 @@ def region_facts(region: Region) -> dict[str, Any]:
     }
 
 
-def region_warnings(name: str, region: Region) -> list[str]:
+def region_warnings(name: str, region: Region) -> list[Finding]:
     """What a user should know before trusting the region."""
     found = []
     if not region.count:
-        found.append(f"{name}: the core region is empty; raise the percent")
+        found.append(finding("empty-region", f"{name}: the core region is empty; raise the percent"))
     found += zero_warnings(name, region.statistics)
     if region.count and not region.threshold:
-        found.append(f"{name}: fewer updates than the region holds are not zero; the rest was filled by position")
+        found.append(
+            finding(
+                "core-filled",
+                f"{name}: fewer updates than the region holds are not zero; the rest was filled by position",
+            )
+        )
     return found

@@ -14,17 +14,21 @@ from cpift.data.mixture import drawn, pooled_rows
 from cpift.data.rows import sample
 from cpift.errors import CpiftError
 from cpift.files import layout
+from cpift.files.findings import Finding, finding
 from cpift.method.freeze import regions_by_name
 from cpift.method.region import Region
+from cpift.metrics import named
 from cpift.runs.arrival_rows import rows_of_share
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.steps import probe_epochs, steps_for
 from cpift.train.config import max_length
 from cpift.train.fine_tune import fine_tune
+from cpift.train.limits import Rows, check_fits, check_tokenizer, limits_of_place
 from cpift.train.models import load_tokenizer
 from cpift.train.sampling import with_sampling
 from cpift.train.spec import TrainSpec
+from cpift.typing import Tokenizer
 
 
 def probe_stage(run: Run, task: str, steps: int) -> Stage:
@@ -149,22 +153,21 @@ def _rows_of(run: Run, name: str, kind: str, start: ModelRef, spec: TrainSpec) -
         rows = run.rows(task, "train")
         if spec.examples is not None:
             if len(rows) < spec.examples:
-                run.warn(f"{name}: {task} has {len(rows)} training rows, fewer than examples_per_task {spec.examples}")
+                text = f"{name}: {task} has {len(rows)} training rows, fewer than examples_per_task {spec.examples}"
+                run.add(finding("few-rows-to-refine", text, name))
             rows = sample(rows, spec.examples, spec.seed, task, spec.draw)
         try:
             kept, lengths = encode_measured(rows, tokenizer, limit)
         except CpiftError as error:
             raise CpiftError(f"{name}: tasks.{task}: {error}") from error
-        for note in notes_of(kept) if kind == "probe" else ():
-            run.warn(f"task {task}: {note}")
         if not kept:
             raise CpiftError(f"{name}: no row of {task} has a trained part left; raise training.max_length")
         parts[task], left_out, cut = kept, left_out + lengths.left_out, cut + lengths.cut
-        text = cut_warning(task, lengths, limit) if kind == "probe" else None
-        if text is not None and task in run.cut_reported:
-            run.warnings.append(f"{name}: {text}")  # kept for the report, and not shown twice
-        elif text is not None:
-            run.warn(f"{name}: {text}")
+        if kind == "probe" or run.recipe.arrivals is not None:
+            warnings = [finding("marks", f"task {task}: {note}") for note in notes_of(kept)]
+            warnings += [warning] if (warning := cut_warning(task, lengths, limit)) else []
+            for warning in warnings + _limits(run, task, start, tokenizer, spec):
+                run.add(warning.of(name))
     counts = pooled_rows(
         {task: len(kept) for task, kept in parts.items()},
         {task: sum(len(row.input_ids) for row in kept) for task, kept in parts.items()},
@@ -182,5 +185,17 @@ def _rows_of(run: Run, name: str, kind: str, start: ModelRef, spec: TrainSpec) -
         encoded = encoded + list(islice(cycle(repeated), count))
     left_out += dropped
     if left_out:
-        run.warn(f"{name}: {left_out} rows have no trained part after truncation and were left out")
+        text = f"{name}: {left_out} rows have no trained part after truncation and were left out"
+        run.add(finding("rows-left-out", text, name))
     return encoded, {"rows": len(encoded), "rows_left_out": left_out, "rows_cut": cut}
+
+
+def _limits(run: Run, task: str, start: ModelRef, tokenizer: Tokenizer, spec: TrainSpec) -> list[Finding]:
+    """What of a task's rows, or of the tokenizer, the model was not made for; as the check before the run shows it."""
+    asked, limits = run.recipe.tasks[task], limits_of_place(start.path, spec.trust_remote_code)
+    metric = run.facts(layout.rows(task))["metric"]
+    train, evaluation = run.rows(task, "train"), run.rows(task, "eval")
+    limit = max_length(run.recipe.training)
+    rows = Rows(task, train, evaluation, named(metric), asked.max_new_tokens, limit, asked.answer_pattern)
+    found = check_tokenizer(tokenizer, limits, run.recipe.training)
+    return found + check_fits(rows, tokenizer, limits, rows.generates(tokenizer))
