@@ -20,8 +20,10 @@ from cpift.runs.executor import Runner
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.stages.evaluate import evaluate_stage
+from cpift.runs.stages.fuse import CODE as FUSE_CODE
 from cpift.runs.stages.fuse import fuse_into
 from cpift.runs.stages.graph import first_stages, last_stages, middle_stages
+from cpift.runs.stages.identify import CODE as IDENTIFY_CODE
 from cpift.runs.stages.identify import identify_stage, region_facts, region_settings, select_regions
 from cpift.runs.stages.train import spec_of, train_stage
 from cpift.runs.steps import probe_epochs
@@ -129,7 +131,7 @@ class Work:
             return {name: {}}
 
         settings = {"task": task, **options, **given}
-        return self.make(Stage(name, "fuse", what, settings, needs, combine, writes_model=True))
+        return self.make(Stage(name, "fuse", what, settings, needs, combine, writes_model=True, code=FUSE_CODE))
 
     def merge(
         self, name: str, method: str, models: Mapping[str, ModelRef], parameters: Mapping[str, float]
@@ -153,7 +155,9 @@ class Work:
 
         settings = {**region_settings(self.run), **settings_of(before, "base")}
         needs = (*before.needs, *after.needs)
-        return self.make(Stage(name, "identify", f"core region of {task}", settings, needs, select, "identify"))
+        return self.make(
+            Stage(name, "identify", f"core region of {task}", settings, needs, select, "identify", code=IDENTIFY_CODE)
+        )
 
     def score(self, model: str, place: ModelRef, tasks: Sequence[str] | None = None) -> Scores:
         """Scores of a model on the tasks, by default all."""

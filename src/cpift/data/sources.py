@@ -148,4 +148,17 @@ def _content(path: str) -> Any:
     if dataset_info.is_entry(path) and "#" in path:
         entry, info = dataset_info.entry(path), path.partition("#")
         return {"file": file_hash(Path(info[0])), "name": info[2], "rows": _content(entry.path)}
+    if os.path.isdir(path):
+        return {"folder": _files(Path(path))}
     return {"file": file_hash(Path(path))} if os.path.isfile(path) else path
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Hash of each file in a folder by its path there; hidden files, and what a library has cached, hold no rows."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {
+        name: file_hash(path)
+        for name, path in names.items()
+        if not any(part.startswith((".", "cache-", "__pycache__")) for part in name.split("/"))
+    }

@@ -70,11 +70,11 @@ class Runner:
 
     def _missing(self, stage: Stage) -> bool:
         made = manifest.read(self._run.folder(stage.name))
-        return made is None or made.key != manifest.key_of(stage.settings, self._needs(stage))
+        return made is None or made.key != manifest.key_of(stage.made_of, self._needs(stage))
 
     def _adopted(self, stage: Stage) -> bool:
         places = [RunLayout(out).stage(stage.name) for out in self._run.shared]
-        key = manifest.key_of(stage.settings, self._needs(stage))
+        key = manifest.key_of(stage.made_of, self._needs(stage))
         if self._mirror and self._mirror.bring(stage.name, key):
             self._verified.add(stage.name)
             return True
@@ -121,7 +121,7 @@ class Runner:
         for stage in due:
             made = manifest.read(self._run.folder(stage.name))
             if made is not None:
-                changes = manifest.differences(made, stage.settings, self._needs(stage))
+                changes = manifest.differences(made, stage.made_of, self._needs(stage))
                 self._run.reporter.message(f"{stage.name} is done again: {', '.join(changes)}")
             for need in stage.needs:
                 self._verify(need)

@@ -22,7 +22,7 @@ def make(run: Run, due: Sequence[Stage], before: Callable[[], None] = lambda: No
     """
     first = due[0]
     needs = {s.name: needs_of(run, s) for s in due}
-    folders = {s.name: manifest.begin(run.folder(s.name), manifest.key_of(s.settings, needs[s.name])) for s in due}
+    folders = {s.name: manifest.begin(run.folder(s.name), manifest.key_of(s.made_of, needs[s.name])) for s in due}
     reset_peak()
     accelerator.reset_peak()
     began = time.perf_counter()
@@ -54,8 +54,8 @@ def make(run: Run, due: Sequence[Stage], before: Callable[[], None] = lambda: No
             "versions": dict(versions()),
             "findings": [finding.to_dict() for finding in run.findings if finding.stage == stage.name],
         }
-        key = manifest.key_of(stage.settings, needs[stage.name])
-        manifest.finish(run.folder(stage.name), key, stage.settings, needs[stage.name], full)
+        key = manifest.key_of(stage.made_of, needs[stage.name])
+        manifest.finish(run.folder(stage.name), key, stage.made_of, needs[stage.name], full)
 
 
 def needs_of(current: Run, stage: Stage) -> dict[str, str]:

@@ -71,7 +71,7 @@ def read_rows(current: Run) -> None:
         if (
             name is None
             or name.kind is not layout.Kind.ROWS
-            or (made is not None and made.key == manifest.key_of(stage.settings, {}))
+            or (made is not None and made.key == manifest.key_of(stage.made_of, {}))
         ):
             continue
         task = name.task

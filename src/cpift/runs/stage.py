@@ -56,6 +56,7 @@ class Stage:
         writes_model: does it write a checkpoint?
         trains: with all processes of the run.
         model: of a score, what the model is called in ``scores.json``.
+        code: version of the code of its kind. It is part of the key from 2 on, so that a change makes the stage again.
     """
 
     name: str
@@ -68,6 +69,12 @@ class Stage:
     writes_model: bool = False
     trains: bool = False
     model: str = ""
+    code: int = 1
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What decides about the result, apart from the needs: the settings, and the version of the code."""
+        return {**self.settings, **({"code": self.code} if self.code > 1 else {})}
 
 
 @dataclass

@@ -52,7 +52,7 @@ def _add(run: Run, stages: Sequence[Stage], states: list[StageState]) -> None:
         made = manifest.read(run.folder(stage.name))
         needs = needs_of(run, stage)
         waiting = sorted(set(stage.needs) & stale)
-        if made is not None and made.key == manifest.key_of(stage.settings, needs) and not waiting:
+        if made is not None and made.key == manifest.key_of(stage.made_of, needs) and not waiting:
             states.append(StageState(stage.name, "done"))
             continue
         stale.add(stage.name)
@@ -61,7 +61,7 @@ def _add(run: Run, stages: Sequence[Stage], states: list[StageState]) -> None:
         elif made is None:
             states.append(StageState(stage.name, "missing"))
         else:
-            changes = manifest.differences(made, stage.settings, needs) or [
+            changes = manifest.differences(made, stage.made_of, needs) or [
                 f"{name} is to be redone" for name in waiting
             ]
             states.append(StageState(stage.name, "stale", ", ".join(changes)))

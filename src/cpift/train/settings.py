@@ -5,8 +5,9 @@ Imports neither torch nor transformers. ``tests/test_training_settings.py`` comp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["works", "passed on", "set by cpift", "refused"]
 
@@ -143,6 +144,35 @@ _LIST = [
     *_all("refused", _NO_HUB, "hub_revision"),
 ]
 SETTINGS: dict[str, Setting] = {setting.name: setting for setting in _LIST}
+
+_SHOWN_AND_SAVED = (
+    "report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
+    "logging_strategy logging_steps logging_first_step log_level log_level_replica log_on_each_node skip_memory_metrics "
+    "save_strategy save_steps save_total_limit save_on_each_node debug"
+)
+_MEMORY_FOR_TIME = (
+    "activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs "
+    "activation_offloading torch_empty_cache_steps"
+)
+_LOADING = (
+    "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
+    "dataloader_multiprocessing_context remove_unused_columns"
+)
+_BETWEEN_PROCESSES = (
+    "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
+)
+DECIDES_NOTHING = frozenset(f"{_SHOWN_AND_SAVED} {_MEMORY_FOR_TIME} {_LOADING} {_BETWEEN_PROCESSES}".split())
+"""Settings that decide nothing about the weights: a change of them makes no stage again."""
+
+
+def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide about the weights of a training, for the key of its stage.
+
+    Args:
+        training: the recipe's settings.
+    """
+    return {name: value for name, value in training.items() if name not in DECIDES_NOTHING}
+
 
 # Names that TRL or transformers had before, in many a recipe, and what stands for them now.
 OLDER_NAMES = {

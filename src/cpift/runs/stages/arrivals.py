@@ -22,8 +22,10 @@ from cpift.runs.arrival_rows import arrival_steps, replayed_rows
 from cpift.runs.identity import checkpoint_identity, settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.stages.evaluate import evaluate_stages
+from cpift.runs.stages.fuse import CODE as FUSE_CODE
 from cpift.runs.stages.fuse import fuse_into
 from cpift.runs.stages.guard import neutral_stage
+from cpift.runs.stages.identify import CODE as IDENTIFY_CODE
 from cpift.runs.stages.identify import region_facts, region_settings, region_warnings
 from cpift.runs.stages.train import spec_of, train_stage
 
@@ -82,7 +84,9 @@ def _protect(run: Run) -> Stage | None:
         joined.save(folders[layout.PROTECT] / layout.REGION_FILE)
         return {layout.PROTECT: {**region_facts(joined), "by": by, "carried": sorted(carried)}}
 
-    return Stage(layout.PROTECT, "identify", "the protected region", settings, run.base.needs, select)
+    return Stage(
+        layout.PROTECT, "identify", "the protected region", settings, run.base.needs, select, code=IDENTIFY_CODE
+    )
 
 
 def _bare(region: Region) -> Region:
@@ -129,7 +133,15 @@ def _core(run: Run, number: int, task: str, before: ModelRef, trained: ModelRef)
             run.add(warning.of(name))
         return {name: region_facts(region)}
 
-    return Stage(name, "identify", f"core region of {task}", settings, (*before.needs, *trained.needs), select)
+    return Stage(
+        name,
+        "identify",
+        f"core region of {task}",
+        settings,
+        (*before.needs, *trained.needs),
+        select,
+        code=IDENTIFY_CODE,
+    )
 
 
 def _average(run: Run, number: int, task: str, before: ModelRef, trained: ModelRef, frozen: tuple[str, ...]) -> Stage:
@@ -162,4 +174,4 @@ def _average(run: Run, number: int, task: str, before: ModelRef, trained: ModelR
 
     what = f"average with the model before, weight {part.average:g}" if part.average < 1 else "take the trained model"
     needs = (*before.needs, *trained.needs, *unchanged)
-    return Stage(name, "fuse", what, settings, needs, combine, writes_model=True)
+    return Stage(name, "fuse", what, settings, needs, combine, writes_model=True, code=FUSE_CODE)

@@ -14,6 +14,8 @@ from cpift.files import layout, manifest
 from cpift.runs.stage import Facts, Run, Stage
 from cpift.train.models import convert_gguf
 
+CODE = 1  # raise it when the same settings and inputs would give another result
+
 
 def base_stage(run: Run) -> Stage:
     """Converts a GGUF file to a plain checkpoint."""
@@ -24,7 +26,7 @@ def base_stage(run: Run) -> Stage:
         return {layout.BASE: {}}
 
     settings = {"gguf": manifest.file_hash(file)}
-    return Stage(layout.BASE, "probe", "convert the base model", settings, (), convert, writes_model=True)
+    return Stage(layout.BASE, "probe", "convert the base model", settings, (), convert, writes_model=True, code=CODE)
 
 
 def rows_stage(run: Run, task: str) -> Stage:
@@ -51,4 +53,4 @@ def rows_stage(run: Run, task: str) -> Stage:
         write_jsonl(folders[name] / layout.EVAL_ROWS, rows.evaluation)
         return {name: facts}
 
-    return Stage(name, "probe", f"rows of {task}", settings, (), load)
+    return Stage(name, "probe", f"rows of {task}", settings, (), load, code=CODE)

@@ -17,6 +17,8 @@ from cpift.runs.stages.progress import Counter
 from cpift.train.config import max_length
 from cpift.train.models import load_tokenizer
 
+CODE = 1  # raise it when the same settings and inputs would give another result
+
 
 def evaluate_stages(run: Run, name: str, model: ModelRef) -> list[Stage]:
     """Scores of a model on every task of the run.
@@ -66,7 +68,15 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
 
     needs = (layout.rows(task), *model.needs)
     return Stage(
-        layout.score(name, task), "evaluate", f"score {name}", settings, needs, score, f"evaluate/{name}", model=name
+        layout.score(name, task),
+        "evaluate",
+        f"score {name}",
+        settings,
+        needs,
+        score,
+        f"evaluate/{name}",
+        model=name,
+        code=CODE,
     )
 
 

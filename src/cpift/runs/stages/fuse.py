@@ -13,6 +13,8 @@ from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.stages.progress import Counter, weight_bytes
 
+CODE = 1  # raise it when the same settings and inputs would give another result
+
 
 def fuse_stage(run: Run, backbone: ModelRef) -> Stage:
     """Fuses all probes into the backbone."""
@@ -41,7 +43,7 @@ def fuse_stage(run: Run, backbone: ModelRef) -> Stage:
         return {layout.FUSE: {key: value for key, value in report.items() if key not in ("tensors", "warnings")}}
 
     what = "fuse the probes into the backbone"
-    return Stage(layout.FUSE, "fuse", what, settings, tuple(needs), combine, writes_model=True)
+    return Stage(layout.FUSE, "fuse", what, settings, tuple(needs), combine, writes_model=True, code=CODE)
 
 
 def fuse_into(folder: Path, base: Path, tuned: Mapping[str, Path], **options: Any) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from cpift.files import layout, manifest
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 
+CODE = 1  # raise it when the same settings and inputs would give another result
+
 
 def neutral_stage(run: Run, name: str, model: ModelRef) -> Stage:
     """Scores a model on the neutral text.
@@ -32,7 +34,7 @@ def neutral_stage(run: Run, name: str, model: ModelRef) -> Stage:
         (folders[stage] / layout.NEUTRAL_FILE).write_text(json.dumps(result))
         return {stage: {"loss": result["loss"], "precision": result["precision"]}}
 
-    return Stage(stage, "evaluate", f"loss of {name} on the neutral text", settings, model.needs, score)
+    return Stage(stage, "evaluate", f"loss of {name} on the neutral text", settings, model.needs, score, code=CODE)
 
 
 def losses(run: Run, models: list[str]) -> dict[str, float]:

@@ -18,6 +18,8 @@ from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, Run, Stage
 from cpift.runs.stages.progress import Counter, weight_bytes
 
+CODE = 1  # raise it when the same settings and inputs would give another result
+
 
 def identify_stage(run: Run, task: str) -> Stage:
     """Selects the core region of a task: where its probe differs most from the base."""
@@ -38,7 +40,9 @@ def identify_stage(run: Run, task: str) -> Stage:
         return facts
 
     needs = (*run.base.needs, layout.probe(task))
-    return Stage(layout.region(task), "identify", f"core region of {task}", settings, needs, select, "identify")
+    return Stage(
+        layout.region(task), "identify", f"core region of {task}", settings, needs, select, "identify", code=CODE
+    )
 
 
 def region_settings(run: Run) -> dict[str, Any]:
