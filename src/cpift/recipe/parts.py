@@ -350,6 +350,9 @@ class Protect(Part):
     """Keep protected regions, and the cores of earlier arrivals, bit-identical."""
     replay: float = Field(default=0.5, ge=0, lt=1)
     """Share of the training rows that are kept rows, where there are any; 0: none."""
+    anchor: float = Field(default=0.0, ge=0, le=1e4)
+    """Factor β of the divergence from the model before on the prompts of the training rows; 0: off. Needs no old rows,
+    and memory for a second model."""
     average: float = Field(default=0.75, gt=0, le=1)
     """Weight of the trained model in its average with the model before; 1: no averaging."""
     interpolation: Literal["slerp", "linear"] = "slerp"

@@ -22,6 +22,7 @@ from cpift.distributed import ranks
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.method.region import Region
 from cpift.train.accelerator import frees_memory, lacking
+from cpift.train.anchor import Anchor
 from cpift.train.callbacks import FreezeCallback, Tick, Watch
 from cpift.train.config import DEFAULTS, check_rows, sft_config, shared_rows, typed
 from cpift.train.limits import check_encoded, limits_of
@@ -90,7 +91,7 @@ def fine_tune(
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise CpiftError(f"{start}: has no parameter {spec.trainable}; there is nothing to train")
     check_encoded(rows, limits_of(model.config, [name for name, _ in model.named_parameters()]), tokenizer, "row")
-    loaded = _Loaded(model, tokenizer, time.perf_counter() - began)
+    loaded = _Loaded(model, tokenizer, time.perf_counter() - began, start)
     place = tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work)
     try:
         with place as scratch, kept_memory():
@@ -132,6 +133,7 @@ class _Loaded:
     model: Any
     tokenizer: Any
     seconds: float
+    start: Path
 
 
 def _fine_tune(
@@ -152,6 +154,8 @@ def _fine_tune(
         )
     except (ValueError, ImportError) as error:  # what hangs on the model, such as router_aux_loss_coef
         raise CpiftError(f"training: the trainer refuses it ({' '.join(str(error).split())[:300]})") from error
+    if spec.anchor:
+        trainer.anchor = Anchor(_reference(loaded.start, spec, trainer.accelerator.device), spec.anchor)
     _only_our_progress(trainer)
     guard = FreezeCallback(frozen) if frozen is not None and frozen.count else None
     if guard:
@@ -187,6 +191,12 @@ def _fine_tune(
     )
 
 
+def _reference(start: Path, spec: TrainSpec, device: torch.device) -> Any:
+    """The model before, in evaluation mode, on the device of the training."""
+    reference = load_model(start, spec.trust_remote_code).to(device).eval()
+    return reference.requires_grad_(False)
+
+
 def _of_all(trainer: Any, guard: FreezeCallback | None) -> tuple[int, int]:
     """Frozen elements, and those that changed: of all processes, where each holds a part of the weights."""
     held = torch.tensor([guard.count, guard.changed] if guard else [0, 0], device=trainer.accelerator.device)
@@ -197,6 +207,20 @@ def _of_all(trainer: Any, guard: FreezeCallback | None) -> tuple[int, int]:
 
 class _Trainer(SFTTrainer):  # type: ignore[misc]
     """Draws the rows of a step as one process would, so that they do not hang on how many share them."""
+
+    anchor: Anchor | None = None
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's, or with an anchor that of :class:`Anchor`."""
+        if self.anchor is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        steps = self.current_gradient_accumulation_steps
+        loss = self.anchor.loss(model, inputs, num_items_in_batch, steps)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # the gradients are averaged over the processes
+        return (loss, None) if return_outputs else loss
 
     def _get_train_sampler(self, *given: Any) -> Any:
         sampler = super()._get_train_sampler(*given)

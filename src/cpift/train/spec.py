@@ -25,6 +25,7 @@ class TrainSpec:
         replay: rows to mix in from each earlier task. Replayed rows are repeated until they make up about half of the rows.
         replay_share: share of all rows that are replayed ones, exactly; None: the nearest whole number of repetitions.
         mix: what share each of several tasks gets (:mod:`cpift.data.mixture`).
+        anchor: factor of the divergence from the model before, on the prompts (:mod:`cpift.train.anchor`); 0: none.
         trainable: shell-style pattern of the only parameters that are trained, such as "*.bias"; None: all.
         chat: the recipe's chat template and end token, saved with the model.
         trust_remote_code: may the checkpoint bring code of its own?
@@ -40,6 +41,7 @@ class TrainSpec:
     replay: Mapping[str, int] = field(default_factory=dict)
     mix: Mix = "rows"
     replay_share: float | None = None
+    anchor: float = 0.0
     trainable: str | None = None
     chat: ChatSettings = field(default_factory=ChatSettings)
     trust_remote_code: bool = False

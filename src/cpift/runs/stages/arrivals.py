@@ -113,6 +113,7 @@ def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[s
         (task,),
         frozen=frozen,
         replay=replay,
+        anchor=recipe.protect.anchor,
         replay_share=recipe.protect.replay if replay else None,
     )
     train = train_stage(run, layout.arrival(number, "train"), "refine", f"add {task}", before, spec)

@@ -141,6 +141,8 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
             settings["replay_share"] = spec.replay_share
     if spec.mix != "rows" and len(spec.tasks) > 1:
         settings["mix"] = spec.mix
+    if spec.anchor:
+        settings["anchor"] = spec.anchor
     if spec.trainable is not None:
         settings["trainable"] = spec.trainable
     return settings
