@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import preloaded
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+import worker
 from test_freezing import bits, some_region
 from tiny import uneven
+from tiny_run import one_thread
 
 from cpift.checkpoint.reader import open_checkpoint
 
-WORKER = Path(__file__).with_name("worker.py")
-
 
 def launch(out: Path, processes: int) -> dict:
-    """What the first rank leaves; 0 processes: one, without sharding."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launcher, str(WORKER), str(out)], capture_output=True, text=True, env=env, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    """What the first rank leaves."""
+    preloaded.call_ranks(processes, worker.main, out)
     return torch.load(out)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return launch(tmp_path_factory.mktemp("alone") / "one", 0)
+    """One process, without sharding."""
+    out = tmp_path_factory.mktemp("alone") / "one"
+    with one_thread():
+        worker.main(out)
+    return torch.load(out)
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -1,18 +1,16 @@
-"""Run by torchrun: freeze a region of a tiny Llama sharded by FSDP2, train, and leave what each rank saw."""
+"""What each process does: freeze a region of a tiny Llama sharded by FSDP2, train, and leave what each rank saw."""
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_freezing import some_region
 from tiny import tokenizer, uneven
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
 
 from cpift.method.freeze import freeze
 from cpift.train.models import gathered, save
@@ -26,7 +24,7 @@ def batch(step: int) -> torch.Tensor:
 
 
 def main(out: Path) -> None:
-    sharded = "RANK" in __import__("os").environ
+    sharded = "RANK" in os.environ
     rank, world = 0, 1
     network = uneven()
     region = some_region(network)
@@ -62,8 +60,3 @@ def main(out: Path) -> None:
         torch.save({"weights": weights, "counts": counts, "losses": total / world, "norm": float(norm)}, out)
     if sharded:
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
