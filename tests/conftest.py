@@ -5,9 +5,23 @@ from __future__ import annotations
 import gc
 import os
 
+import pytest
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+
+# Files whose tests take longest, by processor time: they begin first, so that no worker is left with one at the end.
+LONGEST = (
+    "test_real.py", "test_compare.py", "test_run.py", "test_signals.py", "test_ranks.py", "test_report_page.py",
+    "test_gpu_scripts.py", "test_damage.py", "test_full_disk.py", "test_zoo.py", "test_engine.py", "test_ray.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, the others in their order."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_collection_finish() -> None:
