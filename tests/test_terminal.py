@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from cpift.console import terminal
+from cpift.metrics.summary import summary
 
 SHOW = """
 from cpift.console import terminal
@@ -74,6 +75,16 @@ def test_lines_are_plain_where_they_must_be(terminal: bool, more: dict[str, str]
     ):
         assert part in found
     assert [line.split()[:4] for line in found.splitlines() if line.startswith("refine/1")] == [["refine/1", "=", "model", "25.0"]]  # fmt: skip
+
+
+def test_the_table_says_how_wide_the_intervals_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 8 right of 32, Wilson's interval is 13.25 to 42.11 %, as statsmodels has it; of 1 of 32 it is narrower."""
+    scores = {
+        model: {"a": {"metric": "exact_match", "score": right / 32, "items": [1.0] * right + [0.0] * (32 - right)}}
+        for model, right in (("base", 1), ("probe/a", 8))
+    }
+    terminal.scores_table({"tasks": ["a"], "models": scores, "summary": summary(scores, ["a"])})
+    assert capsys.readouterr().out.splitlines()[-1] == "95 % intervals of the scores: at most ± 17.1 points"
 
 
 def test_an_empty_no_color_is_none() -> None:

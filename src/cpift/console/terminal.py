@@ -16,7 +16,8 @@ from cpift.console import stopping
 from cpift.console.reporter import Reporter
 from cpift.console.time_left import TimeLeft
 from cpift.metrics import described
-from cpift.metrics.metric import PER_CENT
+from cpift.metrics.intervals import of_score
+from cpift.metrics.metric import PER_CENT, Unit
 from cpift.metrics.score import ScoreEntry, ScoresRecord
 
 console = Console(highlight=False)
@@ -158,6 +159,19 @@ def scores_table(result: ScoresRecord) -> None:
     wide.print(table)
     wide.print("share: mean share of the specialists' scores; worst: the task with the least share;", markup=False)
     wide.print("<base, <spec: tasks more than 5 % below the base, below the task's own probe", markup=False)
+    for unit, half in _widest_intervals(result).items():
+        wide.print(f"95 % intervals of the scores: at most ± {unit.number(half)} {unit.difference}", markup=False)
+
+
+def _widest_intervals(result: ScoresRecord) -> dict[Unit, float]:
+    """By unit, the longer half of the widest interval."""
+    found: dict[Unit, float] = {}
+    for entry in (entry for row in result["models"].values() for entry in row.values()):
+        interval = of_score(entry)
+        if interval is not None:
+            unit, (low, high) = described(entry["metric"]).unit, interval
+            found[unit] = max(found.get(unit, 0.0), entry["score"] - low, high - entry["score"])
+    return found
 
 
 def _score(entry: ScoreEntry) -> str:
