@@ -19,6 +19,9 @@ from typing import Any
 import cpift.checkpoint.safetensors
 import cpift.checkpoint.writer
 import cpift.method.fuse
+import cpift.method.fusion.block
+import cpift.method.fusion.coefficients
+import cpift.method.fusion.stream
 import cpift.method.identify
 
 PARTS = {
@@ -31,11 +34,11 @@ PARTS = {
         ("cut to k, unpack positions", cpift.method.identify.Candidates, "take"),
     ],
     "fuse": [
-        ("blocks, first pass", cpift.method.fuse, "_block_gram"),
+        ("blocks, Gram matrices", cpift.method.fusion.stream, "block_gram"),
         ("— map pages", cpift.checkpoint.safetensors, "map_ahead"),
-        ("— Gram matrices (multiply)", cpift.method.fuse, "add_gram"),
-        ("blocks, second pass", cpift.method.fuse, "_fused"),
-        ("— sum and round (multiply)", cpift.method.fuse, "combine"),
+        ("— Gram matrices (multiply)", cpift.method.fusion.coefficients, "add_gram"),
+        ("blocks, sums", cpift.method.fusion.stream, "fused_block"),
+        ("— sum and round (multiply)", cpift.method.fusion.block, "combine"),
         ("write", cpift.checkpoint.writer.Shard, "write"),
         ("sync to the disk", cpift.checkpoint.writer.os, "fsync"),
     ],

@@ -125,8 +125,14 @@ def check_finite(checkpoint: Checkpoint) -> None:
             raise CpiftError(f"{checkpoint.path}: {block.name} holds NaN or infinite weights; training diverged")
 
 
-def blocks(checkpoint: Checkpoint, size: int = BLOCK) -> Iterator[Block]:
+def blocks(checkpoint: Checkpoint) -> Iterator[Block]:
     """All parameters in the order of flat positions: by name (plain string order), row-major within a tensor."""
-    for name, t in checkpoint.tensors.items():
-        for start in range(0, t.size, size):
-            yield Block(name, start, min(start + size, t.size))
+    for name in checkpoint.tensors:
+        yield from blocks_of(checkpoint, name)
+
+
+def blocks_of(checkpoint: Checkpoint, name: str) -> Iterator[Block]:
+    """One parameter, row-major."""
+    size = checkpoint.tensors[name].size
+    for start in range(0, size, BLOCK):
+        yield Block(name, start, min(start + BLOCK, size))

@@ -22,6 +22,7 @@ from cpift.checkpoint.tensor import itemsize
 from cpift.errors import CpiftError
 from cpift.files.atomic import sync
 
+PROGRESS = "progress.json"  # what a call that resumes needs to know; no part of the finished folder
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # name to dtype and shape
 # What a checkpoint folder holds beside weights: configuration, generation settings, tokenizer, chat template.
 _COMPANIONS = (
@@ -57,6 +58,7 @@ class Shard:
         self._file: int | None = None
 
     def open(self) -> None:
+        """Begin the file anew, under a name of its own."""
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         os.pwrite(self._file, self._head, 0)
 
@@ -86,7 +88,7 @@ class CheckpointWriter:
         self._partial = out.with_name(f".{out.name}.partial")
         if self.finished:
             return
-        if self.load("plan.json") is None:
+        if self.load(PROGRESS) is None:
             shutil.rmtree(self._partial, ignore_errors=True)
         check_room(out, layout_bytes(layout))
         self._partial.mkdir(parents=True, exist_ok=True)
@@ -121,11 +123,10 @@ class CheckpointWriter:
         scratch.replace(self._partial / name)
 
     def missing_shards(self) -> Iterator[Shard]:
-        """The shards that are still to be written, one by one, each opened."""
+        """The shards that are still to be written, none of them open."""
         for file, layout in self._shards.items():
             shard = Shard(self._partial / file, layout)
             if not shard.path.exists():
-                shard.open()
                 yield shard
 
     def finish(self, report: Mapping[str, Any], companions: Callable[[Path], None], kinds: set[str]) -> None:
@@ -144,8 +145,7 @@ class CheckpointWriter:
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             (self._partial / INDEX).write_text(json.dumps(index, indent=2))
         (self._partial / "fusion.json").write_text(json.dumps({**report, "key": self._key}))
-        for name in ("plan.json", "counts.json"):
-            (self._partial / name).unlink(missing_ok=True)
+        (self._partial / PROGRESS).unlink(missing_ok=True)
         if self.out.exists():
             self.out.rmdir()  # known to be empty
         self._partial.replace(self.out)

@@ -155,7 +155,7 @@ def fuse(
     """Fuse fine-tuned checkpoints into one, without training.
 
     Writes a plain Hugging Face checkpoint and fusion.json with angles, coefficients and counts per tensor. Reads
-    every checkpoint twice, tensor by tensor. Interrupted and started again, it resumes.
+    every checkpoint once, tensor by tensor; with --vector model twice. Interrupted and started again, it resumes.
     """
     from cpift.checkpoint.hub import checkpoint_place
     from cpift.checkpoint.reader import open_checkpoint

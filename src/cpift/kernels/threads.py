@@ -6,10 +6,11 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from cpift.errors import CpiftError
 
@@ -29,15 +30,23 @@ def check_threads(threads: int | None) -> None:
         raise CpiftError(f"threads: {threads} is no number of threads; leave it out for one a core")
 
 
-def ordered_map(work: Callable[[A], B], items: Iterable[A], threads: int | None = None) -> Iterator[tuple[A, B]]:
-    """Yield ``(item, work(item))`` in the order of ``items``, worked on by threads, a few items ahead."""
+def ordered_map(work: Callable[[A], B], items: Iterable[A | None], threads: int | None = None) -> Iterator[tuple[A, B]]:
+    """Yield ``(item, work(item))`` in the order of ``items``, worked on by threads, a few items ahead.
+
+    Args:
+        work: called in a worker thread.
+        items: taken one by one. None says that the next one depends on results that are still to come: the oldest of
+            these is then waited for and yielded first.
+        threads: their number; None: one a core.
+    """
     threads = core_count() if threads is None else threads
-    pending: deque[tuple[A, Any]] = deque()
+    pending: deque[tuple[A, Future[B]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
-                pending.append((item, pool.submit(work, item)))
-                if len(pending) > 2 * threads:
+                if item is not None:
+                    pending.append((item, pool.submit(work, item)))
+                if item is None or len(pending) > 2 * threads:
                     first, future = pending.popleft()
                     yield first, future.result()
             while pending:
@@ -48,7 +57,7 @@ def ordered_map(work: Callable[[A], B], items: Iterable[A], threads: int | None 
                 future.cancel()
 
 
-def thread_local_scratch(purpose: str, size: int, kind: Any) -> np.ndarray:
+def thread_local_scratch(purpose: str, size: int, kind: DTypeLike) -> np.ndarray:
     """A scratch array of this thread, kept for the next call: allocation would cost as much as the arithmetic."""
     kept: np.ndarray | None = getattr(_local, purpose, None)
     if kept is None or len(kept) < size:

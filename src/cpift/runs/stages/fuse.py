@@ -53,4 +53,4 @@ def fuse_into(folder: Path, base: Path, tuned: Mapping[str, Path], **options: An
     for file in sorted(target.iterdir()):
         file.replace(folder / file.name)
     target.rmdir()
-    return report
+    return dict(report)
