@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cpift.data.lengths import Bin, cut_warning, encode_measured, histogram
-from cpift.data.rows import write_jsonl
+from cpift.data.store import write_jsonl
 from cpift.evaluation.scores import EvalTask, evaluate
 from cpift.files import manifest
 from cpift.metrics.intervals import of_score

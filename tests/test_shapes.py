@@ -245,7 +245,7 @@ def test_llama_factorys_dataset_info(tmp_path: Path) -> None:
         open={"file_name": "o.jsonl", "formatting": "openai", "columns": {"messages": "messages"}},
         pairs={"file_name": "a.jsonl", "ranking": True},
         images={"file_name": "a.jsonl", "formatting": "sharegpt", "columns": {"images": "images"}},
-        odd={"file_name": "a.jsonl", "num_samples": 3},
+        packed={"file_name": "a.jsonl", "folder": "x"},
     )
 
     def of(name: str) -> list[Any]:
@@ -258,7 +258,7 @@ def test_llama_factorys_dataset_info(tmp_path: Path) -> None:
     for name, words in (
         ("pairs", "a preference set"),
         ("images", "images is not supported"),
-        ("odd", "num_samples: 3 is not supported"),
+        ("packed", "folder: .x. is not supported"),
         ("mina", "did you mean 'mine'"),
     ):
         with pytest.raises(CpiftError, match=words):

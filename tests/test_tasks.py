@@ -100,7 +100,7 @@ def test_a_single_file_is_split_by_seed(tmp_path: Path) -> None:
     file = tiny.jsonl(tmp_path / "d.jsonl", rows)
     train, evaluation, _ = load(file, eval=10)
     assert (len(train), len(evaluation)) == (40, 10)
-    assert sorted(int(r["prompt"]) for r in train + evaluation) == list(range(50))
+    assert sorted(int(r["prompt"]) for r in [*train, *evaluation]) == list(range(50))
     assert (train, evaluation) == load(file, eval=10)[:2]
     assert evaluation not in (rows[:10], rows[-10:])
     assert evaluation != load_rows("t", Task(train=str(file), eval=10), 1)[1]

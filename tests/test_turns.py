@@ -15,8 +15,8 @@ from chat_templates import AGAIN, ANSWER, CALL, RESULT, SECOND, TOOLS, USER, thi
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cpift.data.encoding import IGNORED, encode, encode_all, notes_of
+from cpift.data.row_checks import check_row
 from cpift.data.row_keys import REFUSED_COLUMNS
-from cpift.data.rows import check_row
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import end_of_turn, stop_ids
 from cpift.errors import CpiftError

@@ -13,8 +13,19 @@ from cpift.errors import CpiftError, nearest
 
 Prepare = Callable[[Any], Any]
 
-_TAKEN = {"file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "formatting", "subset", "split", "columns", "tags"}
-_EMPTY = {"ranking": False, "folder": None, "num_samples": None, "script_url": None, "cloud_file_name": None}
+_TAKEN = {
+    "file_name",
+    "hf_hub_url",
+    "ms_hub_url",
+    "om_hub_url",
+    "formatting",
+    "subset",
+    "split",
+    "columns",
+    "tags",
+    "num_samples",
+}
+_EMPTY = {"ranking": False, "folder": None, "script_url": None, "cloud_file_name": None}
 # Their name of a column, its default, and ours.
 _ALPACA = {
     "prompt": ("instruction", "instruction"), "query": ("input", "input"), "response": ("output", "output"),
@@ -38,6 +49,8 @@ class Entry:
     config: str | None
     split: str | None
     shape: str
+    num_samples: int | None
+    """Rows to draw; None: all."""
     prepare: Prepare
     """Gives a row the column names, and its turns the roles, that are known here."""
 
@@ -84,6 +97,9 @@ def _entry(where: str, folder: Path, given: Mapping[str, Any]) -> Entry:
     ]
     if unknown:
         raise CpiftError(f"{where}: {unknown[0]} is not supported with formatting {form}; only text can be trained on")
+    samples = given.get("num_samples")
+    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+        raise CpiftError(f"{where}: num_samples is {samples!r}; it is a number of rows, at least 1")
     hub = given.get("hf_hub_url")
     if not hub and "file_name" not in given:
         raise CpiftError(f"{where}: has neither file_name nor hf_hub_url")
@@ -99,6 +115,7 @@ def _entry(where: str, folder: Path, given: Mapping[str, Any]) -> Entry:
         given.get("subset"),
         given.get("split"),
         "alpaca" if form == "alpaca" else "sharegpt",
+        samples,
         lambda row: _renamed(row, theirs, tags if form != "alpaca" else None),
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpift.data.marks import mark_completion, mark_turns
-from cpift.data.rows import Row
+from cpift.data.row_checks import Row
 from cpift.data.templates import conversation_of, render_asked
 from cpift.data.turns import REASONING_KEYS, common_length, end_of_turn, stop_ids, turn_of
 from cpift.metrics.answers import AnswerPattern, may_be_forced, response

@@ -16,7 +16,7 @@ import torch
 from transformers import LogitsProcessor
 
 from cpift.data.encoding import prompt_ids, prompt_text
-from cpift.data.rows import Row
+from cpift.data.row_checks import Row
 from cpift.data.templates import conversation_of, render_asked
 from cpift.data.turns import common_length
 

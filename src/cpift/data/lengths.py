@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cpift.data.encoding import Encoded, encode
-from cpift.data.rows import Row
+from cpift.data.row_checks import Row
 from cpift.files.findings import Finding, finding
 
 WARN_FROM = 0.01  # share of rows cut

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,56 +19,56 @@ from cpift.recipe.parts import Source, Task
 
 
 @dataclass
-class Loaded:
-    """The rows of one source."""
+class SourceFacts:
+    """What is known of a source once its rows were read."""
 
     path: str
-    rows: list[tuple[str, Row]] = field(default_factory=list)
-    """Each row with where it stands, for messages."""
     shapes: Counter[str] = field(default_factory=Counter)
     """How many rows have each shape."""
     empty: int = 0
     """Rows with an empty response, which were left out."""
+    num_samples: int | None = None
+    """Rows that a ``dataset_info.json`` asks for; None: all."""
 
 
-def read_source(source: Source) -> Loaded:
-    """All rows of a source, as messages or as prompt and completion.
+def source_rows(source: Source, facts: SourceFacts) -> Iterator[tuple[str, Row]]:
+    """The rows of a source as messages or as prompt and completion, each with where it stands.
 
     Args:
         source: where they are.
+        facts: counted while the rows are read.
 
     Raises:
         CpiftError: what is missing, damaged, or of no known shape, with file and line.
     """
-    loaded, shape = Loaded(source.path), source.shape
+    shape = source.shape
     prepare: dataset_info.Prepare = _same
     if dataset_info.is_entry(source.path):
         entry = dataset_info.entry(source.path)
-        prepare, shape = entry.prepare, shape or entry.shape
+        prepare, shape, facts.num_samples = entry.prepare, shape or entry.shape, entry.num_samples
         given = {"path": entry.path, "config": entry.config, "split": entry.split or source.split}
         source = source.model_copy(update=given)
-    unseen = set(source.columns.values())
+    unseen, last = set(source.columns.values()), None
     for where, row in _located(source):
         if not isinstance(row, dict):
             raise CpiftError(f"{where}: a row is an object with messages, or with prompt and completion")
         unseen -= row.keys()
         try:
-            named = _renamed(prepare(row), source.columns)
-            found = recognise(named, shape)
-            made = found.convert(named)
+            renamed = _renamed(prepare(row), source.columns)
+            recognised = recognise(renamed, shape)
+            converted = recognised.convert(renamed)
         except ValueError as error:
             raise CpiftError(f"{where}: {_missing(unseen, row) or error}") from error
-        if made is None:
-            loaded.empty += 1
+        if converted is None:
+            facts.empty += 1
         else:
-            loaded.rows.append((where, made))
-            loaded.shapes[found.name] += 1
+            facts.shapes[recognised.name] += 1
             last = row
-    if loaded.rows and unseen:
-        raise CpiftError(f"{source.path}: {_missing(unseen, last)}")
-    if not loaded.rows:
-        raise CpiftError(f"{source.path} holds no rows" + (" with a response" if loaded.empty else ""))
-    return loaded
+            yield where, converted
+    if last is None:
+        raise CpiftError(f"{facts.path} holds no rows" + (" with a response" if facts.empty else ""))
+    if unseen:
+        raise CpiftError(f"{facts.path}: {_missing(unseen, last)}")
 
 
 def _same(row: Any) -> Any:
@@ -107,19 +106,6 @@ def _missing(unseen: set[str], row: Mapping[str, Any]) -> str:
     missing = min(unseen)
     hint = did_you_mean(missing, map(str, row))
     return f"has no column {missing!r}, which columns: names, but {', '.join(map(str, row))}{hint}"
-
-
-def weighted(rows: list[Row], weight: float, rng: random.Random) -> list[Row]:
-    """Rows so often as the weight: 2 is each of them twice, 0.5 a half of them, drawn; in their order.
-
-    Args:
-        rows: rows of one source.
-        weight: above 0.
-        rng: which rows a fraction takes.
-    """
-    whole = int(weight)
-    some = rng.sample(range(len(rows)), round((weight - whole) * len(rows)))
-    return rows * whole + [rows[i] for i in sorted(some)]
 
 
 def file_settings(task: Task) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from cpift.data.encoding import IGNORED, Encoded, encode, forced_rows, prompt_ids
 from cpift.data.healing import GoOnWith, starts, text_of
-from cpift.data.rows import Row
+from cpift.data.row_checks import Row
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory

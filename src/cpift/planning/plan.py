@@ -14,7 +14,8 @@ from cpift.checkpoint.hub import locate
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.encoding import Encoded
 from cpift.data.mixture import pooled_rows
-from cpift.data.rows import Row, load_task
+from cpift.data.row_checks import Row
+from cpift.data.rows import load_task
 from cpift.errors import CpiftError
 from cpift.evaluation.scores import EvalTask
 from cpift.method.identify import core_count

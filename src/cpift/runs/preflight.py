@@ -13,7 +13,8 @@ from cpift.checkpoint.hub import checkpoint_place, locate
 from cpift.checkpoint.reader import open_checkpoint, open_plain
 from cpift.checkpoint.stream import check_finite
 from cpift.data.lengths import cut_warning
-from cpift.data.rows import Row, load_task, metric_of
+from cpift.data.row_checks import Row
+from cpift.data.rows import load_task, metric_of
 from cpift.errors import CpiftError, nearest
 from cpift.files import layout, manifest
 from cpift.files.findings import Finding

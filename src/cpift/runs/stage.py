@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cpift.checkpoint.hub import locate
 from cpift.console.reporter import Reporter
-from cpift.data.rows import TaskRows, read_jsonl
+from cpift.data.rows import TaskRows
+from cpift.data.store import read_jsonl
 from cpift.errors import CpiftError
 from cpift.files import layout, manifest
 from cpift.files.findings import Finding
@@ -127,7 +128,7 @@ class Run:
         given = self.given_base
         return self.model(layout.BASE) if given.suffix == ".gguf" else ModelRef(given)
 
-    def rows(self, task: str, part: str) -> list[dict[str, Any]]:
+    def rows(self, task: str, part: str) -> Sequence[dict[str, Any]]:
         """``train`` or ``eval`` rows of a task whose stage is done."""
         return read_jsonl(self.layout.rows(task, part))
 

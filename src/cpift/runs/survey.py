@@ -14,7 +14,8 @@ from cpift.checkpoint.hub import locate
 from cpift.data.encoding import IGNORED, Encoded, encode, notes_of
 from cpift.data.lengths import Lengths, cut_warning, encode_measured
 from cpift.data.mixture import Mix, pooled_rows
-from cpift.data.rows import Row, TaskRows, Used, answer_warnings, load_task, metric_of, sample
+from cpift.data.row_checks import Row
+from cpift.data.rows import TaskRows, Used, answer_warnings, load_task, metric_of, sample
 from cpift.errors import CpiftError
 from cpift.metrics import named
 from cpift.recipe.parts import Task

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.encoding import IGNORED, Encoded, encode, forced_rows, prompt_ids
 from cpift.data.lengths import WARN_FROM
-from cpift.data.rows import Row
+from cpift.data.row_checks import Row
 from cpift.data.templates import template_kwargs
 from cpift.data.turns import stop_ids
 from cpift.errors import CpiftError

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cpift.data.rows import answer_warnings, load_task, metric_of, write_jsonl
+from cpift.data.rows import answer_warnings, load_task, metric_of
 from cpift.data.sources import file_settings
+from cpift.data.store import write_jsonl
 from cpift.files import layout, manifest
 from cpift.runs.stage import Facts, Run, Stage
 from cpift.train.models import convert_gguf
