@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from cpift.data.encoding import IGNORED, Encoded, encode_all
-from cpift.data.rows import Row
+from cpift.data.row_checks import Row
 from cpift.errors import CpiftError
 from cpift.train import accelerator
 from cpift.train.limits import check_encoded, limits_of

@@ -15,8 +15,8 @@ from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import Block, Checkpoint, fingerprint
 from cpift.checkpoint.tensor import widen
-from cpift.data.rows import Row, check_row
-from cpift.data.sources import read_source
+from cpift.data.row_checks import Row, check_row
+from cpift.data.sources import SourceFacts, source_rows
 from cpift.errors import CpiftError, nearest
 from cpift.kernels.threads import check_threads
 from cpift.method.identify import core_count
@@ -184,10 +184,11 @@ def _counted(checkpoint: Checkpoint, only: list[str], exclude: list[str]) -> dic
 
 
 def _rows(path: str, warnings: list[str]) -> list[Row]:
-    loaded = read_source(Source(path=path))
-    if loaded.empty:
-        warnings.append(f"{loaded.empty} rows of {path} have an empty response and were left out")
-    return [check_row(row, where) for where, row in loaded.rows]
+    facts = SourceFacts(path)
+    rows = [check_row(row, where) for where, row in source_rows(Source(path=path), facts)]
+    if facts.empty:
+        warnings.append(f"{facts.empty} rows of {path} have an empty response and were left out")
+    return rows
 
 
 def _magnitudes(checkpoint: Checkpoint) -> Read:
