@@ -17,8 +17,8 @@ from cpift.errors import CpiftError
 from cpift.planning.padding import padding, shuffled_padding
 from cpift.planning.plan import plan
 from cpift.recipe.recipe import Recipe
-from cpift.runs import stage as stages
 from cpift.runs.pipeline import run
+from cpift.runs.stages import train as stages
 
 ROWS = {"a": 12, "b": 6, "c": 2}
 TOKENS = {"a": 120.0, "b": 120.0, "c": 80.0}  # 10, 20 and 40 tokens a row
@@ -81,8 +81,7 @@ def test_a_run_trains_on_the_mixture(
         tiny.jsonl(tmp_path / f"{task}.train.jsonl", [{"messages": question}] * 10)
     settings |= {"mix": {"reverse": 4, "upper": 1}}
     run(Recipe.parse(settings), tmp_path / "out", until="group")
-    monkeypatch.setattr("cpift.train.fine_tune.fine_tune", train)
-    monkeypatch.setattr(stages, "fine_tune", train, raising=False)
+    monkeypatch.setattr(stages, "fine_tune", train)
     with tiny_run.one_thread(), pytest.raises(CpiftError, match="enough"):
         run(Recipe.parse(settings), tmp_path / "out", until="backbone")
     ((_, lengths),) = seen.items()

@@ -100,7 +100,7 @@ def plan(
     """
     from cpift.console.terminal import say
     from cpift.planning.plan import plan as make_plan
-    from cpift.planning.plan import show
+    from cpift.planning.show import show
     from cpift.recipe.recipe import Recipe
 
     result = make_plan(Recipe.load(recipe, overrides(sets)), measure=measure, gpus=gpus)

@@ -77,54 +77,87 @@ class PlannedPart(TypedDict):
     seconds: NotRequired[float]
 
 
-class Measured(TypedDict):
-    """What a short trial took on this machine, in seconds and bytes.
+class DeviceUse(TypedDict, total=False):
+    """What was on the accelerator; empty without one.
 
     Attributes:
-        start_seconds: from the command to its first line of work.
-        prepare_seconds: checks of the models, conversion of the base.
-        load_rows_seconds: reading the rows.
-        encode_seconds: tokenizing them once.
-        train_tokens_per_second: of the training loop.
-        train_padding: tokens computed for each token of the rows.
-        train_overhead_seconds: a training's loading, warm-up and saving.
-        finish_seconds: hashing and syncing a stage's files.
-        identify_seconds: for all tasks.
-        fuse_seconds: for all tasks.
-        load_seconds: loading a model to score it.
-        row_seconds: scoring one row, by task.
-        neutral_seconds: scoring the neutral text.
-        peak_memory: the largest of the following four.
-        train_peak: of training.
-        identify_peak: of selection.
-        fuse_peak: of fusion.
-        score_peak: of scoring.
-        device: name of the accelerator.
-        peak_device_memory: bytes on it.
+        device: its name.
+        peak_device_memory: bytes.
         device_memory_after: bytes still on it at the end.
     """
 
-    start_seconds: float
-    prepare_seconds: float
-    load_rows_seconds: float
-    encode_seconds: float
+    device: str
+    peak_device_memory: int
+    device_memory_after: int
+
+
+class TrainingTrial(TypedDict):
+    """A few steps of training.
+
+    Attributes:
+        train_tokens_per_second: of the training loop.
+        train_padding: tokens computed for each token of the rows.
+        train_overhead_seconds: loading, warm-up and saving.
+        finish_seconds: hashing and syncing a stage's files.
+        train_peak: bytes.
+    """
+
     train_tokens_per_second: float
     train_padding: float
     train_overhead_seconds: float
     finish_seconds: float
+    train_peak: int
+
+
+class MergingTrial(TypedDict):
+    """Selection and fusion with one task, extrapolated to all of them; peaks in bytes."""
+
     identify_seconds: float
     fuse_seconds: float
+    identify_peak: int
+    fuse_peak: int
+
+
+class ScoringTrial(TypedDict):
+    """Scoring a few rows.
+
+    Attributes:
+        load_seconds: loading the model.
+        row_seconds: of one row, by task.
+        neutral_seconds: of the neutral text.
+        score_peak: bytes.
+    """
+
     load_seconds: float
     row_seconds: dict[str, float]
     neutral_seconds: float
-    peak_memory: int
-    train_peak: int
-    identify_peak: int
-    fuse_peak: int
     score_peak: int
-    device: NotRequired[str]
-    peak_device_memory: NotRequired[int]
-    device_memory_after: NotRequired[int]
+
+
+class Preparation(TypedDict):
+    """Seconds before the first stage.
+
+    Attributes:
+        prepare_seconds: checks of the models, conversion of the base.
+        load_rows_seconds: reading the rows.
+        encode_seconds: tokenizing them once.
+    """
+
+    prepare_seconds: float
+    load_rows_seconds: float
+    encode_seconds: float
+
+
+class Measured(DeviceUse, TrainingTrial, MergingTrial, ScoringTrial, Preparation):
+    """What a short trial took on this machine.
+
+    Attributes:
+        start_seconds: from the command to its first line of work.
+        peak_memory: the largest of the four peaks, in bytes.
+    """
+
+    start_seconds: float
+    peak_memory: int
 
 
 class GpuTraining(TypedDict):
@@ -169,6 +202,22 @@ class GpuPlan(TypedDict):
     main: MainMemory
 
 
+class LengthsEntry(TypedDict):
+    """Rows of a task; the keys that are read by name."""
+
+    rows: int
+    tokens: int
+    longest: int
+    cut_share: float
+
+
+class DataEntry(TypedDict):
+    """The data of a task, as ``cpift data --json`` has it; the keys that are read by name."""
+
+    shapes: dict[str, int]
+    train: LengthsEntry
+
+
 PLAN_FORMAT = "cpift.plan/1"
 
 
@@ -208,7 +257,7 @@ class PlanRecord(TypedDict):
     memory: int
     disk: int
     checkpoints: int
-    data: dict[str, dict[str, object]]
+    data: dict[str, DataEntry]
     mixture: list[str]
     warnings: list[str]
     gpus: NotRequired[GpuPlan]

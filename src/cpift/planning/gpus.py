@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from typing import Any, get_args
+from typing import Literal, get_args
 
 from cpift.distributed import ranks
 from cpift.errors import CpiftError
+from cpift.files.records import GpuPlan, GpuTraining
 from cpift.planning import memory
 from cpift.planning.memory import Shape, Sharding, Step
 from cpift.recipe.recipe import Recipe
+from cpift.train.config import DEFAULTS
+
+_Stage = Literal["probe", "backbone", "refine"]
+STAGES: tuple[_Stage, ...] = get_args(_Stage)
 
 
-def per_gpu(recipe: Recipe, shape: Shape, longest: int, core: int, gpus: int) -> dict[str, Any]:
-    """Bytes on each of ``gpus`` GPUs by sharding, for the training that takes most; of scoring; of main memory.
+def per_gpu(recipe: Recipe, shape: Shape, longest: int, core: int, gpus: int) -> GpuPlan:
+    """Bytes on each GPU by sharding, for the training that takes most; of scoring; of main memory.
 
     Args:
+        recipe: the recipe.
+        shape: of the model.
         longest: tokens of the longest row.
         core: elements of a task's core region.
+        gpus: how many GPUs share the work.
 
-    Raises :class:`CpiftError` where a step's rows cannot be shared by so many, or the widths of the model are not known.
+    Raises:
+        CpiftError: a step's rows cannot be shared by as many GPUs, or the widths of the model are not known.
     """
     if not shape.hidden or not shape.vocabulary:
         raise CpiftError(
-            "--gpus: the model's config.json names no hidden_size or vocab_size to reckon with; leave it out"
+            "--gpus: the model's config.json names no hidden_size or vocab_size to calculate with; leave it out"
         )
-    steps = {stage: _step(recipe, stage, longest, core, gpus) for stage in ("probe", "backbone", "refine")}
-    found: dict[str, Any] = {"gpus": gpus, "training": {}}
+    steps = {stage: _step(recipe, stage, longest, core, gpus) for stage in STAGES}
+    trainings: dict[str, GpuTraining] = {}
     for sharding in get_args(Sharding):
         each = {stage: memory.training(shape, step, gpus, sharding) for stage, step in steps.items()}
         stage, most = max(each.items(), key=lambda item: item[1].peak)
-        found["training"][sharding] = {
-            **asdict(most),
+        trainings[sharding] = {
+            "weights": most.weights,
+            "moments": most.moments,
+            "gradients": most.gradients,
+            "buckets": most.buckets,
+            "unsharded": most.unsharded,
+            "frozen": most.frozen,
+            "copies": most.copies,
+            "activations": most.activations,
+            "logits": most.logits,
+            "accumulates": most.accumulates,
             "stage": stage,
             "peak": most.peak,
             "fits": memory.fits(most.peak),
         }
     scoring = memory.scoring(shape, longest)
     return {
-        **found,
+        "gpus": gpus,
+        "training": trainings,
         "scoring": {"peak": scoring, "fits": memory.fits(scoring)},
         "main": {
             "loading": memory.loading(shape, gpus),
@@ -49,9 +66,7 @@ def per_gpu(recipe: Recipe, shape: Shape, longest: int, core: int, gpus: int) ->
     }
 
 
-def _step(recipe: Recipe, stage: Any, longest: int, core: int, gpus: int) -> Step:
-    from cpift.train.config import DEFAULTS
-
+def _step(recipe: Recipe, stage: _Stage, longest: int, core: int, gpus: int) -> Step:
     given = {**DEFAULTS, **recipe.training_of(stage)}
     rows, passes = ranks.share(
         int(given["per_device_train_batch_size"]),
@@ -70,41 +85,7 @@ def _step(recipe: Recipe, stage: Any, longest: int, core: int, gpus: int) -> Ste
     )
 
 
-def _synced(config: Any) -> bool:
+def _synced(config: object) -> bool:
+    """Are gradients reduced after each pass? ``config`` is SFTConfig's ``accelerator_config``."""
     inner = config.get("gradient_accumulation_kwargs") if isinstance(config, dict) else None
-    return bool((inner or {}).get("sync_each_batch", False))
-
-
-def show(found: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Print it for people."""
-    from cpift.console.terminal import size
-
-    say(f"on {found['gpus']} GPUs, each:")
-    for sharding, part in found["training"].items():
-        say(f"  {sharding:13} {size(part['peak']):>8}  ({part['stage']}: {_parts(part)}); {cards(part['fits'])}")
-    scoring = found["scoring"]
-    say(
-        f"  scoring       {size(scoring['peak']):>8}  (the first GPU alone holds the model, in fp32); {cards(scoring['fits'])}"
-    )
-    main = found["main"]
-    say(
-        f"  main memory   {size(main['loading'])} as a training loads, if all GPUs are in one node; "
-        f"identify {size(main['identify'])}, fuse {size(main['fuse'])}"
-    )
-    say("AdamW and transformers of the Llama kind are assumed; formulas: docs/plan.md")
-
-
-def _parts(part: Mapping[str, Any]) -> str:
-    from cpift.console.terminal import size
-
-    names = ("weights", "moments", "gradients", "buckets", "unsharded", "frozen", "copies", "activations", "logits")
-    return ", ".join(f"{name} {size(part[name])}" for name in names if part[name])
-
-
-def cards(fitting: list[int]) -> str:
-    """In words: which of the common cards are large enough."""
-    return (
-        f"fits a card of {' or '.join(map(str, fitting))} GB"
-        if fitting
-        else f"fits no card up to {max(memory.CARDS)} GB"
-    )
+    return bool(inner.get("sync_each_batch", False)) if isinstance(inner, dict) else False

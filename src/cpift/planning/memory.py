@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 CARDS = (24, 40, 80)  # GB as 10^9 bytes: what a card has above that, CUDA itself and fragments take
 _TILE = 4096, 32768  # tokens and words of the logits that TRL's fused head makes at a time
@@ -68,25 +68,35 @@ class Training:
         return kept + (self.gradients + passing if self.accumulates else max(self.gradients, passing))
 
 
-def shape_of(sizes: Mapping[str, int], config: Mapping[str, Any]) -> Shape:
-    """The shape of a checkpoint: elements by parameter (tied ones once), and its ``config.json``."""
-    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    assert inner is not None
+def shape_of(sizes: Mapping[str, int], config: Mapping[str, object]) -> Shape:
+    """The shape of a checkpoint.
+
+    Args:
+        sizes: elements by parameter, tied ones once.
+        config: its ``config.json``.
+    """
+    text = config.get("text_config")
+    inner: Mapping[str, object] = text if isinstance(text, dict) else config
+
+    def number(*names: str) -> int:
+        """The first of these keys that has a value; 0 without any."""
+        return next((value for name in names if isinstance(value := inner.get(name), int) and value), 0)
+
     layers: dict[str, int] = {}
     for name, size in sizes.items():
         if found := re.match(r"(.*?\.\d+)\.", name):
             layers[found[1]] = layers.get(found[1], 0) + size
-    vocabulary = int(inner.get("vocab_size") or 0)
-    hidden = int(inner.get("hidden_size") or inner.get("n_embd") or inner.get("d_model") or 0)
-    heads = int(inner.get("num_attention_heads") or inner.get("n_head") or 1)
+    vocabulary = number("vocab_size")
+    hidden = number("hidden_size", "n_embd", "d_model")
+    heads = number("num_attention_heads", "n_head") or 1
     return Shape(
         parameters=sum(sizes.values()),
         layer=max(layers.values(), default=0),
         head=vocabulary * hidden,
         layers=len(layers),
         hidden=hidden,
-        intermediate=int(inner.get("intermediate_size") or 4 * hidden),
-        attention=heads * int(inner.get("head_dim") or hidden // heads),
+        intermediate=number("intermediate_size") or 4 * hidden,
+        attention=heads * (number("head_dim") or hidden // heads),
         heads=heads,
         vocabulary=vocabulary,
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
 from cpift.checkpoint.align import excluded
 from cpift.checkpoint.hub import locate
@@ -18,10 +18,10 @@ from cpift.data.row_checks import Row
 from cpift.data.rows import load_task
 from cpift.errors import CpiftError
 from cpift.evaluation.scores import EvalTask
+from cpift.files.records import PLAN_FORMAT, DataEntry, Measured, PlannedPart, PlanRecord, Preparation
 from cpift.method.identify import core_count
 from cpift.planning import trial
 from cpift.planning.gpus import per_gpu
-from cpift.planning.gpus import show as show_gpus
 from cpift.planning.memory import shape_of
 from cpift.planning.padding import shuffled_padding
 from cpift.recipe.recipe import Recipe
@@ -39,14 +39,19 @@ _Trained = Literal["probe", "backbone", "refine"]
 _TRAINED: tuple[_Trained, ...] = ("probe", "backbone", "refine")
 
 
-def plan(recipe: Recipe, *, measure: bool = False, gpus: int | None = None) -> dict[str, Any]:
-    """Trained and core parameters, steps, tokens, memory, disk, and with ``measure`` the time of a run.
+def plan(recipe: Recipe, *, measure: bool = False, gpus: int | None = None) -> PlanRecord:
+    """What a run costs: parameters, steps, tokens, memory, disk. Writes nothing that stays.
 
     Every task is taken to be a group of its own: groups change the number of stages, hardly their sum.
-    Memory in bytes is that of training in fp32 without activations, or with ``measure`` the peak of a short trial.
-    ``gpus``: memory of each of so many GPUs too, by sharding. Writes nothing that stays.
+    Memory is that of training in fp32 without activations, in bytes.
 
-    Raises :class:`CpiftError` for a recipe, data or model that cannot be used.
+    Args:
+        recipe: the recipe.
+        measure: time a short trial on this machine. Memory is then the trial's peak.
+        gpus: also the memory of each of this many GPUs, by sharding.
+
+    Raises:
+        CpiftError: the recipe, its data or its model cannot be used.
     """
     if gpus is not None and gpus < 1:
         raise CpiftError(f"--gpus {gpus}: is no number of GPUs")
@@ -66,7 +71,7 @@ def plan(recipe: Recipe, *, measure: bool = False, gpus: int | None = None) -> d
 
 def _plan(
     recipe: Recipe, base: Path, converted: bool, measure: bool, gpus: int | None, prepared: float, scratch: Path
-) -> dict[str, Any]:
+) -> PlanRecord:
     checkpoint, tokenizer = open_checkpoint(base), load_tokenizer(base, recipe.trust_remote_code, recipe.chat)
     skipped = excluded(checkpoint.tensors, recipe.region.exclude)
     counted = sum(t.size for n, t in checkpoint.tensors.items() if n not in skipped)
@@ -79,13 +84,13 @@ def _plan(
         began = time.perf_counter()
         loaded = load_task(name, task, recipe.seed)
         loading, began = loading + time.perf_counter() - began, time.perf_counter()
-        measured = measure_rows(name, task, loaded, tokenizer, limit)
+        task_rows = measure_rows(name, task, loaded, tokenizer, limit)
         encoding += time.perf_counter() - began
-        data[name], encoded[name], rows[name] = measured.data, measured.train, len(loaded.train)
+        data[name], encoded[name], rows[name] = task_rows.data, task_rows.train, len(loaded.train)
         held[name] = loaded.train, loaded.evaluation
-        warnings += measured.data.warnings
-        scored += measured.data.evaluation.tokens
-        tests[name] = EvalTask.of(task, loaded.evaluation, measured.data.metric)
+        warnings += task_rows.data.warnings
+        scored += task_rows.data.evaluation.tokens
+        tests[name] = EvalTask.of(task, loaded.evaluation, task_rows.data.metric)
     warnings += [warning.text for warning in check_limits(recipe, base, tokenizer, held)]
     lengths = {t: sum(len(e.input_ids) for e in kept) / len(kept) for t, kept in encoded.items()}
     parts = _trainings(recipe, rows, lengths)
@@ -95,7 +100,8 @@ def _plan(
     models = 2 + tasks + (not recipe.backbone.is_base) + tasks
     if recipe.arrivals:  # each leaves the trained and the averaged model
         checkpoints, models = 2 * len(parts) + converted, 1 + len(parts)
-    result: dict[str, Any] = {
+    record: PlanRecord = {
+        "format": PLAN_FORMAT,
         "parameters": checkpoint.total,
         "counted": counted,
         "core": core,
@@ -106,29 +112,34 @@ def _plan(
         "memory": checkpoint.total * TRAIN_BYTES,
         "disk": checkpoints * checkpoint.total * 4 + _saved(recipe, parts) * checkpoint.total * SAVED_BYTES,
         "checkpoints": checkpoints,
-        "data": {name: task.to_dict() for name, task in mixed.items()},
+        "data": {name: cast(DataEntry, task.to_dict()) for name, task in mixed.items()},
         "mixture": mixture_lines(mixed, recipe.mix),
         "warnings": warnings,
     }
     if gpus is not None:
         shape = shape_of({n: t.size for n, t in checkpoint.tensors.items()}, checkpoint.config)
         longest = max(len(e.input_ids) for kept in encoded.values() for e in kept)
-        result["gpus"] = per_gpu(recipe, shape, longest, core, gpus)
+        record["gpus"] = per_gpu(recipe, shape, longest, core, gpus)
     if measure:
-        found = trial.measure(recipe, base, encoded, tests, scratch)
-        result["measured"] = found | {
+        preparation: Preparation = {
             "prepare_seconds": prepared,
             "load_rows_seconds": loading,
             "encode_seconds": encoding,
         }
-        result["memory"] = found["peak_memory"]
-        slower = _more_padding(recipe, _pools(recipe, rows, lengths), encoded, found["train_padding"])
-        _add_seconds(result, {t: len(test.rows) for t, test in tests.items()}, slower)
-    return result
+        measured = trial.measure(recipe, base, encoded, tests, scratch, preparation)
+        slower = _more_padding(recipe, _pools(recipe, rows, lengths), encoded, measured["train_padding"])
+        _add_seconds(record, measured, {t: len(test.rows) for t, test in tests.items()}, slower)
+    return record
 
 
-def _trainings(recipe: Recipe, rows: dict[str, int], lengths: dict[str, float]) -> list[dict[str, Any]]:
-    """Stages, steps and tokens of each part of the run that trains; ``rows``, mean ``lengths``: of each task's training rows."""
+def _trainings(recipe: Recipe, rows: dict[str, int], lengths: dict[str, float]) -> list[PlannedPart]:
+    """Stages, steps and tokens of each part of the run that trains.
+
+    Args:
+        recipe: the recipe.
+        rows: number of training rows, by task.
+        lengths: mean tokens of a row, by task.
+    """
     if recipe.arrivals:
         return _arrivals(recipe, rows, lengths)
     batch = {stage: batch_rows(recipe.training_of(stage)) for stage in _TRAINED}
@@ -138,7 +149,7 @@ def _trainings(recipe: Recipe, rows: dict[str, int], lengths: dict[str, float]) 
     epochs = steps * batch["probe"] / mean_rows
     passes = epochs if recipe.backbone.epochs == "auto" else float(recipe.backbone.epochs)
 
-    def part(name: str, stage: _Trained, counts: list[tuple[int, float]]) -> dict[str, Any]:
+    def part(name: str, stage: _Trained, counts: list[tuple[int, float]]) -> PlannedPart:
         tokens = sum(number * batch[stage] * length for number, length in counts)
         return {"stage": name, "stages": len(counts), "steps": sum(n for n, _ in counts), "tokens": round(tokens)}
 
@@ -211,10 +222,11 @@ def _more_padding(
     return factors
 
 
-def _arrivals(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, float]) -> list[dict[str, Any]]:
+def _arrivals(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, float]) -> list[PlannedPart]:
     """Steps and tokens of each arrival, replayed rows included."""
     assert recipe.arrivals is not None
-    parts, batch = [], batch_rows(recipe.training_of("arrivals"))
+    parts: list[PlannedPart] = []
+    batch = batch_rows(recipe.training_of("arrivals"))
     for number, task in enumerate(recipe.arrivals.order, start=1):
         steps, replay = arrival_steps(recipe, rows, number), replayed_rows(recipe, rows, number)
         new, kept = mixed_rows(recipe, rows, number)
@@ -226,8 +238,8 @@ def _arrivals(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, flo
     return parts
 
 
-def _saved(recipe: Recipe, parts: list[dict[str, Any]]) -> int:
-    """The trainer's own checkpoints that lie there at once, while a new one is written: none where a stage is short."""
+def _saved(recipe: Recipe, parts: list[PlannedPart]) -> int:
+    """Trainer checkpoints on the disk at once, while a new one is written: none where stages are short."""
     for part in parts:
         arrives = part["stage"].startswith("arrival ")
         given = recipe.training_of(
@@ -239,69 +251,27 @@ def _saved(recipe: Recipe, parts: list[dict[str, Any]]) -> int:
     return 0
 
 
-def _add_seconds(result: dict[str, Any], tests: dict[str, int], slower: Mapping[str, float]) -> None:
-    """The time of each part and of the whole, from what was measured.
+def _add_seconds(record: PlanRecord, measured: Measured, tests: Mapping[str, int], slower: Mapping[str, float]) -> None:
+    """Add what was measured, and from it the time of each part and of the whole.
 
     Args:
-        result: the plan, to which seconds are added.
+        record: the plan.
+        measured: by the trial.
         tests: rows to score by task.
         slower: factors of the time of a token, by name of the part.
     """
-    found, parts, models = result["measured"], result["stages"], result["evaluated_models"]
+    parts, finish = record["stages"], measured["finish_seconds"]
     for part in parts:
-        made = part["stages"] * (found["train_overhead_seconds"] + found["finish_seconds"])
-        each = slower.get(part["stage"], 1.0) / found["train_tokens_per_second"]
+        made = part["stages"] * (measured["train_overhead_seconds"] + finish)
+        each = slower.get(part["stage"], 1.0) / measured["train_tokens_per_second"]
         part["seconds"] = part["tokens"] * each + made
-    for name in ("identify", "fuse"):
-        parts.append({"stage": name, "stages": 1, "seconds": found[f"{name}_seconds"]})
-    parts[-1]["seconds"] += found["finish_seconds"]
-    one = found["load_seconds"] + sum(found["row_seconds"][t] * count for t, count in tests.items())
-    result["evaluate_seconds"] = models * (one + found["neutral_seconds"])
-    # The rows are encoded as they are checked, again for the probes and for the backbone; the last model is hashed again.
-    rest = found["load_rows_seconds"] + 3 * found["encode_seconds"] + found["finish_seconds"] + found["prepare_seconds"]
-    result["other_seconds"] = found["start_seconds"] + rest
-    result["seconds"] = sum(p["seconds"] for p in parts) + result["evaluate_seconds"] + result["other_seconds"]
-
-
-def _data(task: dict[str, Any]) -> str:
-    train, shapes = task["train"], ", ".join(task["shapes"]) or "generated"
-    return (
-        f"{train['rows']:,} rows, {train['tokens']:,} tokens, "
-        f"the longest {train['longest']:,}, {train['cut_share']:.1%} cut; {shapes}"
-    )
-
-
-def show(result: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Print a plan for people."""
-    from cpift.console.terminal import duration, size
-
-    for text in result["warnings"]:
-        say(f"warning: {text}")
-    say(
-        f"parameters   {result['parameters']:,} trained, {result['counted']:,} counted, {result['core']:,} core per task"
-    )
-    for name, task in result["data"].items():
-        say(f"data         {name}: {_data(task)}")
-    for line in result["mixture"]:
-        say(f"{'mixture' if not line.startswith(' ') else '':12} {line}")
-    for part in result["stages"]:
-        took = f"  {duration(part['seconds'])}" if "seconds" in part else ""
-        done = f"{part['steps']:,} steps, {part['tokens']:,} tokens" if "steps" in part else "no training"
-        say(f"{part['stage']:12} {done}{took}")
-    took = f"  {duration(result['evaluate_seconds'])}" if "evaluate_seconds" in result else ""
-    say(f"evaluate     {result['evaluated_models']} models, {result['evaluated_tokens']:,} tokens{took}")
-    how = "peak of a trial" if "measured" in result else "weights, gradients and AdamW in fp32; activations come on top"
-    say(f"memory       {size(result['memory'])} ({how})")
-    measured = result.get("measured", {})
-    if "peak_device_memory" in measured:
-        say(f"device       {size(measured['peak_device_memory'])} (peak of a trial on {measured['device']})")
-    say(f"disk         {size(result['disk'])} ({result['checkpoints']} checkpoints in fp32)")
-    if "seconds" in result:
-        trial = result["measured"]
-        say(f"start        rows, checks and the libraries  {duration(result['other_seconds'])}")
-        say(f"time         {duration(result['seconds'])} ({trial['train_tokens_per_second']:.0f} tokens/s in training)")
-    else:
-        say("time         add --measure to time a few steps on this machine")
-    if "gpus" in result:
-        show_gpus(result["gpus"], say)
-    say("Each task is taken as a group of its own; generated answers are not in the tokens, but in the time.")
+    parts.append({"stage": "identify", "stages": 1, "seconds": measured["identify_seconds"]})
+    parts.append({"stage": "fuse", "stages": 1, "seconds": measured["fuse_seconds"] + finish})
+    one = measured["load_seconds"] + sum(measured["row_seconds"][t] * count for t, count in tests.items())
+    evaluate = record["evaluated_models"] * (one + measured["neutral_seconds"])
+    # The rows are encoded as they are checked, again for the probes and the backbone; the last model is hashed again.
+    rows = measured["load_rows_seconds"] + 3 * measured["encode_seconds"]
+    other = measured["start_seconds"] + rows + finish + measured["prepare_seconds"]
+    record["measured"], record["memory"] = measured, measured["peak_memory"]
+    record["evaluate_seconds"], record["other_seconds"] = evaluate, other
+    record["seconds"] = sum(part["seconds"] for part in parts) + evaluate + other

@@ -10,39 +10,66 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.encoding import Encoded
+from cpift.evaluation.guard import neutral_loss
+from cpift.evaluation.scores import EvalTask, measure_scoring
+from cpift.files import manifest
+from cpift.files.records import DeviceUse, Measured, MergingTrial, Preparation, ScoringTrial, TrainingTrial
+from cpift.kernels.threads import core_count as threads
+from cpift.method.fuse import fuse
+from cpift.method.identify import identify
 from cpift.planning.padding import padding
 from cpift.recipe.recipe import Recipe
+from cpift.runs.usage import peak_memory, reset_peak
+from cpift.train import accelerator
+from cpift.train.config import DEFAULTS, batch_rows, max_length
+from cpift.train.fine_tune import fine_tune
+from cpift.train.spec import TrainSpec
 
 STEPS, WARM_UP = 12, 2  # the first ones are not timed, nor is the last
 _IMPORTS = "import cpift.cli.main, cpift.runs.pipeline, cpift.runs.stages.graph, cpift.train.fine_tune, cpift.evaluation.scores, cpift.method.fuse"
 
 
 def measure(
-    recipe: Recipe, base: Path, encoded: Mapping[str, Sequence[Encoded]], tests: Mapping[str, Any], scratch: Path
-) -> dict[str, Any]:
-    """Seconds and peak memory (bytes) of each kind of work, from a few steps, one checkpoint and a batch of each task.
-
-    On a device also its name and the peak of its memory, as a stage's facts have them.
+    recipe: Recipe,
+    base: Path,
+    encoded: Mapping[str, Sequence[Encoded]],
+    tests: Mapping[str, EvalTask],
+    scratch: Path,
+    preparation: Preparation,
+) -> Measured:
+    """Seconds and peak memory of each kind of work, from a few steps, one checkpoint and a batch of each task.
 
     Args:
+        recipe: the recipe.
+        base: folder of the base model.
         encoded: training rows by task.
-        tests: :class:`cpift.evaluation.scores.EvalTask` by task.
+        tests: evaluation rows by task.
         scratch: an empty folder with room for three models in fp32.
+        preparation: what the plan has timed before.
     """
-    from cpift.train import accelerator
-
-    found: dict[str, Any] = {"start_seconds": _import_seconds()}
+    started = _import_seconds()
     accelerator.reset_peak()
-    found |= _training(recipe, base, encoded, scratch)
-    found |= _merging(recipe, base, scratch)
-    found |= _scoring(recipe, scratch / "trial", tests)
-    found["peak_memory"] = max(value for key, value in found.items() if key.endswith("_peak"))
-    return found | accelerator.used()
+    training = _training(recipe, base, encoded, scratch)
+    merging = _merging(recipe, base, scratch)
+    scoring = _scoring(recipe, scratch / "trial", tests)
+    return {
+        **training,
+        **merging,
+        **scoring,
+        **preparation,
+        **cast(DeviceUse, accelerator.used()),
+        "start_seconds": started,
+        "peak_memory": max(
+            training["train_peak"], merging["identify_peak"], merging["fuse_peak"], scoring["score_peak"]
+        ),
+    }
 
 
 def _import_seconds() -> float:
@@ -53,11 +80,16 @@ def _import_seconds() -> float:
 
 
 def sample(encoded: Mapping[str, Sequence[Encoded]], batch: int, by_length: bool = True) -> list[Encoded]:
-    """Rows of ``STEPS`` batches in their order: the longest of all first and last, which takes the most memory, and more once
-    memory is in pieces; between them batches of each task in turn, drawn from those that a training would make of its
-    rows (by like length or not), so that padding is as there."""
-    from transformers.trainer_pt_utils import get_length_grouped_indices
+    """Rows of ``STEPS`` batches, in their order.
 
+    The longest rows come first and last: they take the most memory, and more once memory is fragmented. Between them come
+    batches of each task in turn, drawn from those that a training would make, so that their padding is the same.
+
+    Args:
+        encoded: training rows by task.
+        batch: rows of a step.
+        by_length: the training groups rows by length.
+    """
     rng, queues = random.Random(0), []
     for rows in encoded.values():
         lengths = [len(row.input_ids) for row in rows]
@@ -74,15 +106,7 @@ def sample(encoded: Mapping[str, Sequence[Encoded]], batch: int, by_length: bool
     return longest + between + longest
 
 
-def _training(
-    recipe: Recipe, base: Path, encoded: Mapping[str, Sequence[Encoded]], scratch: Path
-) -> dict[str, float | int]:
-    from cpift.files import manifest
-    from cpift.runs.usage import peak_memory, reset_peak
-    from cpift.train.config import DEFAULTS, batch_rows
-    from cpift.train.fine_tune import fine_tune
-    from cpift.train.spec import TrainSpec
-
+def _training(recipe: Recipe, base: Path, encoded: Mapping[str, Sequence[Encoded]], scratch: Path) -> TrainingTrial:
     times: list[tuple[float, int]] = []
     folder = manifest.begin(scratch / "trial", "trial")
     training = {**DEFAULTS, **recipe.training_of("probe")}
@@ -114,14 +138,8 @@ def _training(
     }
 
 
-def _merging(recipe: Recipe, base: Path, scratch: Path) -> dict[str, float | int]:
+def _merging(recipe: Recipe, base: Path, scratch: Path) -> MergingTrial:
     """Identify and fuse with one task; both take time by the checkpoints that they read."""
-    from cpift.checkpoint.reader import open_checkpoint
-    from cpift.kernels.threads import core_count as threads
-    from cpift.method.fuse import fuse
-    from cpift.method.identify import identify
-    from cpift.runs.usage import peak_memory, reset_peak
-
     percent, tuned = str(recipe.region.percent), {"trial": scratch / "trial"}
     reset_peak()
     began = time.perf_counter()
@@ -142,12 +160,7 @@ def _merging(recipe: Recipe, base: Path, scratch: Path) -> dict[str, float | int
     }
 
 
-def _scoring(recipe: Recipe, model: Path, tests: Mapping[str, Any]) -> dict[str, Any]:
-    from cpift.evaluation.guard import neutral_loss
-    from cpift.evaluation.scores import measure_scoring
-    from cpift.runs.usage import peak_memory, reset_peak
-    from cpift.train.config import max_length
-
+def _scoring(recipe: Recipe, model: Path, tests: Mapping[str, EvalTask]) -> ScoringTrial:
     reset_peak()
     loaded, rows = measure_scoring(model, tests, max_length(recipe.training), recipe.trust_remote_code, recipe.chat)
     began = time.perf_counter()
