@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 from tiny_run import Listener, call, one_thread
 from transformers import AutoModelForCausalLM
 
+from cpift.data.encoding import encode
 from cpift.errors import CpiftError
 from cpift.method.region import Region
 from cpift.planning.plan import plan
 from cpift.recipe.recipe import Recipe
 from cpift.runs.arrival_rows import arrival_steps, replayed_rows
 from cpift.runs.pipeline import run
+from cpift.train.models import load_tokenizer
 
 TRAINING = {"per_device_train_batch_size": 4, "bf16": False, "max_length": 64, "learning_rate": 1e-2}
 
@@ -80,7 +82,7 @@ def region(folder: Path) -> dict[str, np.ndarray]:
 def test_protected_positions_keep_every_bit_over_all_arrivals(place: Path, two: Path) -> None:
     before, after = values(place / "mine"), values(two / "model")
     held = region(two / "stages/03-protect")
-    assert sum(map(len, held.values())) == round(0.05 * sum(v.numel() for v in before.values()))
+    assert sum(map(len, held.values())) == int(0.05 * sum(v.numel() for v in before.values()))
     for name, positions in held.items():
         at = torch.from_numpy(positions.astype(np.int64))
         assert torch.equal(after[name][at].view(torch.int16), before[name][at].view(torch.int16)), name
@@ -240,3 +242,32 @@ def test_half_of_the_rows_are_kept_rows_shared_out_among_the_tasks_at_hand() -> 
     assert replayed_rows(recipe, rows, 1) == {"old": 50, "older": 10}
     assert replayed_rows(recipe, rows, 2) == {"old": 45, "older": 10, "new": 5}
     assert arrival_steps(recipe, rows, 1) == 15  # 60 new rows and as many kept ones, by 8
+
+
+def test_a_region_by_fisher_information_of_the_kept_rows_is_protected(place: Path) -> None:
+    recipe = arrivals(place, ["upper"], ["reverse"], protect={"by": "fisher", "percent": 10.0}, base=None)
+    with one_thread():
+        run(Recipe.parse(recipe), place / "fisher")
+    held = Region.load(place / "fisher/stages/03-protect/region.safetensors").positions
+    model = AutoModelForCausalLM.from_pretrained(place / "mine", dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(place / "mine")
+    squares = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    for row in (json.loads(line) for line in (place / "reverse.train.jsonl").read_text().splitlines()):
+        encoded = encode(row, tokenizer, 64)
+        model.zero_grad()
+        logits = model(torch.tensor([encoded.input_ids])).logits[0, :-1]
+        target = torch.tensor(encoded.labels[1:])
+        torch.nn.functional.cross_entropy(logits, target, ignore_index=-100, reduction="sum").backward()
+        for name, parameter in model.named_parameters():
+            squares[name] += parameter.grad**2
+    least = min(
+        float(squares[name].flatten()[torch.from_numpy(at.astype(np.int64))].min()) for name, at in held.items()
+    )
+    count = int(0.1 * sum(values.numel() for values in squares.values()))
+    assert sum(map(len, held.values())) == count
+    expected = torch.cat([values.flatten() for values in squares.values()]).sort(descending=True).values[count - 1]
+    assert least == pytest.approx(float(expected), rel=1e-3)
+    before, after = values(place / "mine"), values(place / "fisher/model")
+    for name, where in held.items():
+        at = torch.from_numpy(where.astype(np.int64))
+        assert torch.equal(after[name][at].view(torch.int16), before[name][at].view(torch.int16)), name

@@ -23,6 +23,7 @@ REMEDIES: Mapping[str, str] = {
     "no-pad-token": "Nothing, or set training.pad_token to a token that ends no answer.",
     "nothing-to-score": "Raise training.max_length, or give these rows an answer: they are not part of the score.",
     "one-group": "Raise group.threshold (the overlap figure shows what each τ would give), or read the result as multi-task SFT with fusion: nothing was frozen.",
+    "protected-region": "Raise protect.percent, keep more rows, or choose another protect.by (docs/add.md).",
     "rows-cut": "Raise training.max_length, or shorten the rows: cpift data shows their lengths. What is cut off is not learnt.",
     "rows-left-out": "Raise training.max_length, or shorten the prompts: these rows taught nothing.",
     "two-precisions": "Remove the scores that it names and run again on one machine, or read small differences as nothing.",

@@ -341,11 +341,13 @@ class Arrivals(_Trained):
 class Protect(Part):
     """What keeps the abilities of the model to which tasks are added."""
 
-    by: Literal["auto", "update", "fisher", "magnitude_gradient", "none"] = "auto"
+    by: Literal["auto", "none", "update", "fisher", "magnitude_gradient", "magnitude"] = "auto"
     """How the protected region is chosen: by \\|model − base\\|, or on the kept rows by Fisher information or \\|θ·g\\|.
     auto: update where base is given, otherwise none. Regions that the model carries are protected in any case."""
     percent: float = Field(default=1.0, gt=0, lt=100)
     """Share of all parameters that is protected, in per cent."""
+    unit: Literal["element", "column"] = "element"
+    """What is protected: single parameters, or whole columns of weights."""
     freeze: bool = True
     """Keep protected regions, and the cores of earlier arrivals, bit-identical."""
     replay: float = Field(default=0.5, ge=0, lt=1)

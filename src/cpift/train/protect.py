@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +65,7 @@ def protect(
     model: str | Path,
     *,
     base: str | Path | None = None,
-    rows: str | None = None,
+    rows: str | Sequence[Row] | None = None,
     by: str | None = None,
     percent: str | float | int = 1,
     unit: str = "element",
@@ -83,7 +83,7 @@ def protect(
     Args:
         model: the checkpoint to be protected.
         base: what it was fine-tuned from, for "update".
-        rows: a file, folder or data set id with rows that it should still be good at, for criteria by rows.
+        rows: rows that it should still be good at, for criteria by rows: a file, folder or data set id, or checked rows.
         by: one of :data:`CRITERIA`; by default "update" with a base, "fisher" with rows.
         percent: share of the counted elements, 0 < percent <= 100.
         unit: "element", or "column" (see :func:`cpift.method.top_scores.top_columns`).
@@ -116,8 +116,8 @@ def protect(
             read = _updates(origin, checkpoint)
         score = CRITERIA[name].score
         if rows is not None and score is not None:
-            folder = Path(scratch)
-            measured = write_importance(Path(model), _rows(rows, warnings), score, folder, max_length, tick)
+            folder, kept = Path(scratch), _rows(rows, warnings) if isinstance(rows, str) else rows
+            measured = write_importance(Path(model), kept, score, folder, max_length, tick)
             warnings += measured.warnings
             if measured.left_out:
                 warnings.append(

@@ -28,6 +28,10 @@ from cpift.runs.stages.guard import neutral_stage
 from cpift.runs.stages.identify import CODE as IDENTIFY_CODE
 from cpift.runs.stages.identify import region_facts, region_settings, region_warnings
 from cpift.runs.stages.train import spec_of, train_stage
+from cpift.train.config import max_length
+from cpift.train.protect import MAX_LENGTH, protect
+
+_BY_ROWS = ("fisher", "magnitude_gradient")  # criteria that need kept rows
 
 
 def arrival_stages(run: Run) -> list[Stage]:
@@ -62,31 +66,43 @@ def _protect(run: Run) -> Stage | None:
     by = ("update" if run.recipe.base else "none") if part.by == "auto" else part.by
     if not part.freeze or (by == "none" and not carried):
         return None
+    kept = [task for task in run.tasks if task not in run.recipe.arrivals.order] if run.recipe.arrivals else []
+    kept = kept if by in _BY_ROWS else []
     settings: dict[str, Any] = {"by": by, "carried": {n: manifest.file_hash(f) for n, f in carried.items()}}
     settings |= settings_of(run.base, "base")
-    if by == "update":
-        settings |= {
-            "percent": str(part.percent),
-            "exclude": run.recipe.region.exclude,
-            "tuned_from": checkpoint_identity(checkpoint_place(str(run.recipe.base))),
-        }
+    if by != "none":
+        settings |= {"percent": str(part.percent), "unit": part.unit, "exclude": run.recipe.region.exclude}
+    if kept:
+        settings |= {"tasks": kept, "max_length": max_length(run.recipe.training)}
+    origin = checkpoint_place(run.recipe.base) if by == "update" and run.recipe.base else None
+    if origin is not None:
+        settings["tuned_from"] = checkpoint_identity(origin)
 
     def select(folders: Mapping[str, Path]) -> Facts:
         regions = {name: _bare(Region.load(file)) for name, file in carried.items()}
-        if by == "update":
-            origin, exclude = checkpoint_place(str(run.recipe.base)), run.recipe.region.exclude
-            own = identify(origin, {"model": run.base.path}, str(part.percent), exclude=exclude)["model"]
-            for warning in region_warnings("protected", own):
-                run.add(warning.of(layout.PROTECT))
-            regions[""] = _bare(own)
+        if by != "none":
+            own = protect(
+                run.base.path,
+                base=origin,
+                rows=[row for task in kept for row in run.rows(task, "train")] if kept else None,
+                by=by,
+                percent=str(part.percent),
+                unit=part.unit,
+                exclude=run.recipe.region.exclude,
+                max_length=max_length(run.recipe.training) or MAX_LENGTH,
+                tick=lambda done, rows: run.reporter.progress(done, rows, f"{done} of {rows} rows"),
+            )
+            for text in own.warnings:
+                run.add(finding("protected-region", text, layout.PROTECT))
+            regions[""] = _bare(own.region)
         joined = regions_by_name(regions, list(regions))
         assert joined is not None
         joined.save(folders[layout.PROTECT] / layout.REGION_FILE)
         return {layout.PROTECT: {**region_facts(joined), "by": by, "carried": sorted(carried)}}
 
-    return Stage(
-        layout.PROTECT, "identify", "the protected region", settings, run.base.needs, select, code=IDENTIFY_CODE
-    )
+    needs = (*run.base.needs, *map(layout.rows, kept))
+    what = "the protected region"
+    return Stage(layout.PROTECT, "identify", what, settings, needs, select, code=IDENTIFY_CODE)
 
 
 def _bare(region: Region) -> Region:
