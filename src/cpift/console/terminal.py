@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -13,6 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cpift.console import stopping
+from cpift.console.format import duration as duration
+from cpift.console.format import size as size
+from cpift.console.progress import Counter
 from cpift.console.reporter import Reporter
 from cpift.console.time_left import TimeLeft
 from cpift.metrics import described
@@ -101,23 +104,25 @@ class Terminal(Reporter):
             self._bar = None
 
 
-def byte_progress(total: int) -> Callable[[int], None]:
-    """A callback for a command of its own that shows bytes and throughput."""
-    terminal = Terminal()
-    began, done = time.monotonic(), 0
+class _Reading(Terminal):
+    """Of a command of its own: the bar comes with the first bytes, and goes with the last."""
 
-    def tick(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        if done == nbytes and terminal._live:
-            terminal.stage("", "reading")
-        terminal.progress(
-            done, total, f"{size(done)} of {size(total)}, {size(done / max(time.monotonic() - began, 1e-9))}/s"
-        )
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun = False
+
+    def progress(self, done: float, total: float, detail: str = "") -> None:
+        if not self._begun and self._live:
+            self.stage("", "reading")
+        self._begun = True
+        super().progress(done, total, detail)
         if done >= total:
-            terminal.close()
+            self.close()
 
-    return tick
+
+def byte_progress(total: int) -> Counter:
+    """A callback for a command of its own that shows bytes and throughput."""
+    return Counter(_Reading(), total)
 
 
 def numbers_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -176,20 +181,3 @@ def _widest_intervals(result: ScoresRecord) -> dict[Unit, float]:
 
 def _score(entry: ScoreEntry) -> str:
     return described(entry["metric"]).unit.number(entry["score"])
-
-
-def duration(seconds: float) -> str:
-    """3.2 s, 4 min 05 s, 2 h 10 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(nbytes: float) -> str:
-    """Bytes for people: 538 MB, 2.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.3g} TB"

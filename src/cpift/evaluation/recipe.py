@@ -7,6 +7,7 @@ from typing import Any
 
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import check_finite
+from cpift.console.progress import Counter
 from cpift.console.reporter import Reporter
 from cpift.data.rows import answer_warnings, load_rows, metric_of
 from cpift.evaluation.scores import EvalTask, evaluate, left_out_warning
@@ -38,20 +39,13 @@ def evaluate_recipe(
         for warning in [*warnings, *answer_warnings(name, task, rows)]:
             reporter.warning(warning.text)
         tasks[name] = EvalTask.of(task, rows, metric_of(name, task, rows))
-    total, done = sum(len(task.rows) for task in tasks.values()), 0
-
-    def tick(rows: int) -> None:
-        nonlocal done
-        done += rows
-        reporter.progress(done, total, f"{done} of {total} rows")
-
     reporter.stage(str(model), f"score on {len(tasks)} tasks")
     limit = max_length(recipe.training)
     scores = evaluate(
         model,
         tasks,
         max_length=limit,
-        progress=tick,
+        progress=Counter(reporter, sum(len(task.rows) for task in tasks.values()), "rows"),
         trust_remote_code=recipe.trust_remote_code,
         chat=recipe.chat,
         base=base,

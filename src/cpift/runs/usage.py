@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cpift
 
+_STATUS = Path("/proc/self/status")  # of Linux
 VERSIONS = ("cpift", "torch", "transformers", "trl", "accelerate", "datasets", "safetensors", "numpy")
 
 
@@ -30,7 +31,7 @@ def reset_peak() -> None:
 def peak_memory() -> int:
     """Peak memory of this process in bytes, since the last reset where the system can tell; 0 where it cannot."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = _STATUS.read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         return _peak_of_posix()

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cpift.console.progress import Counter
 from cpift.data.lengths import cut_warning, encode_measured
 from cpift.evaluation.scores import EvalTask, Score, evaluate, left_out_warning, scoring_identity
 from cpift.files import layout
 from cpift.files.findings import Finding
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
-from cpift.runs.stages.progress import Counter
 from cpift.train.config import max_length
 from cpift.train.models import load_tokenizer
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.console.progress import Counter
 from cpift.files import layout
 from cpift.files.findings import finding
 from cpift.method.fuse import fuse
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
-from cpift.runs.stages.progress import Counter, weight_bytes
 
 CODE = 1  # raise it when the same settings and inputs would give another result
 
@@ -28,7 +29,7 @@ def fuse_stage(run: Run, backbone: ModelRef) -> Stage:
     def combine(folders: Mapping[str, Path]) -> Facts:
         tuned = {task: run.folder(layout.probe(task)) for task in run.tasks}
         regions = {task: run.layout.region(task) for task in run.tasks}
-        total = 2 * sum(weight_bytes(folder) for folder in (run.base.path, backbone.path, *tuned.values()))
+        total = 2 * sum(open_checkpoint(folder).nbytes for folder in (run.base.path, backbone.path, *tuned.values()))
         report = fuse_into(
             folders[layout.FUSE],
             run.base.path,

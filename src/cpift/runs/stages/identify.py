@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.console.progress import Counter
 from cpift.files import layout
 from cpift.files.findings import Finding, finding
 from cpift.method.identify import identify
@@ -16,7 +18,6 @@ from cpift.method.region import Region
 from cpift.method.zero_updates import zero_warnings
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, Run, Stage
-from cpift.runs.stages.progress import Counter, weight_bytes
 
 CODE = 1  # raise it when the same settings and inputs would give another result
 
@@ -28,7 +29,7 @@ def identify_stage(run: Run, task: str) -> Stage:
     def select(folders: Mapping[str, Path]) -> Facts:
         names = {stage: parsed.task for stage in folders if (parsed := layout.parse(stage))}
         tuned = {name: run.folder(layout.probe(name)) for name in names.values()}
-        total = sum(weight_bytes(folder) for folder in (run.base.path, *tuned.values()))
+        total = sum(open_checkpoint(folder).nbytes for folder in (run.base.path, *tuned.values()))
         regions = select_regions(run, run.base.path, tuned, Counter(run.reporter, total))
         facts = {}
         for stage, name in names.items():
