@@ -64,6 +64,7 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> Non
 OPTIONS = {
     "run": {"recipe", "out", "sets", "until", "mirror", "dry_run", "engine", "jobs", "address", "gpus_per_job"},
     "data": {"recipe", "sets", "examples", "as_json"},
+    "patch": set(),
     "protect": {
         "model", "out", "base", "rows", "by", "percent", "unit", "only", "exclude", "max_length", "threads",
     },

@@ -34,7 +34,16 @@ _COMPANIONS = (
     "chat_templates/*",
     "additional_chat_templates/*",
 )
-_NOT_COMPANIONS = {INDEX, "fusion.json", "stage.json", "trainer_state.json", "adapter_config.json", "zero_to_fp32.py"}
+PATCHES = "patches.json"  # what a model carries, see cpift.method.apply_patch; true of its own weights alone
+_NOT_COMPANIONS = {
+    INDEX,
+    PATCHES,
+    "fusion.json",
+    "stage.json",
+    "trainer_state.json",
+    "adapter_config.json",
+    "zero_to_fp32.py",
+}
 _TORCH_NAME = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 

@@ -17,6 +17,7 @@ from cpift.cli.compare import Lists, compare
 from cpift.cli.data import data
 from cpift.cli.diff import diff
 from cpift.cli.exports import apply, export
+from cpift.cli.patch import patch
 from cpift.cli.protect import protect
 from cpift.cli.runs import init, plan, report, run, status
 from cpift.cli.tables import DataHelp, EvaluateHelp, FuseHelp
@@ -60,6 +61,7 @@ app = typer.Typer(
 )
 for command in COMMANDS:
     app.command(cls=PARSERS.get(command))(command)
+app.add_typer(patch, name="patch")
 
 
 def _print_version(asked: bool) -> None:
