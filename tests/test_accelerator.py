@@ -19,6 +19,7 @@ from tiny_run import call
 from cpift.data.encoding import encode
 from cpift.distributed.engine import JobError, make_engine
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
+from cpift.evaluation import forced
 from cpift.evaluation import scores as evaluation
 from cpift.evaluation.guard import neutral_loss
 from cpift.evaluation.scores import EvalTask, evaluate
@@ -135,7 +136,7 @@ def test_nothing_of_a_scoring_stays(base: Path, watched: Watched, monkeypatch: p
     """Forced and generated, and the neutral text; and where there is no memory even for one row."""
     tasks = {"t": EvalTask(tiny.rows("first", 6, 0), "loss"), "g": EvalTask(tiny.rows("first", 6, 0), "generate")}
     if fails:
-        monkeypatch.setattr(evaluation, "_padded", raising(torch.OutOfMemoryError(CUDA)))
+        monkeypatch.setattr(forced, "padded", raising(torch.OutOfMemoryError(CUDA)))
         with pytest.raises(OutOfMemory) as told:
             evaluate(base, tasks)
         assert watched.alive == []
@@ -228,7 +229,7 @@ def test_a_run_without_memory_ends_with_one_line(
     assert code == 2
     assert "01-probe/reverse (reverse): out of memory on the processor with batches of 4 rows" in said
     assert "Traceback" not in said
-    monkeypatch.setattr(evaluation, "_padded", raising(torch.OutOfMemoryError(CUDA)))
+    monkeypatch.setattr(forced, "padded", raising(torch.OutOfMemoryError(CUDA)))
     code, _, errors = call(capsys, "run", file, "--out", tmp_path / "out")
     said = " ".join(errors.split())
     assert code == 2
@@ -302,8 +303,8 @@ def test_scoring_on_a_device_is_under_bf16_autocast_and_on_record(base: Path, mo
     monkeypatch.setattr(accelerator, "scoring_precision", lambda: "bf16 autocast")
     monkeypatch.setattr(accelerator, "scoring_autocast", lambda network: torch.autocast("cpu", torch.bfloat16))
     kinds: set[torch.dtype] = set()
-    loss = evaluation._mean_loss
-    monkeypatch.setattr(evaluation, "_mean_loss", lambda logits, *rest: kinds.add(logits.dtype) or loss(logits, *rest))
+    loss = forced.mean_loss
+    monkeypatch.setattr(forced, "mean_loss", lambda logits, *rest: kinds.add(logits.dtype) or loss(logits, *rest))
     half, half_text = evaluate(base, tasks), neutral_loss(base)
     assert kinds == {torch.bfloat16}
     assert {score.precision for score in half.values()} == {half_text["precision"]} == {"bf16 autocast"}

@@ -10,7 +10,7 @@ import tiny
 
 from cpift.data.rows import answer_warnings, metric_of
 from cpift.errors import CpiftError
-from cpift.evaluation.scores import EvalTask, _forced_rows, evaluate
+from cpift.evaluation.scores import EvalTask, evaluate, forwarded_rows
 from cpift.metrics.answers import AnswerPattern, answer_is_text, is_right, references
 from cpift.recipe.parts import Task
 
@@ -78,9 +78,9 @@ def test_one_forward_decides_only_where_one_text_is_right() -> None:
     assert not answer_is_text(row(["x", "y"]))
     assert not answer_is_text(row([]))
     tokenizer, network = tiny.tokenizer(), tiny.uneven()
-    assert _forced_rows(network, tokenizer, EvalTask([row("x")], "exact_match"), None) is not None
-    assert _forced_rows(network, tokenizer, EvalTask([row("x")], "exact_match", pattern="(x)"), None) is None
-    assert _forced_rows(network, tokenizer, EvalTask([row("x"), row(["x", "y"])], "exact_match"), None) is None
+    assert forwarded_rows(network, tokenizer, EvalTask([row("x")], "exact_match"), None) is not None
+    assert forwarded_rows(network, tokenizer, EvalTask([row("x")], "exact_match", pattern="(x)"), None) is None
+    assert forwarded_rows(network, tokenizer, EvalTask([row("x"), row(["x", "y"])], "exact_match"), None) is None
 
 
 def test_an_answer_that_is_no_text_is_refused() -> None:

@@ -11,8 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from cpift.data.encoding import IGNORED, encode
-from cpift.evaluation import batching
-from cpift.evaluation import scores as evaluation
+from cpift.evaluation import batching, forced
 from cpift.evaluation.scores import EvalTask, evaluate, generate
 from cpift.metrics.answers import AnswerPattern, normalise
 from cpift.metrics.summary import summary
@@ -93,8 +92,8 @@ def test_the_loss_is_as_exact_as_its_precision() -> None:
     target = torch.randint(0, 50_000, (40,), generator=generator)
     counted = torch.arange(40) % 3 > 0
     exact = -logits.double().log_softmax(-1)[counted].gather(1, target[counted][:, None]).mean()
-    assert float(evaluation._mean_loss(logits, target, counted)) == pytest.approx(float(exact), rel=2e-6)
-    assert float(evaluation._mean_loss(logits, target, counted & False)) == 0.0
+    assert float(forced.mean_loss(logits, target, counted)) == pytest.approx(float(exact), rel=2e-6)
+    assert float(forced.mean_loss(logits, target, counted & False)) == 0.0
 
 
 def test_logits_of_prompts_are_not_made(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import check_finite
@@ -11,13 +10,14 @@ from cpift.console.progress import Counter
 from cpift.console.reporter import Reporter
 from cpift.data.rows import answer_warnings, load_rows, metric_of
 from cpift.evaluation.scores import EvalTask, evaluate, left_out_warning
+from cpift.metrics.score import ScoreEntry
 from cpift.recipe.recipe import Recipe
 from cpift.train.config import check_training, max_length
 
 
 def evaluate_recipe(
     model: str | Path, recipe: Recipe, reporter: Reporter | None = None, base: Path | None = None
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, ScoreEntry]:
     """Scores of the checkpoint ``model``, by task, each as :class:`cpift.evaluation.scores.Score` has it.
 
     Args:

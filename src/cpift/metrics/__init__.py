@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cpift.errors import CpiftError, did_you_mean
+from cpift.metrics.chrf import CHRF
 from cpift.metrics.exact_match import EXACT_MATCH
 from cpift.metrics.generate import GENERATE
 from cpift.metrics.loss import LOSS
+from cpift.metrics.math import MATH
 from cpift.metrics.metric import PER_CENT, Metric, Unit
+from cpift.metrics.multiple_choice import MULTIPLE_CHOICE
 from cpift.metrics.own import is_own, own_metric
+from cpift.metrics.rouge import ROUGE
 from cpift.table import Table
 
 METRICS = Table(
@@ -18,6 +22,10 @@ METRICS = Table(
         EXACT_MATCH,
         GENERATE,
         LOSS,
+        MULTIPLE_CHOICE,
+        MATH,
+        ROUGE,
+        CHRF,
     ],
 )
 WITH_ANSWERS, WITHOUT_ANSWERS = EXACT_MATCH, LOSS  # what scores rows where the recipe names no metric

@@ -125,6 +125,19 @@ def wanted(row: Row, pattern: AnswerPattern | None) -> list[str]:
     return [reference if (found := pattern.find(reference)) is None else found for reference in references(row)]
 
 
+def references_or_response(row: Row, pattern: AnswerPattern | None) -> list[str]:
+    """The row's references, as the pattern finds them; of a row without an answer the text of its last turn.
+
+    Args:
+        row: a row with a conversation.
+        pattern: where the answer is within a text.
+
+    Raises:
+        ValueError: as :func:`references`.
+    """
+    return wanted(row if references(row) else {"answer": response(row)}, pattern)
+
+
 def turns(row: Row) -> Sequence[Mapping[str, Any]]:
     """The messages of a row, or those of its completion; plain text is the assistant's."""
     given = row["messages"] if "messages" in row else row["completion"]

@@ -13,9 +13,10 @@ def missing(package: str, extra: str) -> str | None:
     """What to do about a package that is not installed; None where it is. Nothing is imported.
 
     Args:
-        package: its name for import.
+        package: its name for import, or that of a module of it.
         extra: the extra of cpift that installs it.
     """
+    package = package.partition(".")[0]
     if find_spec(package) is not None:
         return None
     return f"needs the package {package}, which is not installed; pip install 'cpift[{extra}]'"

@@ -17,7 +17,7 @@ from cpift.data.mixture import pooled_rows
 from cpift.data.row_checks import Row
 from cpift.data.rows import load_task
 from cpift.errors import CpiftError
-from cpift.evaluation.scores import EvalTask
+from cpift.evaluation.task import EvalTask
 from cpift.files.records import PLAN_FORMAT, DataEntry, Measured, PlannedPart, PlanRecord, Preparation
 from cpift.method.identify import core_count
 from cpift.planning import trial

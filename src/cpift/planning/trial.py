@@ -18,7 +18,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.encoding import Encoded
 from cpift.evaluation.guard import neutral_loss
-from cpift.evaluation.scores import EvalTask, measure_scoring
+from cpift.evaluation.task import EvalTask
+from cpift.evaluation.timing import measure_scoring
 from cpift.files import manifest
 from cpift.files.records import DeviceUse, Measured, MergingTrial, Preparation, ScoringTrial, TrainingTrial
 from cpift.kernels.threads import core_count as threads

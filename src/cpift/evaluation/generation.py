@@ -1,0 +1,77 @@
+"""Greedy generation of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList
+
+from cpift.data.healing import GoOnWith, starts, text_of
+from cpift.data.row_checks import Row
+from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
+from cpift.evaluation.batching import generation_room, in_batches
+
+
+def generate(
+    network: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> list[tuple[str, int]]:
+    """Greedy answers to the rows' prompts, without their reasoning, to the end of the turn; their lengths in tokens.
+
+    A turn ends at any of the model's end tokens, the tokenizer's, or the chat template's end of turn.
+    """
+    begun = starts(rows, tokenizer)
+    prompts, ends = [start.ids for start in begun], stop_ids(tokenizer, network)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
+    answers: list[tuple[str, int]] = [("", 0)] * len(rows)
+
+    def work(batch: list[int]) -> None:
+        width = max(len(prompts[i]) for i in batch)
+        ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in batch]).to(network.device)
+        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]).to(network.device)
+        out = network.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=1.0,
+            eos_token_id=ends or None,
+            pad_token_id=pad,
+            logits_processor=_held(tokenizer, [begun[i].rest for i in batch], width),
+        )
+        for i, new in zip(batch, out[:, width:].tolist(), strict=True):
+            stop = next((at for at, token in enumerate(new) if token in ends), len(new))
+            answers[i] = _answer(new[:stop], begun[i].rest, rows[i], tokenizer), stop
+        progress(len(batch))
+
+    in_batches([len(p) for p in prompts], generation_room(network, max_new_tokens), work)
+    return answers
+
+
+def _held(tokenizer: Any, rests: list[str], width: int) -> Any:
+    """What holds the first tokens to the end of a prompt that they share a token with; None where none does."""
+    return LogitsProcessorList([GoOnWith(tokenizer, rests, width)]) if any(rests) else None
+
+
+def _answer(ids: list[int], rest: str, row: Row, tokenizer: Any) -> str:
+    """The answer within what was generated: behind the reasoning, and behind the end of the prompt."""
+    if "messages" in row or not isinstance(row["prompt"], str):
+        turn = turn_of(tokenizer, row.get("chat_template_kwargs"))
+        if turn.tail.strip() and end_of_turn(tokenizer) is None:  # the end of a turn is text: what follows it is none
+            return str(tokenizer.decode(ids, skip_special_tokens=True)).partition(turn.tail.strip())[0]
+        if turn.lead or turn.before:
+            found = answer_text(tokenizer.decode(ids), turn, tokenizer.all_special_tokens)
+            if found is not None:
+                return found
+    if rest:
+        return text_of(ids, tokenizer)[len(rest) :]
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text

@@ -1,0 +1,103 @@
+"""The likelihood of each option of a multiple-choice row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from cpift.data.encoding import IGNORED, Encoded, encode
+from cpift.data.row_checks import Row
+from cpift.data.turns import stop_ids
+from cpift.errors import CpiftError
+from cpift.evaluation.batching import forced_room, in_batches
+from cpift.evaluation.forced import mean_loss, padded, predictions
+from cpift.evaluation.task import EvalTask, Score
+from cpift.metrics.multiple_choice import options_of, right_option
+
+
+def with_answer(row: Row, text: str) -> Row:
+    """The row with another text in its last turn, after the same white space as its own.
+
+    Args:
+        row: a row whose last turn is the assistant's.
+        text: the new answer.
+    """
+    if "messages" in row:
+        *before, last = row["messages"]
+        return {**row, "messages": [*before, {**last, "content": _lead(last.get("content")) + text}]}
+    if isinstance(row["completion"], str):
+        return {**row, "completion": _lead(row["completion"]) + text}
+    *before, last = row["completion"]
+    return {**row, "completion": [*before, {**last, "content": _lead(last.get("content")) + text}]}
+
+
+def _lead(text: str | None) -> str:
+    return (text or "")[: len(text or "") - len((text or "").lstrip())]
+
+
+def encoded_option(row: Row, option: str, tokenizer: Any, ends: Sequence[int]) -> Encoded:
+    """The row with one of its options; labels are on the option's tokens alone, without the end of the turn.
+
+    Args:
+        row: a row with options.
+        option: the text of one.
+        tokenizer: the model's.
+        ends: ids that end an answer.
+
+    Raises:
+        CpiftError: the chat template refuses the row, or leaves the option out.
+    """
+    encoded = encode(with_answer(row, option), tokenizer)
+    labels = encoded.labels
+    end = max((i for i, label in enumerate(labels, start=1) if label != IGNORED), default=0)
+    start = max((i for i, label in enumerate(labels[:end], start=1) if label == IGNORED), default=0)
+    stop = next((i for i in range(start, end) if labels[i] in ends), end)
+    if max(start, 1) >= stop:  # the first token of a sequence is never predicted
+        raise CpiftError(f"the option {option!r} has no token to score")
+    return replace(encoded, labels=[IGNORED] * start + labels[start:stop] + [IGNORED] * (len(labels) - stop))
+
+
+def score_options(network: Any, tokenizer: Any, task: EvalTask, progress: Callable[[int], None]) -> Score:
+    """1 where the right option has the highest log-likelihood over its characters, the first of equals; else 0.
+
+    Args:
+        network: the model.
+        tokenizer: its tokenizer.
+        task: its rows have options.
+        progress: called with the number of rows done.
+    """
+    ends = stop_ids(tokenizer, network)
+    options = [options_of(row) for row in task.rows]
+    encoded = [
+        encoded_option(row, option, tokenizer, ends)
+        for row, texts in zip(task.rows, options, strict=True)
+        for option in texts
+    ]
+    owner = [i for i, texts in enumerate(options) for _ in texts]
+    likelihoods, tokens = [0.0] * len(encoded), [0] * len(encoded)
+    left = [len(texts) for texts in options]
+
+    def work(batch: list[int]) -> None:
+        ids, mask, labels = padded([encoded[i] for i in batch], tokenizer.pad_token_id or 0, network.device)
+        logits, first = predictions(network, ids, mask, labels)
+        target = labels[:, first + 1 :]
+        counted = target != IGNORED
+        losses = torch.stack([mean_loss(*row) for row in zip(logits, target, counted, strict=True)])
+        for i, loss, count in zip(batch, losses.tolist(), counted.sum(-1).tolist(), strict=True):
+            likelihoods[i], tokens[i] = -loss * count, count
+            left[owner[i]] -= 1
+        progress(sum(not left[row] for row in {owner[i] for i in batch}))
+
+    in_batches([len(e.input_ids) for e in encoded], forced_room(network), work)
+    items, counts, at = [], [], 0
+    for row, texts in zip(task.rows, options, strict=True):
+        span = slice(at, at + len(texts))
+        each = np.array(likelihoods[span]) / [len(text) for text in texts]
+        items.append(float(each.argmax() == right_option(row)))
+        counts.append(sum(tokens[span]))
+        at += len(texts)
+    return Score(task.metric, sum(items) / len(items), items, counts)

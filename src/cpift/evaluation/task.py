@@ -1,0 +1,101 @@
+"""A task to score, and its score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cpift.data.row_checks import Row
+from cpift.files.findings import Finding, finding
+from cpift.metrics import named
+from cpift.metrics.answers import AnswerPattern
+from cpift.metrics.metric import Metric
+from cpift.metrics.score import ScoreEntry
+from cpift.recipe.parts import Task
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """What is needed to score one task.
+
+    Attributes:
+        rows: evaluation rows.
+        metric: name of the resolved metric.
+        pattern: where an answer is within a text, as in a recipe.
+        max_new_tokens: longest generated answer.
+        generator: the reasoning_gym task that made the rows.
+        match: which match of the pattern counts, ``last`` or ``first``.
+    """
+
+    rows: Sequence[Row]
+    metric: str
+    pattern: str | Sequence[str] | None = None
+    max_new_tokens: int = 256
+    generator: str | None = None
+    match: str = "last"
+
+    @classmethod
+    def of(cls, task: Task, rows: Sequence[Row], metric: str) -> EvalTask:
+        """Of a recipe's task, its rows and their metric."""
+        return cls(rows, metric, task.pattern, task.max_new_tokens, task.generate, task.match)
+
+    @property
+    def kind(self) -> Metric:
+        """The metric itself."""
+        return named(self.metric)
+
+    @property
+    def answer_pattern(self) -> AnswerPattern | None:
+        """Where an answer is within a text; None: the text is the answer."""
+        return AnswerPattern.of(self.pattern, self.match)
+
+
+def scoring_identity(task: Task, metric: str) -> dict[str, str]:
+    """What decides about a task's scores beside the metric's name, pattern and longest answer, for the key of a stage."""
+    return {**named(metric).identity(), **({} if task.match == "last" else {"match": task.match})}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A task's score.
+
+    Attributes:
+        metric: the metric's name.
+        score: mean of the items; of a metric by tokens, the mean over all tokens.
+        items: one outcome a row, in the metric's unit; of the loss, the mean over the row's tokens.
+        tokens: of each row: those scored, or generated.
+        left_out: rows without a token to score within ``max_length``; they are not among the items.
+        precision: ``fp32``, or ``bf16 autocast`` over fp32 weights.
+    """
+
+    metric: str
+    score: float
+    items: list[float]
+    tokens: list[int]
+    left_out: int = 0
+    precision: str = "fp32"
+
+    def to_dict(self) -> ScoreEntry:
+        """For JSON."""
+        return ScoreEntry(
+            metric=self.metric,
+            score=self.score,
+            items=self.items,
+            tokens=self.tokens,
+            left_out=self.left_out,
+            precision=self.precision,
+        )
+
+
+def left_out_warning(name: str, score: Score, max_length: int | None) -> Finding:
+    """The warning of rows that have nothing to score.
+
+    Args:
+        name: the task's name.
+        score: of the task.
+        max_length: tokens of a row that were used.
+    """
+    text = (
+        f"task {name}: {score.left_out} evaluation rows have nothing to score within training.max_length {max_length} "
+    )
+    return finding("nothing-to-score", f"{text}and are left out")

@@ -1,0 +1,70 @@
+"""How long scoring takes, timed on a batch of each task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpift.data.encoding import encode, prompt_ids
+from cpift.data.row_checks import Row
+from cpift.data.templates import ChatSettings
+from cpift.evaluation.batching import batches, forced_room, generation_room
+from cpift.evaluation.scores import forwarded_rows, score_task
+from cpift.evaluation.task import EvalTask
+from cpift.metrics.metric import Scoring
+from cpift.metrics.multiple_choice import options_of
+from cpift.train import accelerator
+from cpift.train.accelerator import frees_memory
+from cpift.train.malloc import kept_memory
+from cpift.train.models import load_model, load_tokenizer
+
+TIMED_ROWS = 32  # answers that are generated on a processor to time it; elsewhere a batch
+
+
+@frees_memory
+def measure_scoring(
+    model: Path,
+    tasks: Mapping[str, EvalTask],
+    max_length: int | None,
+    trust_remote_code: bool = False,
+    chat: ChatSettings | None = None,
+) -> tuple[float, dict[str, float]]:
+    """Seconds that a model takes to load, and seconds a row of each task, timed on a batch of its rows."""
+    began = time.perf_counter()
+    network, tokenizer = load_model(model, trust_remote_code), load_tokenizer(model, trust_remote_code, chat)
+    accelerator.place(network)
+    loaded = time.perf_counter() - began
+    found: dict[str, float] = {}
+    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network):
+        for name, task in tasks.items():
+            options = task.kind.scoring is Scoring.OPTIONS
+            forced = options or forwarded_rows(network, tokenizer, task, max_length) is not None
+            rows = _a_batch(task, tokenizer, network, forced)
+            some = replace(task, rows=rows)
+            if not found:  # the first pass warms up
+                score_task(network, tokenizer, replace(task, rows=rows[:2]), max_length)
+            began = time.perf_counter()
+            score_task(network, tokenizer, some, max_length)
+            found[name] = (time.perf_counter() - began) / len(rows)
+    return loaded, found
+
+
+def _a_batch(task: EvalTask, tokenizer: Any, network: Any, forced: bool) -> Sequence[Row]:
+    """As many of the rows as fill a batch, and a half more where one pass does; or all of them."""
+    if not forced:
+        room = generation_room(network, task.max_new_tokens)
+        first = next(batches([len(prompt_ids(row, tokenizer)) for row in task.rows], room))
+        return task.rows[: len(first) if network.device.type != "cpu" else min(len(first), TIMED_ROWS)]
+    room = forced_room(network)
+    taken = 0
+    for count, row in enumerate(task.rows, start=1):
+        passes = len(options_of(row)) if task.kind.scoring is Scoring.OPTIONS else 1
+        taken += passes * room.cost(len(encode(row, tokenizer).input_ids))
+        if taken > room.nbytes * 3 // 2:
+            return task.rows[:count]
+    return task.rows
