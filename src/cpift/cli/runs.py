@@ -50,16 +50,16 @@ def run(
     every model on every task. Finished stages that are unchanged are skipped. Interrupted and started again, it resumes.
     """
     from cpift.console.terminal import say, scores_table
-    from cpift.distributed.engine import make_engine
     from cpift.recipe.recipe import Recipe
     from cpift.recipe.yaml import origins
 
-    workers = make_engine(engine, jobs, address, gpus_per_job)
     loaded = Recipe.load(recipe, overrides(sets))  # a mistake in it is reported before torch is imported
+    from cpift.distributed.engine import make_engine
     from cpift.runs.mirror import Mirror
     from cpift.runs.pipeline import check
     from cpift.runs.pipeline import run as run_all
 
+    workers = make_engine(engine, jobs, address, gpus_per_job)
     if dry_run:
         check(loaded, out)
         if mirror is not None:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cpift.compare.budget import TOLERANCE, equal_tokens
 from cpift.compare.jobs import Budget, Job, jobs_of, overrides_of, siblings
@@ -84,7 +84,7 @@ def compare(
             ways = [_way(recipe, out.absolute(), todo, keep_models) for todo in by_seed.values()]
             with closing(engine.run(ways, reporter.message)) as done:
                 for _, warnings in done:
-                    for text in warnings:
+                    for text in cast("list[str]", warnings):
                         reporter.warning(text)
                     write_now()
         else:

@@ -54,6 +54,7 @@ class Terminal(Reporter):
         self._left = TimeLeft()
 
     def stage(self, name: str, what: str) -> None:
+        """A stage begins."""
         stopping.check()
         say(f"{name}  {what}")
         self._last = time.monotonic()
@@ -70,6 +71,7 @@ class Terminal(Reporter):
             self._task = self._bar.add_task("", total=None, left="")
 
     def progress(self, done: float, total: float, detail: str = "") -> None:
+        """Within the stage: a moving bar, or a line now and then."""
         stopping.check()
         now = time.monotonic()
         seconds = self._left.after(now, done, total)
@@ -89,12 +91,15 @@ class Terminal(Reporter):
         sys.stdout.flush()
 
     def skipped(self, name: str) -> None:
+        """A stage was done before."""
         say(f"{name}  is there, unchanged")
 
     def message(self, text: str) -> None:
+        """A line on standard output."""
         say(text)
 
     def warning(self, text: str) -> None:
+        """A line on standard error."""
         errors.print(f"warning: {clean(text)}", markup=False, soft_wrap=True)
 
     def close(self) -> None:

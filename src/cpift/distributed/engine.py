@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from cpift.distributed import ranks
 from cpift.distributed.jobs import Engine, Job, JobError
+from cpift.distributed.local import Local
+from cpift.distributed.ray import Ray
 from cpift.errors import CpiftError
 
 __all__ = ["Engine", "Job", "JobError", "make_engine"]
@@ -39,9 +41,5 @@ def make_engine(
             "--engine, --jobs: not under torchrun or accelerate launch, where all processes are at one job"
         )
     if name == "local":
-        from cpift.distributed.local import Local
-
         return Local(jobs or 1)
-    from cpift.distributed.ray import Ray
-
     return Ray(jobs, address, gpus_per_job)

@@ -1,4 +1,4 @@
-"""Independent jobs, so many side by side; one whose worker dies is tried again, one that is refused stops all."""
+"""Independent jobs, a number of them in parallel. A job whose worker dies is tried again, a refused one stops all."""
 
 from __future__ import annotations
 
@@ -9,34 +9,45 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cpift.errors import CpiftError
 
 TRIES = 3
-_TAIL = 10, 1500  # lines of a log that are told, and their characters
+_TAIL = 10, 1500  # lines of a log that a message quotes, and their characters
 
 
 @dataclass(frozen=True)
 class Job:
-    """A call that a worker makes; ``function`` is found by its module and name, the arguments are pickled.
+    """A call that a worker makes.
 
-    log: file to which all that the job says is appended. All workers see it, and ``place``, under the same path.
+    Attributes:
+        name: of the job.
+        what: what it does, for the terminal.
+        function: found by its module and name.
+        arguments: pickled.
+        log: file to which the job's output is appended. All workers see it under the same path.
+        place: working folder, where relative paths start. All workers see it under the same path.
     """
 
     name: str
     what: str
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    function: Callable[..., object]
+    arguments: tuple[object, ...]
     log: Path
-    place: str = field(default_factory=os.getcwd)  # relative paths start here
+    place: str = field(default_factory=os.getcwd)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of a job: a value, or why it was refused (a user's mistake), or how it failed."""
+    """The result of a job.
 
-    value: Any = None
+    Attributes:
+        value: what the call returned.
+        refused: why it was refused: a user's mistake.
+        failed: how it failed.
+    """
+
+    value: object = None
     refused: str = ""
     failed: str = ""
 
@@ -63,7 +74,7 @@ class Engine(ABC):
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         return
 
     @abstractmethod
@@ -78,7 +89,7 @@ class Engine(ABC):
     def _stop(self) -> None:
         """End what is still running."""
 
-    def run(self, jobs: Sequence[Job], say: Callable[[str], None]) -> Generator[tuple[Job, Any], None, None]:
+    def run(self, jobs: Sequence[Job], say: Callable[[str], None]) -> Generator[tuple[Job, object], None, None]:
         """Each job with the value of its call, as they end; closed before, it ends the others.
 
         Raises:

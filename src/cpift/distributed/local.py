@@ -11,12 +11,14 @@ from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
+import torch
+
 from cpift.distributed.jobs import Engine, Job, Reply
 from cpift.kernels.threads import core_count
 
 
 class Local(Engine):
-    """So many processes, which share the cores, and take the GPUs in turn. They last as long as one call of ``run``."""
+    """A number of processes that share the cores and take the GPUs in turn. They last as long as one call of ``run``."""
 
     def __init__(self, jobs: int) -> None:
         super().__init__(jobs, max(1, core_count() // jobs))
@@ -89,8 +91,6 @@ class _Worker:
 
 def _gpu(number: int) -> dict[str, str]:
     """Where there are several GPUs, the one that this worker sees."""
-    import torch
-
     count = torch.cuda.device_count()
     if count < 2:
         return {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from types import ModuleType
 
 from cpift.distributed.jobs import Engine, Job, Reply
 from cpift.distributed.worker import work
@@ -16,10 +17,13 @@ from cpift.errors import CpiftError
 
 
 class Ray(Engine):
-    """Jobs are Ray tasks, which Ray itself does not repeat: what failed is counted in one place.
+    """Jobs are Ray tasks, which Ray itself does not repeat: failures are counted in one place.
 
-    jobs: None: as many as the cluster has room for, one a GPU, or one a node without GPUs. Each has an equal share of a
-    node's cores.
+    Args:
+        jobs: in parallel. None: as many as the cluster has room for, one a GPU, or one a node without GPUs. Each has an
+            equal share of a node's cores.
+        address: of the cluster.
+        gpus_per_job: from 0 to 1.
     """
 
     elsewhere = True
@@ -29,12 +33,10 @@ class Ray(Engine):
         if importlib.util.find_spec("ray") is None:
             raise CpiftError("--engine ray: Ray is not installed; pip install 'cpift[ray]'")
         self._address, self._gpus = address, gpus_per_job
-        self._busy: dict[Any, Job] = {}
+        self._busy: dict[object, Job] = {}
 
     def __enter__(self) -> Ray:
-        import ray
-
-        self._ray = ray
+        ray = self._ray = importlib.import_module("ray")
         self._ours = not ray.is_initialized()
         if self._ours:
             _connect(ray, self._address)
@@ -45,7 +47,7 @@ class Ray(Engine):
             raise
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._ours:
             self._ray.shutdown()
 
@@ -84,7 +86,7 @@ class Ray(Engine):
         self._busy = {}
 
 
-def _connect(ray: Any, address: str | None) -> None:
+def _connect(ray: ModuleType, address: str | None) -> None:
     where = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     handler = signal.getsignal(signal.SIGTERM)

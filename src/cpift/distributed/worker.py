@@ -1,4 +1,4 @@
-"""The worker's side: one job after another, told over a connection; what a job says goes to its log."""
+"""The worker's side: one job after another, received over a connection; a job's output goes to its log."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 
+import torch
+
 from cpift.distributed.jobs import Job, Reply
 from cpift.errors import CpiftError, is_out_of_memory
 
 
 def work(job: Job, attempt: int, threads: int) -> Reply:
-    """Make the job's call, in its place, with so many threads."""
-    import torch
+    """Make the job's call.
 
+    Args:
+        job: the job; it runs in its own working folder.
+        attempt: how often it has been tried, this time included.
+        threads: threads of torch.
+    """
     before = os.getcwd()
     try:
         os.chdir(job.place)
@@ -28,7 +34,7 @@ def work(job: Job, attempt: int, threads: int) -> Reply:
         text = f"{job.name}: {error.filename} is not seen on {platform.node()} ({error.strerror}); "
         return Reply(refused=text + "all nodes must see the run folder, and where you started, under one path")
     try:
-        with _said_to(log):
+        with _output_to(log):
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             print(f"== {now} {job.name}, try {attempt}, process {os.getpid()} on {platform.node()}", flush=True)
             torch.set_num_threads(threads)
@@ -52,7 +58,7 @@ def _call(job: Job) -> Reply:
 
 
 @contextmanager
-def _said_to(log: int) -> Iterator[None]:
+def _output_to(log: int) -> Iterator[None]:
     """Both streams, also what libraries write to them beneath Python, go to the log."""
     kept = {stream: os.dup(stream) for stream in (1, 2)}
     _flush()

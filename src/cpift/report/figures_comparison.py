@@ -37,6 +37,7 @@ def _values(record: ComparisonRecord, budget: str, method: str, task: str, share
 
 
 def scores(record: ComparisonRecord, budget: str) -> Figure | None:
+    """Each method's mean score on each task, and its share of the specialist's."""
     methods = list(record["budgets"][budget])
     if not methods:
         return None
@@ -97,6 +98,7 @@ def scores(record: ComparisonRecord, budget: str) -> Figure | None:
 
 
 def differences(record: ComparisonRecord, budget: str) -> Figure | None:
+    """Each method minus the reference."""
     known = [d for d in record.get("differences", {}).get(budget, []) if "mean" in d]
     if not known:
         return None

@@ -14,8 +14,8 @@ from typing import Any
 
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.console.terminal import Terminal
-from cpift.distributed import ranks
 from cpift.distributed.engine import Engine, Job, JobError
+from cpift.distributed.leader import Leader
 from cpift.errors import CpiftError
 from cpift.files import layout, manifest
 from cpift.files.findings import read_findings
@@ -40,11 +40,11 @@ class Runner:
     def __init__(
         self,
         current: Run,
-        leader: ranks.Leader | None = None,
+        leader: Leader | None = None,
         engine: Engine | None = None,
         mirror: Mirror | None = None,
     ) -> None:
-        self._run, self._leader, self._engine, self._mirror = current, leader or ranks.Leader(), engine, mirror
+        self._run, self._leader, self._engine, self._mirror = current, leader or Leader(), engine, mirror
         self._verified: set[str] = set()
         self.now = ""  # the stage under way, for the log of a failure
 

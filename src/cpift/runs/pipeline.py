@@ -11,6 +11,7 @@ from typing import Any
 from cpift.console.reporter import Reporter
 from cpift.distributed import ranks
 from cpift.distributed.engine import Engine
+from cpift.distributed.leader import Leader, orders
 from cpift.errors import CpiftError
 from cpift.files import manifest
 from cpift.files.layout import RunLayout
@@ -66,7 +67,7 @@ def run(
     join()
     if not ranks.leads():
         return _follow(Run(recipe, out))
-    with ranks.Leader() as leader:
+    with Leader() as leader:
         return _lead(recipe, out, until, reporter or Reporter(), leader, given, engine, mirror)
 
 
@@ -75,7 +76,7 @@ def _lead(
     out: Path,
     until: str | None,
     reporter: Reporter,
-    leader: ranks.Leader,
+    leader: Leader,
     given: Mapping[str, str] | None,
     engine: Engine | None,
     mirror: str | None,
@@ -130,7 +131,7 @@ def report(out: Path, reporter: Reporter) -> None:
 
 def _follow(current: Run) -> dict[str, Any]:
     """Of a process that does not lead: its part in each training."""
-    for name in ranks.orders():
+    for name in orders():
         stage = next(stage for stages in phases(current) for stage in stages if stage.name == name)
         stage.action({name: manifest.partial_of(current.folder(name))})
     return {}
