@@ -24,7 +24,7 @@ from tiny_run import Listener, same
 from cpift.distributed.engine import Engine, make_engine
 from cpift.runs.pipeline import run
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+RECIPE = Path(__file__).parents[2] / "recipes" / "demo_long.yaml"
 VICTIM, AFTER = "calendar", 60  # seconds: in the midst of its training
 
 
