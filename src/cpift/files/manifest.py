@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import xxhash
 
 from cpift.errors import CpiftError
 from cpift.files import layout
 from cpift.files.atomic import sync
+from cpift.files.records import Facts
 
 FILE = layout.STAGE_FILE
 
@@ -28,7 +29,7 @@ class Made:
     settings: dict[str, Any]
     needs: dict[str, str]
     outputs: dict[str, str]
-    facts: dict[str, Any]
+    facts: Facts
 
     @property
     def digest(self) -> str:
@@ -92,7 +93,7 @@ def begin(folder: Path, key: str) -> Path:
 
 
 def finish(
-    folder: Path, key: str, settings: Mapping[str, Any], needs: Mapping[str, str], facts: Mapping[str, Any]
+    folder: Path, key: str, settings: Mapping[str, Any], needs: Mapping[str, str], facts: Mapping[str, object]
 ) -> Made:
     """Hash and sync what was made, write ``stage.json``, and rename the folder to its place."""
     partial = partial_of(folder)
@@ -102,7 +103,7 @@ def finish(
     for file in sorted(p for p in partial.rglob("*") if p.is_file() and p.name != FILE):
         outputs[str(file.relative_to(partial))] = file_hash(file)
         sync(file)
-    made = Made(key, dict(settings), dict(needs), outputs, dict(facts))
+    made = Made(key, dict(settings), dict(needs), outputs, cast(Facts, dict(facts)))
     (partial / FILE).write_text(json.dumps(vars(made), indent=1) + "\n", encoding="utf-8")
     sync(partial / FILE)
     old = folder.with_name(f".{folder.name}.old")

@@ -31,7 +31,23 @@ class Facts(TypedDict, total=False):
         by_parameter: core positions of each parameter.
         sizes: elements of each parameter.
         loss: in nats, on the neutral text.
-        warnings: what to know before trusting it.
+        train_rows: training rows of a task.
+        eval_rows: evaluation rows of a task.
+        metric: name of the metric of a task.
+        shapes: rows given in each shape.
+        threads: of the process that made it.
+        trained_tokens: tokens that the loss was taken on.
+        load_seconds: of loading the model and the tokenizer.
+        save_seconds: of saving the model.
+        frozen_changed: frozen elements that changed, which ends a training.
+        rows_left_out: rows with no trained part.
+        rows_cut: rows longer than ``training.max_length``.
+        total: elements that count, of a region or a fusion.
+        stages: tasks by group, in the order of the stages.
+        score: of a model on a task.
+        left_out: evaluation rows with nothing to score.
+        findings: what to know before trusting it (:mod:`cpift.files.findings`).
+        warnings: the same as text, in folders of earlier versions.
     """
 
     seconds: float
@@ -56,6 +72,22 @@ class Facts(TypedDict, total=False):
     by_parameter: dict[str, int]
     sizes: dict[str, int]
     loss: float
+    train_rows: int
+    eval_rows: int
+    metric: str
+    shapes: dict[str, int]
+    threads: int
+    trained_tokens: int
+    load_seconds: float
+    save_seconds: float
+    frozen_changed: int
+    rows_left_out: int
+    rows_cut: int
+    total: int
+    stages: list[list[str]]
+    score: float
+    left_out: int
+    findings: list[dict[str, str]]
     warnings: list[str]
 
 

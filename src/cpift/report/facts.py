@@ -185,7 +185,7 @@ def _stage(name: str, folder: Path) -> StageFacts | None:
         return None
     files = [folder / name for name in made.outputs]
     disk = sum(f.stat().st_size for f in files) if all(f.is_file() for f in files) else None
-    facts = cast(Facts, made.facts)
+    facts = made.facts
     return StageFacts(name, made.settings, facts, made.digest, facts.get("disk", disk), made.needs)
 
 

@@ -132,7 +132,7 @@ class Runner:
             self._add_findings(stage)
             facts = self._run.facts(stage.name)
             names = ("seconds", "peak_memory", "peak_device_memory")
-            measured: dict[str, Any] = {name: facts[name] for name in names if name in facts}
+            measured = {name: value for name, value in facts.items() if name in names}
             log(self._run.out, {"event": "stage", "stage": stage.name, **measured})
         if self._mirror:
             self._mirror.store([stage.name for stage in due])
@@ -213,7 +213,7 @@ def _await(folder: Path) -> None:
     raise CpiftError(f"{folder}: a worker has made it, but it is not seen here; all nodes must see it under one path")
 
 
-def log(out: Path, event: Mapping[str, Any]) -> None:
+def log(out: Path, event: Mapping[str, object]) -> None:
     """Append one line to ``log.jsonl``."""
     with RunLayout(out).log.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **event}) + "\n")

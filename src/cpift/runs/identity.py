@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -15,7 +14,9 @@ from cpift.checkpoint.stream import fingerprint
 from cpift.files import manifest
 from cpift.runs.stage import ModelRef
 
-identities: dict[Path, tuple[Any, str]] = {}  # what checkpoint_identity knows: state of the files, identity
+identities: dict[
+    Path, tuple[list[tuple[str, int, int]], str]
+] = {}  # what checkpoint_identity knows: state of the files, identity
 
 _FIRST = (
     "config.json",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cpift.checkpoint.align import align, excluded
 from cpift.checkpoint.compatibility import check_compatible
@@ -28,6 +28,7 @@ from cpift.runs.survey import measure, tokenizer_of
 from cpift.train.config import check_rows, max_length
 from cpift.train.limits import Rows, check_fits, check_generation, check_tokenizer, limits_of_place
 from cpift.train.models import check_model, load_tokenizer
+from cpift.typing import Tokenizer
 
 _TRAINED: tuple[Literal["probe", "backbone", "refine"], ...] = ("probe", "backbone", "refine")
 
@@ -97,7 +98,7 @@ def read_rows(current: Run) -> None:
 
 
 def check_limits(
-    recipe: Recipe, model: Path, tokenizer: Any, loaded: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]
+    recipe: Recipe, model: Path, tokenizer: Tokenizer, loaded: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]
 ) -> list[Finding]:
     """Compare the rows of each task with what the model has room for.
 

@@ -16,6 +16,7 @@ from cpift.errors import CpiftError
 from cpift.files import layout, manifest
 from cpift.files.findings import Finding
 from cpift.files.layout import RunLayout
+from cpift.files.records import Facts as StageFacts
 from cpift.recipe.recipe import Recipe
 
 Facts = Mapping[str, Mapping[str, Any]]  # of each stage, by its name
@@ -132,7 +133,7 @@ class Run:
         """``train`` or ``eval`` rows of a task whose stage is done."""
         return read_jsonl(self.layout.rows(task, part))
 
-    def facts(self, stage: str) -> dict[str, Any]:
+    def facts(self, stage: str) -> StageFacts:
         """Facts of a finished stage."""
         made = manifest.read(self.folder(stage))
         assert made is not None, stage
@@ -140,7 +141,7 @@ class Run:
 
     def train_rows(self, task: str) -> int:
         """Number of training rows of a task whose stage is done."""
-        return int(self.facts(layout.rows(task))["train_rows"])
+        return self.facts(layout.rows(task))["train_rows"]
 
     def groups(self) -> list[list[str]] | None:
         """The stages' groups of tasks, once they are known."""

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from cpift.errors import CpiftError
 from cpift.files import manifest
 from cpift.runs.stage import Run
 from cpift.train.config import batch_rows
+
+
+class State(TypedDict):
+    """What ``state.json`` holds.
+
+    Attributes:
+        probe_steps: optimizer steps of each probe.
+        batch: rows of a step when they were settled; older folders lack it.
+        rows: training rows of each task then.
+    """
+
+    probe_steps: int
+    batch: NotRequired[int]
+    rows: dict[str, int]
 
 
 def probe_steps(run: Run) -> int:
@@ -36,9 +51,9 @@ def probe_steps(run: Run) -> int:
     return steps
 
 
-def _kept_steps(file: Path) -> dict[str, Any]:
+def _kept_steps(file: Path) -> State:
     try:
-        kept: dict[str, Any] = json.loads(file.read_text())
+        kept: State = json.loads(file.read_text())
         if int(kept["probe_steps"]) < 1 or not isinstance(kept["rows"], dict):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -52,7 +67,7 @@ def probe_epochs(run: Run) -> float:
     return float(probe_steps(run) * batch_rows(run.recipe.training_of("probe")) / (sum(rows) / len(rows)))
 
 
-def steps_for(epochs: float, rows: int, training: dict[str, Any]) -> int:
+def steps_for(epochs: float, rows: int, training: Mapping[str, object]) -> int:
     """Optimizer steps of so many passes over so many rows, at least one.
 
     Args:

@@ -22,6 +22,7 @@ from cpift.recipe.parts import Task
 from cpift.recipe.recipe import Recipe
 from cpift.train.config import max_length
 from cpift.train.models import load_tokenizer
+from cpift.typing import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Measured:
     evaluation: list[Encoded]
 
 
-def measure(name: str, task: Task, rows: TaskRows, tokenizer: Any, max_length: int | None) -> Measured:
+def measure(name: str, task: Task, rows: TaskRows, tokenizer: Tokenizer, max_length: int | None) -> Measured:
     """Encode the rows of a task, and count.
 
     Args:
@@ -165,7 +166,7 @@ def survey(recipe: Recipe, examples: int = 3) -> dict[str, TaskData]:
     return mixture(tasks, recipe.mix)
 
 
-def render(row: Row, tokenizer: Any, max_length: int | None) -> Example:
+def render(row: Row, tokenizer: Tokenizer, max_length: int | None) -> Example:
     """A row as the model sees it, decoded from its tokens, with the trained ones apart.
 
     Args:
@@ -182,7 +183,7 @@ def render(row: Row, tokenizer: Any, max_length: int | None) -> Example:
     return Example(len(encoded.input_ids), tuple(pieces))
 
 
-def tokenizer_of(recipe: Recipe) -> Any:
+def tokenizer_of(recipe: Recipe) -> Tokenizer:
     """The tokenizer of the recipe's model, without its weights: they are neither fetched from the hub nor read.
 
     Raises:
@@ -196,7 +197,7 @@ def tokenizer_of(recipe: Recipe) -> Any:
     return tokenizer
 
 
-def _of_gguf(file: Path) -> Any:
+def _of_gguf(file: Path) -> Tokenizer:
     try:
         return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # damaged files raise whatever the reader trips over

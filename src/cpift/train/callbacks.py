@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypedDict
 
 from transformers import TrainerCallback
 from trl import SFTConfig
@@ -19,7 +19,26 @@ from cpift.method.region import Region
 
 _REMEDY = "lower training.learning_rate, or look at the data"
 
-Tick = Callable[[Mapping[str, Any]], None]
+
+class Step(TypedDict):
+    """What a training reports after each optimizer step.
+
+    Attributes:
+        step: steps made.
+        steps: steps to make.
+        loss: the last that was logged, in nats; None before.
+        tokens: seen since this process began, padding not counted.
+        tokens_per_second: since this process began.
+    """
+
+    step: int
+    steps: int
+    loss: float | None
+    tokens: int
+    tokens_per_second: float
+
+
+Tick = Callable[[Step], None]
 
 
 class FreezeCallback(TrainerCallback):  # type: ignore[misc]

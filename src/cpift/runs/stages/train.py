@@ -22,6 +22,7 @@ from cpift.runs.arrival_rows import rows_of_share
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.steps import probe_epochs, steps_for
+from cpift.train.callbacks import Step
 from cpift.train.config import max_length
 from cpift.train.fine_tune import fine_tune
 from cpift.train.limits import Rows, check_fits, check_tokenizer, limits_of_place
@@ -100,7 +101,7 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
         rows, facts = _rows_of(run, name, kind, start, spec)
         regions = {stage: Region.load(run.folder(stage) / layout.REGION_FILE) for stage in spec.frozen}
 
-        def tick(event: Mapping[str, Any]) -> None:
+        def tick(event: Step) -> None:
             loss = f"loss {event['loss']:.3f}  " if event["loss"] is not None else ""
             run.reporter.progress(event["step"], event["steps"], f"{loss}{event['tokens_per_second']:.0f} tokens/s")
 
