@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cpift.checkpoint.names import plain_names
+from cpift.checkpoint.names import plain_name, plain_names
 from cpift.errors import CpiftError
 from cpift.method.freeze_deepspeed import frozen_under_zero, is_zeros, zero_optimizer
 from cpift.method.freeze_hooks import after_changes
@@ -95,8 +95,8 @@ def freeze(model: nn.Module, region: Region, optimizer: torch.optim.Optimizer) -
     Parameters may be DTensors sharded by FSDP2, or be trained by DeepSpeed's ZeRO 1, 2 or 3 (give ``engine.optimizer``:
     its fp32 weights are what is kept). Names and positions are those of the checkpoint's files; where a model of
     transformers has others in memory (Mixtral's experts are one parameter there) they are converted as the model is saved.
-    Names may lack or have the base-model prefix. Memory: 8 bytes for each position held by this process, and its value; where most
-    of a parameter is frozen, one byte and its value for each of its elements.
+    Names may lack or have the base-model prefix, or a wrapper's. Memory: 8 bytes for each position held by this
+    process, and its value; where most of a parameter is frozen, one byte and its value for each of its elements.
 
     Raises:
         CpiftError: lists the tensors of the region that have no parameter of the same name and shape, or need no
@@ -156,8 +156,8 @@ def match_parameters(model: nn.Module, region: Region) -> dict[str, nn.Parameter
     taken: set[int] = set()
     missing = []
     for name, positions in region.positions.items():
-        meant = resolve(name, parameters, prefixes)  # no guess between two
-        match = parameters[meant] if meant is not None else None
+        meant = resolve(name, parameters, prefixes) or resolve(plain_name(name), parameters, prefixes)
+        match = parameters[meant] if meant is not None else None  # no guess between two
         shape = region.shapes.get(name)
         if (
             match is None
