@@ -13,6 +13,7 @@ from cpift.method.interpolations import INTERPOLATIONS
 from cpift.method.overlap_rules import OVERLAP_RULES
 from cpift.metrics import METRICS
 from cpift.recipe.backbones import BACKBONES
+from cpift.recipe.selections import SELECTIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -52,6 +53,11 @@ def methods() -> str:
     return rows(["method", "what", "trains", "under", "from"], body)
 
 
+def selections() -> str:
+    """One line a choice of core positions."""
+    return rows(["`region.select`", "which positions"], [[f"`{e.name}`", e.summary] for e in SELECTIONS.values()])
+
+
 def backbones() -> str:
     """One line a source of the backbone."""
     return rows(
@@ -65,6 +71,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "methods": methods,
     "metrics": metrics,
     "overlap rules": overlap_rules,
+    "selections": selections,
 }
 
 

@@ -80,6 +80,12 @@ KNOWN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"question": "a", "answer": "b #### 1"},
         {"messages": talk("a", "b #### 1"), "answer": "b #### 1"},
     ),
+    # cais/mmlu and allenai/ai2_arc: the index or label of the right option is not what is learnt
+    ("multiple_choice", {"question": "a", "choices": ["b", "c"], "answer": 1, "subject": "s"},
+     {"messages": talk("a", "c"), "answer": "c", "options": ["b", "c"]}),
+    ("multiple_choice", {"id": "1", "question": "a", "choices": {"text": ["b", "c"], "label": ["1", "2"]}, "answerKey": "1"},
+     {"messages": talk("a", "b"), "answer": "b", "options": ["b", "c"]}),
+    ("multiple_choice", {"question": "a", "options": ["b", "c"], "answer": "B"}, {"messages": talk("a", "c"), "answer": "c"}),
     ("prompt_response", {"prompt": "a", "response": "b"}, {"messages": talk("a", "b")}),
     # OpenOrca
     ("prompt_response", {"id": "1", "system_prompt": "s", "question": "a", "response": "b"},
@@ -101,7 +107,7 @@ def test_a_known_shape(tmp_path: Path, name: str, row: dict[str, Any], made: dic
     assert {key: found.train[0].get(key) for key in made} == made
     used = ("messages", "prompt", "completion", "answer")
     assert {key for key in found.train[0] if key in used and key in found.train[0]} - {"prompt"} == made.keys() - {
-        "prompt", "tools"
+        "prompt", "tools", "options"
     }  # fmt: skip
     assert found.shapes == {name: 2}
 
@@ -119,6 +125,7 @@ def test_every_shape_is_tried() -> None:
         ({"prompt": "a", "completion": "b", "label": False}, "unpaired preference set, for KTO"),
         ({"messages": talk("a", "b"), "conversations": talk("a", "b")}, "fits the shapes messages and sharegpt"),
         ({"messages": talk("a", "b"), "prompt": "a", "completion": "b"}, "fits the shapes messages and prompt_completion"),
+        ({"question": "a", "choices": ["b", "c"], "answer": "d"}, "no option, nor the index or letter of one; shape: question_answer takes"),
         ({"question": "a", "answer": "b", "response": "c"}, "fits the shapes question_answer and prompt_response"),
         ({"text": "a", "label": "b"}, "but text, label; known shapes are messages, prompt_completion, sharegpt, alpaca"),
         ({"document": "a", "summary": "b"}, "but document, summary; known shapes"),

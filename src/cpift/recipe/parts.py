@@ -24,6 +24,7 @@ from cpift.method.overlap_rules import OVERLAP_RULES
 from cpift.metrics import named
 from cpift.metrics.answers import AnswerPattern
 from cpift.recipe.backbones import BACKBONES, BackboneSource
+from cpift.recipe.selections import SELECTIONS, Selection
 
 
 class Part(BaseModel):
@@ -60,6 +61,7 @@ OverlapName = Annotated[str, AfterValidator(OVERLAP_RULES.check)]
 InterpolationName = Annotated[str, AfterValidator(INTERPOLATIONS.check)]
 Columns = Annotated[dict[str, str], AfterValidator(_known_columns)]
 ShapeName = Annotated[str, AfterValidator(SHAPES.check)]
+SelectionName = Annotated[str, AfterValidator(SELECTIONS.check)]
 MetricName = Annotated[str, AfterValidator(_known_metric)]
 
 
@@ -222,8 +224,13 @@ class RegionPart(Part):
     """Share of all parameters, in per cent."""
     exclude: list[str] = []
     """Shell-style patterns of parameters that do not count, such as '*embed_tokens*'."""
-    select: Literal["largest", "random"] = "largest"
-    """Which positions: those moved most, or, as a control, as many at random."""
+    select: SelectionName = "largest"
+    """Which positions: those moved most, or another choice of docs/method.md."""
+
+    @property
+    def entry(self) -> Selection:
+        """Its entry in the table of selections."""
+        return SELECTIONS[self.select]
 
 
 class Group(Part):

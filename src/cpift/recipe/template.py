@@ -9,11 +9,13 @@ from cpift.method.interpolations import INTERPOLATIONS
 from cpift.method.overlap_rules import OVERLAP_RULES
 from cpift.metrics import METRICS
 from cpift.recipe.backbones import BACKBONES
+from cpift.recipe.selections import SELECTIONS
 from cpift.table import Entry
 
 # A comment of template.yaml that holds <KEY> shows the names of this table there.
 TABLES: Mapping[str, Mapping[str, Entry]] = {
     "metrics": METRICS,
+    "selections": SELECTIONS,
     "backbone sources": BACKBONES,
     "interpolations": INTERPOLATIONS,
     "overlap rules": OVERLAP_RULES,

@@ -71,8 +71,7 @@ def _method(run: Run, result: Mapping[str, Any]) -> str:
     base = run.recipe.model if is_hub_id(run.recipe.model) else PurePath(run.recipe.model).name
     origin = f"{plain(base)}, its weights de-quantised," if base.endswith(".gguf") else plain(base)
     part = run.recipe.region
-    which = "that each probe moved most" if part.select == "largest" else "(drawn at random, as a control)"
-    core = f"the {part.percent:g} % of parameters {which} were transplanted into a fused model"
+    core = f"the {part.percent:g} % of parameters {part.entry.label} were transplanted into a fused model"
     if not run.recipe.fuse.transplant:
         core = "the probes were fused into one model (without transplanting core parameters, as a control)"
     return (

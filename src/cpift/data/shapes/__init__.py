@@ -8,6 +8,7 @@ from typing import Any
 from cpift.data.shapes.alpaca import ALPACA
 from cpift.data.shapes.completion import COMPLETION
 from cpift.data.shapes.messages import MESSAGES
+from cpift.data.shapes.multiple_choice import MULTIPLE_CHOICE
 from cpift.data.shapes.preference import refuse_preferences
 from cpift.data.shapes.prompt_completion import PROMPT_COMPLETION
 from cpift.data.shapes.prompt_response import PROMPT_RESPONSE
@@ -24,6 +25,7 @@ SHAPES = Table(
         PROMPT_COMPLETION,
         SHAREGPT,
         ALPACA,
+        MULTIPLE_CHOICE,
         QUESTION_ANSWER,
         PROMPT_RESPONSE,
         TEXT,

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.console.progress import Counter
 from cpift.files import layout
@@ -16,6 +14,7 @@ from cpift.files.findings import Finding, finding
 from cpift.method.identify import identify
 from cpift.method.region import Region
 from cpift.method.zero_updates import zero_warnings
+from cpift.recipe.parts import RegionPart
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, Run, Stage
 
@@ -49,8 +48,9 @@ def identify_stage(run: Run, task: str) -> Stage:
 def region_settings(run: Run) -> dict[str, Any]:
     """What decides about a region, apart from the two models."""
     part = run.recipe.region
-    drawn = {"select": "random", "seed": run.recipe.seed} if part.select == "random" else {}
-    return {"percent": str(part.percent), "exclude": part.exclude, **drawn}
+    chosen = {} if part.select == RegionPart().select else {"select": part.select}
+    seed = {"seed": run.recipe.seed} if part.entry.seeded else {}
+    return {"percent": str(part.percent), "exclude": part.exclude, **chosen, **seed}
 
 
 def select_regions(
@@ -59,18 +59,7 @@ def select_regions(
     """The region of each task as the recipe wants it: where it moved most, or as many positions at random."""
     part = run.recipe.region
     largest = identify(base, tuned, str(part.percent), exclude=part.exclude, progress=progress)
-    if part.select == "largest":
-        return largest
-    return {name: random_region(region, f"{run.recipe.seed}/{name}") for name, region in largest.items()}
-
-
-def random_region(like: Region, seed: str) -> Region:
-    """As many positions of each parameter as ``like`` has, drawn at random: which matter, those moved most, or any?"""
-    drawn, rng = {}, np.random.default_rng(list(seed.encode()))
-    for name, positions in like.positions.items():
-        size = math.prod(like.shapes[name])
-        drawn[name] = np.sort(rng.choice(size, len(positions), replace=False)).astype(positions.dtype)
-    return Region(drawn, like.total, shapes=like.shapes, base=like.base, statistics=like.statistics)
+    return {name: part.entry.choose(region, f"{run.recipe.seed}/{name}") for name, region in largest.items()}
 
 
 def region_facts(region: Region) -> dict[str, Any]:
