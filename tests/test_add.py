@@ -19,6 +19,8 @@ from cpift.errors import CpiftError
 from cpift.method.region import Region
 from cpift.planning.plan import plan
 from cpift.recipe.recipe import Recipe
+from cpift.report import make_report
+from cpift.runs.alternatives import ALTERNATIVES, compare_additions
 from cpift.runs.arrival_rows import arrival_steps, replayed_rows
 from cpift.runs.pipeline import run
 from cpift.train.models import load_tokenizer
@@ -271,3 +273,26 @@ def test_a_region_by_fisher_information_of_the_kept_rows_is_protected(place: Pat
     for name, where in held.items():
         at = torch.from_numpy(where.astype(np.int64))
         assert torch.equal(after[name][at].view(torch.int16), before[name][at].view(torch.int16)), name
+
+
+def test_other_ways_see_the_same_tokens_and_those_ahead_stand_first(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe.parse(arrivals(place, ["upper"], ["reverse"]))
+    with one_thread():
+        run(recipe, place / "compared")
+        rows = compare_additions(recipe, place / "compared", Listener())
+    assert {row.name for row in rows} == {"add", *(other.name for other in ALTERNATIVES)}
+    ours = next(row for row in rows if row.name == "add")
+    for row in rows:
+        assert row.tokens == pytest.approx(ours.tokens, rel=0.2)  # whole steps of 4 rows, and 24 rows in all
+    assert [row.net_wins for row in rows] == sorted((row.net_wins for row in rows), reverse=True)
+    settings = json.loads((place / "compared/compare/sft_half_rate/stages/04-arrive/1/train/stage.json").read_text())
+    assert settings["settings"]["training"]["learning_rate"] == pytest.approx(TRAINING["learning_rate"] / 2)
+    assert "replay" not in settings["settings"]
+    make_report(place / "compared")
+    page = (place / "compared/report.html").read_text()
+    assert all(other.label in page for other in ALTERNATIVES)
+    watch = Listener()
+    compare_additions(recipe, place / "compared", watch)
+    assert not watch.made

@@ -42,6 +42,10 @@ def add(
     metric: Annotated[
         list[str] | None, typer.Option("--metric", metavar="NAME=METRIC", help="How a task is scored.")
     ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Also make it by plain SFT, at half the rate, and by replay, at equal tokens."),
+    ] = False,
     sets: Sets = None,
     recipe: Annotated[
         Path | None, typer.Option("--write-recipe", metavar="FILE", help="Write the recipe, to edit it, and stop.")
@@ -57,9 +61,11 @@ def add(
 
     The result is OUT/model. It carries its regions, so that the next cpift add --model OUT protects them, too.
     """
-    from cpift.console.terminal import say
+    from cpift.console.terminal import numbers_table, say
+    from cpift.metrics.addition import addition_table
     from cpift.recipe.recipe import Recipe
     from cpift.report.arrivals import summary_lines
+    from cpift.runs.alternatives import compare_additions
     from cpift.runs.pipeline import run as run_all
 
     data = _recipe(_place(model), task, keep or [], base, evaluation or [], metric or [])
@@ -72,8 +78,12 @@ def add(
         return
     with terminal() as shown:
         result = run_all(loaded, out, reporter=shown)
+        table = addition_table(compare_additions(loaded, out, shown)) if compare else []
     for line in summary_lines(result):
         say(line)
+    if table:
+        say("\nother ways at equal tokens, those ahead first (▲ ahead of cpift add, ▼ behind, beyond noise)")
+        numbers_table(table[0], table[1:])
     say(f"\nthe model is in {out / 'model'}; the report is {out / 'report.html'}")
 
 

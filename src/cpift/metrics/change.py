@@ -57,6 +57,11 @@ class Change:
         return described(self.metric).unit
 
     @property
+    def gain(self) -> float:
+        """How much better it became, in the metric's own unit: positive is better."""
+        return described(self.metric).gain(self.after, self.before)
+
+    @property
     def verdict(self) -> str:
         """``gained``, ``lost``, or ``no difference beyond noise`` where the interval holds zero."""
         if self.low is None or self.high is None or self.low <= 0 <= self.high:

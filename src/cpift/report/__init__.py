@@ -8,6 +8,7 @@ from typing import cast
 from cpift.errors import CpiftError
 from cpift.files.layout import RunLayout
 from cpift.files.manifest import write_whole
+from cpift.metrics.addition import FILE
 from cpift.metrics.comparison import ComparisonRecord
 from cpift.report.arrivals import ARRIVALS, arrivals_parts
 from cpift.report.comparison import KEYS, comparison_parts
@@ -34,7 +35,11 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
     elif RunLayout(folder).recipe.is_file():
         run, result = read_run(folder), maybe_json(RunLayout(folder).scores)
         added = result if result and result.get("format") == ARRIVALS else None
-        parts = run_parts(run) if added is None else arrivals_parts(added, run.recipe, folder.resolve().name)
+        parts = (
+            run_parts(run)
+            if added is None
+            else arrivals_parts(added, run.recipe, folder.resolve().name, maybe_json(folder / FILE))
+        )
     else:
         raise CpiftError(f"{folder}: holds neither a run nor a comparison; cpift run RECIPE --out {folder} starts one")
     target = Path(out) if out is not None else RunLayout(folder).report

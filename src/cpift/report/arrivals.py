@@ -7,6 +7,7 @@ from typing import Any
 
 from cpift.files.findings import read_findings
 from cpift.metrics import described, intervals
+from cpift.metrics.addition import Addition, addition_table
 from cpift.metrics.change import Change
 from cpift.metrics.score import ScoreEntry
 from cpift.recipe.parts import Protect
@@ -54,13 +55,16 @@ def _short(change: Change) -> str:
     return f"{change.task}: {change.verdict} ({wording.gap(change.difference, change.unit)})"
 
 
-def arrivals_parts(result: Mapping[str, Any], recipe: Recipe, name: str) -> Parts:
+def arrivals_parts(
+    result: Mapping[str, Any], recipe: Recipe, name: str, compared: Mapping[str, Any] | None = None
+) -> Parts:
     """The page of a finished run of arrivals.
 
     Args:
         result: what ``scores.json`` holds.
         recipe: its recipe.
         name: of the run folder.
+        compared: what ``additions.json`` holds, where other ways were tried.
     """
     changes = changes_of(result)
     sections = [
@@ -68,6 +72,12 @@ def arrivals_parts(result: Mapping[str, Any], recipe: Recipe, name: str) -> Part
         Section("matrix", "Each task after each arrival", [_matrix(result)]),
         Section("protection", "What protected the old", [_protection(result, recipe.protect)]),
     ]
+    if compared is not None:
+        rows = addition_table([Addition.read(row) for row in compared["rows"]])
+        note = "Those ahead first. ▲ ahead of cpift add, ▼ behind, beyond noise (95 %, paired by row). One seed."
+        sections.insert(
+            1, Section("others", "Other ways, at equal tokens", [table(rows[0], rows[1:]), paragraph(note)])
+        )
     return Parts(
         title=f"{name}: cpift report",
         kicker=Html("cpift add"),

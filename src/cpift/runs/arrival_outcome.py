@@ -25,6 +25,8 @@ from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.arrivals import carried_regions
 from cpift.runs.stages.guard import losses
 
+NEUTRAL = "neutral text"  # as a task in tables
+
 
 def write_arrivals(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     """Gather the scores and put the last model in its place; returns what ``scores.json`` holds."""
@@ -64,7 +66,16 @@ def changes_of(run: Run, scores: Mapping[str, Scores]) -> list[Change]:
     before, after = scores[layout.BEFORE_MODEL], scores[last]
     changes = [Change.between(task, before[task], after[task], task in arrivals.order) for task in run.tasks]
     neutral = [_neutral(run, model) for model in (layout.BEFORE_MODEL, last)]
-    return [*changes, Change.between("neutral text", neutral[0], neutral[1], False)]
+    return [*changes, Change.between(NEUTRAL, neutral[0], neutral[1], False)]
+
+
+def scores_after(run: Run) -> Scores:
+    """Scores of the model after the last arrival of a finished run, the neutral text among them."""
+    arrivals = run.recipe.arrivals
+    assert arrivals is not None
+    last = layout.arrival_model(len(arrivals.order))
+    files = {task: run.layout.score(last, task) for task in run.tasks}
+    return {task: json.loads(file.read_text()) for task, file in files.items()} | {NEUTRAL: _neutral(run, last)}
 
 
 def _neutral(run: Run, model: str) -> ScoreEntry:

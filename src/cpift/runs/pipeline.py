@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ def run(
     given: Mapping[str, str] | None = None,
     engine: Engine | None = None,
     mirror: str | None = None,
+    shared: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Run the whole method; called again, it goes on where it stopped, and redoes only what changed.
 
@@ -49,6 +50,7 @@ def run(
         given: for the report, dotted keys to where they were given (:func:`cpift.recipe.yaml.origins`); a path tells itself.
         engine: where probes and scores are made side by side (:func:`cpift.distributed.engine.make_engine`); None: one at a time, here.
         mirror: a URL that fsspec knows; finished stages are copied there, and those that ``out`` lacks taken back.
+        shared: other run folders; a stage that one of them has made is taken over.
 
     Returns:
         What ``scores.json`` holds; empty where ``until`` ends before the scores.
@@ -67,24 +69,23 @@ def run(
     join()
     if not ranks.leads():
         return _follow(Run(recipe, out))
+    current = Run(recipe, out, reporter or Reporter(), shared=tuple(shared))
     with Leader() as leader:
-        return _lead(recipe, out, until, reporter or Reporter(), leader, given, engine, mirror)
+        return _lead(current, until, leader, given, engine, mirror)
 
 
 def _lead(
-    recipe: Recipe,
-    out: Path,
+    current: Run,
     until: str | None,
-    reporter: Reporter,
     leader: Leader,
     given: Mapping[str, str] | None,
     engine: Engine | None,
     mirror: str | None,
 ) -> dict[str, Any]:
+    recipe, out, reporter = current.recipe, current.out, current.reporter
     check(recipe, out)
     place = RunLayout(out)
     copy = Mirror(mirror, recipe, out, reporter) if mirror is not None else None
-    current = Run(recipe, out, reporter)
     read_rows(current)
     with engine or nullcontext(), alone(out):
         if copy:

@@ -1,0 +1,132 @@
+"""``cpift add --compare``: the same addition made by simpler means, at equal tokens. One table; a new one is one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cpift.console.reporter import Reporter
+from cpift.data.encoding import encode_all
+from cpift.files import layout, manifest
+from cpift.metrics.addition import FILE, FORMAT, OURS, Addition
+from cpift.metrics.change import Change
+from cpift.recipe.recipe import Recipe
+from cpift.runs.arrival_outcome import scores_after
+from cpift.runs.arrival_rows import mixed_rows, replayed_rows
+from cpift.runs.pipeline import run
+from cpift.runs.stage import Run
+from cpift.train.config import DEFAULTS, max_length
+from cpift.train.models import load_tokenizer
+
+FOLDER = "compare"  # within the run folder
+
+_PLAIN: Mapping[str, Any] = {
+    "protect.replay": 0,
+    "protect.freeze": False,
+    "protect.transplant": False,
+    "protect.average": 1,
+    "protect.anchor": 0,
+}
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another way to add the same tasks.
+
+    Attributes:
+        name: of its folder.
+        label: in tables.
+        changes: keys of the recipe that differ, from the recipe.
+    """
+
+    name: str
+    label: str
+    changes: Callable[[Recipe], Mapping[str, Any]]
+
+
+def _half_rate(recipe: Recipe) -> Mapping[str, Any]:
+    rate = recipe.training_of("arrivals").get("learning_rate", DEFAULTS["learning_rate"])
+    return {**_PLAIN, "training.learning_rate": float(rate) / 2}
+
+
+ALTERNATIVES: tuple[Alternative, ...] = (
+    Alternative("sft", "SFT on the new rows", lambda recipe: _PLAIN),
+    Alternative("sft_half_rate", "SFT at half the learning rate", _half_rate),
+    Alternative("replay", "SFT with replay", lambda recipe: {**_PLAIN, "protect.replay": recipe.protect.replay}),
+    Alternative(
+        "replay_average",
+        "SFT with replay, averaged with the model before",
+        lambda recipe: {
+            **_PLAIN,
+            "protect.replay": recipe.protect.replay,
+            "protect.average": recipe.protect.average,
+        },
+    ),
+)
+
+
+def compare_additions(recipe: Recipe, out: Path, reporter: Reporter) -> list[Addition]:
+    """Make the addition by each alternative, beside the finished one in ``out``; called again, it resumes.
+
+    Args:
+        recipe: the recipe of ``out``, with arrivals.
+        out: a finished run folder.
+        reporter: told what happens.
+
+    Returns:
+        All ways, those that are ahead first.
+    """
+    ours = Run(recipe, out)
+    tokens, budget = _tokens(ours, recipe), _spent(ours)
+    reference = scores_after(ours)
+    rows = [Addition(OURS, "cpift add", budget, _changes(out))]
+    for alternative in ALTERNATIVES:
+        changed = recipe.changed(alternative.changes(recipe))
+        assert changed.arrivals is not None
+        epochs = changed.arrivals.epochs * tokens / _tokens(ours, changed)
+        changed = changed.changed({"arrivals.epochs": epochs})
+        folder = out / FOLDER / alternative.name
+        reporter.message(f"{alternative.label}, {epochs:.3g} passes over the new rows: the same tokens")
+        run(changed, folder, reporter=reporter, shared=(out,))
+        made = Run(changed, folder)
+        after = scores_after(made)
+        against = [Change.between(name, reference[name], after[name], False) for name in reference]
+        rows.append(Addition(alternative.name, alternative.label, _spent(made), _changes(folder), against))
+    rows.sort(key=lambda row: (-row.net_wins, -row.mean_gain))
+    manifest.write_whole(out / FILE, json.dumps({"format": FORMAT, "rows": [asdict(row) for row in rows]}))
+    return rows
+
+
+def _changes(folder: Path) -> list[Change]:
+    return [Change(**change) for change in json.loads((folder / "scores.json").read_text())["changes"]]
+
+
+def _spent(made: Run) -> int:
+    arrivals = made.recipe.arrivals
+    assert arrivals is not None
+    stages = [layout.arrival(number, "train") for number in range(1, len(arrivals.order) + 1)]
+    return sum(int(made.facts(stage)["tokens"]) for stage in stages)
+
+
+def _tokens(made: Run, recipe: Recipe) -> float:
+    """Tokens of the arrivals as a recipe has them, from the rows of a finished run."""
+    arrivals = recipe.arrivals
+    assert arrivals is not None
+    rows = {task: made.train_rows(task) for task in recipe.tasks}
+    tokenizer = load_tokenizer(made.base.path, recipe.trust_remote_code, recipe.chat)
+    limit = max_length(recipe.training_of("arrivals"))
+    lengths: dict[str, float] = {}
+    for task in recipe.tasks:
+        kept, _ = encode_all(made.rows(task, "train"), tokenizer, limit)
+        lengths[task] = sum(len(row.input_ids) for row in kept) / max(1, len(kept))
+    total = 0.0
+    for number, task in enumerate(arrivals.order, start=1):
+        new, old = mixed_rows(recipe, rows, number)
+        replay = replayed_rows(recipe, rows, number)
+        total += new * lengths[task]
+        if old:
+            total += old * sum(lengths[name] * count for name, count in replay.items()) / sum(replay.values())
+    return total * arrivals.epochs
