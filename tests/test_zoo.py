@@ -15,7 +15,7 @@ import tiny_run
 import torch
 import zoo
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, GraniteMoeConfig, T5Config, T5ForConditionalGeneration
 
 from cpift import evaluate, fuse, identify, run
 from cpift.checkpoint.reader import open_checkpoint
@@ -23,6 +23,7 @@ from cpift.errors import CpiftError
 from cpift.method.region import Region
 from cpift.method.rehearsal import check_names
 from cpift.recipe.recipe import Recipe
+from cpift.runs.preflight import check_router
 from cpift.train.models import check_model
 
 TASKS = ("reverse", "upper")
@@ -158,3 +159,16 @@ def test_layers_for_which_the_class_has_no_place_are_refused_before_training(tmp
     with pytest.raises(CpiftError, match=r"has no place.*model\.layers\.2\.input_layernorm\.weight"):
         run(Recipe.parse(tiny.recipe(tmp_path, TASKS)), tmp_path / "out")
     assert not list((tmp_path / "out").glob("stages/01-*"))
+
+
+def test_a_router_whose_loss_trl_cannot_compute_is_refused_before_training(tmp_path: Path) -> None:
+    """GraniteMoE's configuration has no ``num_experts``. Without that loss it can be trained."""
+    folder = tmp_path / "base"
+    config = GraniteMoeConfig(
+        vocab_size=259, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4,
+    )  # fmt: skip
+    config.save_pretrained(folder)
+    with pytest.raises(CpiftError, match=r"experts of granitemoe.*set training\.router_aux_loss_coef to 0"):
+        check_router(Recipe.parse(tiny.recipe(tmp_path, TASKS)), folder)
+    check_router(Recipe.parse(tiny.recipe(tmp_path, TASKS, training={"router_aux_loss_coef": 0})), folder)

@@ -182,13 +182,14 @@ class Work:
     def row_tokens(self, task: str) -> float:
         """Mean number of tokens of a training row."""
         if task not in self._lengths:
-            from cpift.data.encoding import encode_all
+            from cpift.data.lengths import encode_measured
             from cpift.train.config import max_length
             from cpift.train.models import load_tokenizer
 
             tokenizer = load_tokenizer(self.base.path, self.run.recipe.trust_remote_code, self.run.recipe.chat)
-            kept, _ = encode_all(self.run.rows(task, "train"), tokenizer, max_length(self.run.recipe.training))
-            self._lengths[task] = sum(len(row.input_ids) for row in kept) / max(1, len(kept))
+            rows = self.run.rows(task, "train")
+            kept, lengths = encode_measured(rows, tokenizer, max_length(self.run.recipe.training))
+            self._lengths[task] = lengths.tokens / max(1, len(kept))
         return self._lengths[task]
 
     def epoch_tokens(self, tasks: Sequence[str]) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from cpift.data.encoding import Encoded, encode
+import numpy as np
+
+from cpift.data.encoded import EncodedRows, encode_rows
 from cpift.data.row_checks import Row
 from cpift.files.findings import Finding, finding
 
@@ -49,8 +52,8 @@ class Lengths:
         return {**asdict(self), "cut_share": self.cut_share}
 
 
-def encode_measured(rows: Sequence[Row], tokenizer: Any, max_length: int | None) -> tuple[list[Encoded], Lengths]:
-    """The rows as :func:`cpift.data.encoding.encode_all` gives them, and their lengths.
+def encode_measured(rows: Sequence[Row], tokenizer: Any, max_length: int | None) -> tuple[EncodedRows, Lengths]:
+    """The rows that have a token to learn, encoded once for all that use them, and the lengths of all.
 
     Args:
         rows: rows of a task.
@@ -60,30 +63,27 @@ def encode_measured(rows: Sequence[Row], tokenizer: Any, max_length: int | None)
     Raises:
         CpiftError: a row that the chat template refuses.
     """
-    whole = [encode(row, tokenizer) for row in rows]
-    lengths = [len(row.input_ids) for row in whole]
-    used = [replace(row, input_ids=row.input_ids[:max_length], labels=row.labels[:max_length]) for row in whole]
-    kept = [row for row in used if row.trained]
-    return kept, Lengths(
+    encoded = encode_rows(rows, tokenizer, max_length)
+    lengths, trained = encoded.column("whole"), encoded.column("trained")
+    used = np.minimum(lengths, max_length) if max_length is not None else lengths
+    kept = np.flatnonzero(trained)
+    return encoded if len(kept) == len(rows) else encoded.take(kept.tolist()), Lengths(
         rows=len(rows),
-        tokens=sum(len(row.input_ids) for row in kept),
-        trained=sum(row.trained for row in kept),
-        longest=max(lengths, default=0),
-        cut=0 if max_length is None else sum(length > max_length for length in lengths),
-        left_out=len(used) - len(kept),
-        histogram=histogram(lengths),
+        tokens=int(used[kept].sum()),
+        trained=int(trained.sum()),
+        longest=int(lengths.max(initial=0)),
+        cut=0 if max_length is None else int((lengths > max_length).sum()),
+        left_out=len(rows) - len(kept),
+        histogram=histogram(lengths.tolist()),
     )
 
 
 def histogram(lengths: Sequence[int]) -> tuple[Bin, ...]:
     """Bars whose lengths double: 1 to 16, 17 to 32, and on to the longest row; from the first that has a row."""
-    bars, first, last = [], 1, 16
-    while lengths and first <= max(lengths):
-        bars.append(Bin(first, last, sum(first <= length <= last for length in lengths)))
-        first, last = last + 1, 2 * last
-    while bars and not bars[0].rows:
-        bars.pop(0)
-    return tuple(bars)
+    rows, edges = Counter(max(4, (max(length, 1) - 1).bit_length()) for length in lengths), range(0)
+    if rows:
+        edges = range(min(rows), max(rows) + 1)
+    return tuple(Bin(1 if edge == 4 else 2 ** (edge - 1) + 1, 2**edge, rows[edge]) for edge in edges)
 
 
 def cut_warning(task: str, lengths: Lengths, max_length: int | None, evaluation: bool = False) -> Finding | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from cpift.data.encoding import Encoded, encode, forced_rows
+from cpift.data.encoded import encode_rows
+from cpift.data.encoding import Encoded, forced_rows
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import stop_ids
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
@@ -90,7 +91,7 @@ def evaluate(
 def forwarded_rows(network: Any, tokenizer: Any, task: EvalTask, max_length: int | None) -> list[Encoded] | None:
     """The rows where one teacher-forced forward gives the score of the task; None where it must be generated."""
     if task.kind.scoring is Scoring.LOSS:
-        return [encode(row, tokenizer, max_length) for row in task.rows]
+        return list(encode_rows(task.rows, tokenizer, max_length))
     if task.kind.scoring is not Scoring.EXACT:
         return None
     return forced_rows(task.rows, task.answer_pattern, tokenizer, stop_ids(tokenizer, network))

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from transformers import AutoConfig
+
 from cpift.checkpoint.align import align, excluded
 from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.hub import checkpoint_place, locate
@@ -133,11 +135,24 @@ def check_limits(
 
 
 def check_router(recipe: Recipe, model: Path) -> None:
-    """Raise :class:`CpiftError` for a weight of a router's loss where the model has no router."""
-    from transformers import AutoConfig
+    """Check the weight of a router's loss.
 
-    if not any(recipe.training_of(stage).get("router_aux_loss_coef") for stage in _TRAINED):
-        return
+    Args:
+        recipe: the recipe.
+        model: folder of the base.
+
+    Raises:
+        CpiftError: a weight is given and the model has no router, or TRL cannot compute this router's loss.
+    """
+    weights = [recipe.training_of(stage).get("router_aux_loss_coef") for stage in _TRAINED]
     config = AutoConfig.from_pretrained(model, trust_remote_code=recipe.trust_remote_code).get_text_config()
     if not hasattr(config, "output_router_logits"):
-        raise CpiftError(f"training.router_aux_loss_coef: {config.model_type} has no router; leave it out")
+        if any(weights):
+            raise CpiftError(f"training.router_aux_loss_coef: {config.model_type} has no router; leave it out")
+        return
+    own = getattr(config, "router_aux_loss_coef", 0.0)
+    if not hasattr(config, "num_experts") and any(own if weight is None else weight for weight in weights):
+        raise CpiftError(
+            f"training.router_aux_loss_coef: TRL does not find the number of experts of {config.model_type}, which the "
+            "router's loss needs; set training.router_aux_loss_coef to 0"
+        )

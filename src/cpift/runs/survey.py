@@ -11,7 +11,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from cpift.checkpoint.hub import locate
-from cpift.data.encoding import IGNORED, Encoded, encode, notes_of
+from cpift.data.encoded import EncodedRows
+from cpift.data.encoding import IGNORED, encode, notes_of
 from cpift.data.lengths import Lengths, cut_warning, encode_measured
 from cpift.data.mixture import Mix, pooled_rows
 from cpift.data.row_checks import Row
@@ -70,8 +71,8 @@ class Measured:
     """A task's data, and its encoded rows."""
 
     data: TaskData
-    train: list[Encoded]
-    evaluation: list[Encoded]
+    train: EncodedRows
+    evaluation: EncodedRows
 
 
 def measure(name: str, task: Task, rows: TaskRows, tokenizer: Tokenizer, max_length: int | None) -> Measured:

@@ -92,7 +92,7 @@ def typed(training: Mapping[str, Any], where: str = "training") -> dict[str, Any
             value = "no"  # YAML 1.1 reads a bare no as false
         try:
             read = TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
-            found[key] = read if isinstance(value, str) else value
+            found[key] = read if isinstance(value, str) or type(read) is float else value
         except ValidationError as error:
             raise CpiftError(f"{where}.{key}: {error.errors()[0]['msg']} (got {value!r})") from None
     return found

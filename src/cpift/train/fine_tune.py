@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
+from cpift.data.encoded import training_set
 from cpift.data.encoding import Encoded
 from cpift.distributed import ranks
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
@@ -146,7 +146,7 @@ def _fine_tune(
     tick: Tick,
 ) -> Trained:
     config = sft_config(spec.training, work, spec.steps, spec.seed)
-    data = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+    data = training_set(rows)
     watch = Watch(spec.steps, tick)
     try:
         trainer = _Trainer(

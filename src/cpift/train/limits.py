@@ -15,7 +15,8 @@ from typing import Any
 from transformers import AutoConfig
 
 from cpift.checkpoint.reader import open_checkpoint
-from cpift.data.encoding import IGNORED, Encoded, encode, forced_rows, prompt_ids
+from cpift.data.encoded import encode_rows
+from cpift.data.encoding import IGNORED, Encoded, forced_rows, prompt_ids
 from cpift.data.lengths import WARN_FROM
 from cpift.data.row_checks import Row
 from cpift.data.templates import template_kwargs
@@ -180,11 +181,11 @@ def check_fits(rows: Rows, tokenizer: Any, limits: Limits, generates: bool) -> l
     open_ended = limits.positions is not None and (rows.max_length is None or rows.max_length > limits.positions)
     warnings = list[Finding]()
     if larger or open_ended:
-        encoded = [encode(row, tokenizer, rows.max_length) for row in rows.train]
+        encoded = encode_rows(rows.train, tokenizer, rows.max_length)
         warnings += check_encoded(encoded, limits, tokenizer, f"tasks.{rows.task}: training row")
     scored = None if rows.metric.reads_whole_rows else rows.max_length
     if larger or open_ended or (scored is None and limits.absolute):
-        encoded = [encode(row, tokenizer, scored) for row in rows.evaluation]
+        encoded = encode_rows(rows.evaluation, tokenizer, scored)
         warnings += check_encoded(
             encoded, limits, tokenizer, f"tasks.{rows.task}: evaluation row", cut=scored is not None
         )
@@ -242,7 +243,7 @@ def _check_room(rows: Rows, tokenizer: Any) -> list[Finding]:
     if rows.metric.scoring is Scoring.EXACT and rows.pattern is None:
         return []  # as much is generated as the longest answer has
     ends = set(stop_ids(tokenizer))
-    lengths = [_answer_tokens(encode(row, tokenizer).labels, ends) for row in rows.evaluation]
+    lengths = [_answer_tokens(row.labels, ends) for row in encode_rows(rows.evaluation, tokenizer, None)]
     longer = [length for length in lengths if length > rows.max_new_tokens]
     if len(longer) < WARN_FROM * len(rows.evaluation) or not longer:
         return []

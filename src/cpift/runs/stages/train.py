@@ -8,9 +8,11 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from cpift.data.encoding import Encoded, encode_all, notes_of
+from cpift.data.encoded import EncodedRows, joined
+from cpift.data.encoding import notes_of
 from cpift.data.lengths import cut_warning, encode_measured
 from cpift.data.mixture import drawn, pooled_rows
+from cpift.data.row_checks import Row
 from cpift.data.rows import sample
 from cpift.errors import CpiftError
 from cpift.files import layout
@@ -149,11 +151,12 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
     return settings
 
 
-def _rows_of(run: Run, name: str, kind: str, start: ModelRef, spec: TrainSpec) -> tuple[list[Encoded], dict[str, int]]:
+def _rows_of(run: Run, name: str, kind: str, start: ModelRef, spec: TrainSpec) -> tuple[EncodedRows, dict[str, int]]:
     """The encoded rows of a training, and how many there are, were cut and were left out."""
     limit = max_length(spec.training)
     tokenizer = load_tokenizer(start.path, spec.trust_remote_code, spec.chat)
-    parts: dict[str, list[Encoded]] = {}
+    parts: dict[str, EncodedRows] = {}
+    tokens: dict[str, float] = {}
     left_out = cut = 0
     for task in spec.tasks:
         rows = run.rows(task, "train")
@@ -168,28 +171,26 @@ def _rows_of(run: Run, name: str, kind: str, start: ModelRef, spec: TrainSpec) -
             raise CpiftError(f"{name}: tasks.{task}: {error}") from error
         if not kept:
             raise CpiftError(f"{name}: no row of {task} has a trained part left; raise training.max_length")
+        tokens[task] = lengths.tokens
         parts[task], left_out, cut = kept, left_out + lengths.left_out, cut + lengths.cut
         if kind == "probe" or run.recipe.arrivals is not None:
             warnings = [finding("marks", f"task {task}: {note}") for note in notes_of(kept)]
             warnings += [warning] if (warning := cut_warning(task, lengths, limit)) else []
             for warning in warnings + _limits(run, task, start, tokenizer, spec):
                 run.add(warning.of(name))
-    counts = pooled_rows(
-        {task: len(kept) for task, kept in parts.items()},
-        {task: sum(len(row.input_ids) for row in kept) for task, kept in parts.items()},
-        spec.mix,
-    )
-    encoded = [kept[i] for task, kept in parts.items() for i in drawn(counts[task], len(kept), spec.seed, task)]
-    old = [
-        row for task, count in spec.replay.items() for row in sample(run.rows(task, "train"), count, spec.seed, task)
-    ]
-    repeated, dropped = encode_all(old, tokenizer, limit)
-    if repeated:
-        count = max(1, round(len(encoded) / len(repeated))) * len(repeated)
-        if spec.replay_share is not None:
-            count = rows_of_share(len(encoded), spec.replay_share)
-        encoded = encoded + list(islice(cycle(repeated), count))
-    left_out += dropped
+    counts = pooled_rows({task: len(kept) for task, kept in parts.items()}, tokens, spec.mix)
+    encoded = joined([kept.take(drawn(counts[task], len(kept), spec.seed, task)) for task, kept in parts.items()])
+    old = list[Row]()
+    for task, wanted in spec.replay.items():
+        old += sample(run.rows(task, "train"), wanted, spec.seed, task)
+    if old:
+        repeated, lengths = encode_measured(old, tokenizer, limit)
+        left_out += lengths.left_out
+        if repeated:
+            count = max(1, round(len(encoded) / len(repeated))) * len(repeated)
+            if spec.replay_share is not None:
+                count = rows_of_share(len(encoded), spec.replay_share)
+            encoded = joined([encoded, repeated.take(list(islice(cycle(range(len(repeated))), count)))])
     if left_out:
         text = f"{name}: {left_out} rows have no trained part after truncation and were left out"
         run.add(finding("rows-left-out", text, name))
