@@ -13,6 +13,8 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
+from cpift.method.apply_patch import apply_patches, remove_patches
+from cpift.method.patch import make_patch
 from cpift.method.region import Region
 from cpift.train.protect import protect
 
@@ -35,7 +37,7 @@ def run(name: str, *arguments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "peft_adapter"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("peft_adapter", "train_inside")])
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_frozen_keeps_its_bits(model: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And elsewhere the weights move."""
@@ -50,6 +52,22 @@ def test_what_is_frozen_keeps_its_bits(model: Path, tmp_path: Path, name: str, m
         assert np.array_equal(bits[0][frozen], bits[1][frozen]), parameter
         moved += int((bits[0][~frozen] != bits[1][~frozen]).sum())
     assert moved > 1000
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_skill_trained_inside_its_region_is_a_patch(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights move inside the region alone; as a patch on the model they are the trained model, and come off."""
+    region_file = model.parent / "region.safetensors"
+    run("train_inside", model, region_file, tmp_path / "out", monkeypatch=monkeypatch)
+    region = Region.load(region_file)
+    made = make_patch(model, tmp_path / "out", tmp_path / "skill.safetensors", region=region, max_share=0.5)
+    assert made.count > 1000
+    apply_patches(model, [tmp_path / "skill.safetensors"], tmp_path / "on")
+    remove_patches(tmp_path / "on", ["skill"], tmp_path / "off")
+    assert tiny_run.same(tmp_path / "on", tmp_path / "out")
+    assert (tmp_path / "off/model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -132,3 +132,15 @@ def test_regions_of_different_bases_do_not_mix() -> None:
     for mix in (lambda: a | b, lambda: a & b, lambda: a - b, lambda: a.jaccard(b)):
         with pytest.raises(CpiftError, match="different bases"):
             mix()
+
+
+def test_the_complement_is_all_else() -> None:
+    """Of every parameter, those without a core position included; a shape that does not fit is refused."""
+    region = Region({"a": np.array([0, 3], np.int32), "b": np.array([0, 1], np.int32)}, 9, shapes={"a": (2, 2)})
+    found = region.complement({"a": (2, 2), "b": (2,), "c": (3,)})
+    assert {n: p.tolist() for n, p in found.positions.items()} == {"a": [1, 2], "c": [0, 1, 2]}
+    assert found.total == 9
+    with pytest.raises(CpiftError, match="a has no parameter of the same name and shape"):
+        region.complement({"a": (4,), "b": (2,)})
+    with pytest.raises(CpiftError, match="b has no parameter"):
+        region.complement({"a": (2, 2)})
