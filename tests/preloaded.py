@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -91,6 +92,7 @@ def _process(function: Callable[..., None], *arguments: Any) -> BaseProcess:
 def _call(function: Callable[..., None], arguments: tuple[Any, ...], environment: dict[str, str]) -> None:
     import torch
 
+    gc.freeze()
     torch.set_num_threads(1)
     os.environ.update(environment)
     function(*arguments)
@@ -101,6 +103,7 @@ def _main(arguments: list[str], said: str, place: str, memory: int, seconds: int
 
     from cpift.cli import main as cli
 
+    gc.freeze()  # each stage collects garbage, and need not look through the libraries: ten seconds of a tiny run
     torch.set_num_threads(1)
     if memory:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
