@@ -74,6 +74,12 @@ def check_base(config: AdapterConfig, base: Checkpoint, opened: Opener) -> None:
         )
 
 
+def hub_name(folder: Path) -> tuple[str, str] | None:
+    """Repository and commit of a folder in the hub's cache; None for any other folder."""
+    cached = _cached(folder)
+    return None if cached is None else cached[:2]
+
+
 def _local(config: AdapterConfig) -> Path | None:
     """The base as a folder here: from the working directory, or from the adapter's folder."""
     if not config.base or "\0" in config.base:

@@ -46,6 +46,17 @@ def open_checkpoint(path: str | Path, base: Checkpoint | None = None) -> Checkpo
     return apply_adapter(base, folder, config)
 
 
+def weight_bytes(base: Path, *others: Path) -> int:
+    """Bytes of the weights of checkpoints, as they are read.
+
+    Args:
+        base: a checkpoint, which adapters among the others are applied to.
+        others: more checkpoints.
+    """
+    origin = open_checkpoint(base)
+    return origin.nbytes + sum(open_checkpoint(path, origin).nbytes for path in others)
+
+
 def open_plain(path: Path) -> Checkpoint:
     """As :func:`open_checkpoint`, for a whole model alone."""
     folder = path.parent if path.is_file() else path

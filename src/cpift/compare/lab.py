@@ -68,6 +68,10 @@ def compare(
     if any(METHODS[job.name].merges for job in wanted):
         mergekit()
     changed = {json.dumps(found, sort_keys=True): found for found in (overrides_of(job.method) for job in wanted)}
+    if any(recipe.changed(overrides).probe.adapter is not None for overrides in changed.values()):
+        raise CpiftError(
+            "probe.adapter: cpift compare sets methods that train all parameters side by side; leave it out"
+        )
     for overrides in changed.values():  # most methods change nothing, and the base is read through for each
         check(recipe.changed(overrides), out / "check")
     if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file() and not RunLayout(out).recipe.is_file():

@@ -17,25 +17,26 @@ def text() -> str:
     return (files("cpift.evaluation") / "neutral.txt").read_text(encoding="utf-8")
 
 
-def neutral_loss(model: str | Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+def neutral_loss(model: str | Path, *, trust_remote_code: bool = False, base: Path | None = None) -> dict[str, Any]:
     """Mean loss in nats over the tokens of the neutral text, as plain text without a chat template, and their number.
 
     ``items``: the mean loss of each paragraph; each is read on its own. ``precision``: as in
-    :class:`cpift.evaluation.scores.Score`.
+    :class:`cpift.evaluation.scores.Score`. ``base``: of an adapter; by default the one that it names.
     """
     from cpift.train import accelerator
 
-    found: dict[str, Any] = accelerator.frees_memory(_neutral_loss)(Path(model), trust_remote_code)
+    found: dict[str, Any] = accelerator.frees_memory(_neutral_loss)(Path(model), trust_remote_code, base)
     return found | {"precision": accelerator.scoring_precision()}
 
 
-def _neutral_loss(path: Path, trust_remote_code: bool) -> dict[str, Any]:
+def _neutral_loss(path: Path, trust_remote_code: bool, base: Path | None) -> dict[str, Any]:
     import torch
 
     from cpift.train import accelerator
     from cpift.train.models import load_model, load_tokenizer
 
-    network, tokenizer = load_model(path, trust_remote_code), load_tokenizer(path, trust_remote_code)
+    network = load_model(path, trust_remote_code, base)
+    tokenizer = load_tokenizer(path, trust_remote_code, base=base)
     accelerator.place(network)
     window = min(WINDOW, int(getattr(network.config, "max_position_embeddings", None) or WINDOW))
     items, tokens = [], []

@@ -19,6 +19,7 @@ class Facts(TypedDict, total=False):
         peak_device_memory: bytes on it.
         device_memory_after: bytes still on it at the end.
         rows: training rows.
+        adapter: what was trained in place of all parameters.
         steps: optimizer steps.
         tokens: tokens of the training rows, padding not included.
         train_seconds: of the training loop alone.
@@ -60,6 +61,7 @@ class Facts(TypedDict, total=False):
     peak_device_memory: int
     device_memory_after: int
     rows: int
+    adapter: str
     steps: int
     tokens: int
     train_seconds: float
@@ -253,6 +255,18 @@ class DataEntry(TypedDict):
 PLAN_FORMAT = "cpift.plan/1"
 
 
+class AdapterPlan(TypedDict):
+    """A probe that is an adapter.
+
+    Attributes:
+        parameters: trained.
+        memory: bytes in training, without activations.
+    """
+
+    parameters: int
+    memory: int
+
+
 class PlanRecord(TypedDict):
     """What a run costs: ``plan.json``, and what ``cpift plan --json`` prints.
 
@@ -268,6 +282,7 @@ class PlanRecord(TypedDict):
         memory: bytes: peak of a trial, or of weights, gradients and AdamW in fp32.
         disk: bytes.
         checkpoints: checkpoints on the disk at the end.
+        adapter: of a probe, where probes are adapters.
         data: each task's rows and lengths, as ``cpift data --json`` has them.
         mixture: how tasks are mixed where they are trained together, as lines.
         warnings: of the data.
@@ -293,6 +308,7 @@ class PlanRecord(TypedDict):
     mixture: list[str]
     warnings: list[str]
     gpus: NotRequired[GpuPlan]
+    adapter: NotRequired[AdapterPlan]
     measured: NotRequired[Measured]
     evaluate_seconds: NotRequired[float]
     other_seconds: NotRequired[float]

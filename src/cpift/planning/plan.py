@@ -21,6 +21,7 @@ from cpift.evaluation.task import EvalTask
 from cpift.files.records import PLAN_FORMAT, DataEntry, Measured, PlannedPart, PlanRecord, Preparation
 from cpift.method.identify import core_count
 from cpift.planning import trial
+from cpift.planning.adapters import adapter_plan
 from cpift.planning.gpus import per_gpu
 from cpift.planning.memory import shape_of
 from cpift.planning.padding import shuffled_padding
@@ -97,6 +98,9 @@ def _plan(
     mixed = mixture(data, recipe.mix)
     tasks = len(rows)
     checkpoints = sum(part["stages"] for part in parts) + 1 + converted
+    adapter = None if recipe.arrivals else adapter_plan(recipe, checkpoint)
+    if adapter is not None:
+        checkpoints -= tasks
     models = 2 + tasks + (not recipe.backbone.is_base) + tasks
     if recipe.arrivals:  # each leaves the trained and the averaged model
         checkpoints, models = 2 * len(parts) + converted, 1 + len(parts)
@@ -110,12 +114,16 @@ def _plan(
         "evaluated_models": models,
         "evaluated_tokens": models * scored,
         "memory": checkpoint.total * TRAIN_BYTES,
-        "disk": checkpoints * checkpoint.total * 4 + _saved(recipe, parts) * checkpoint.total * SAVED_BYTES,
+        "disk": checkpoints * checkpoint.total * 4
+        + (4 * tasks * adapter["parameters"] if adapter is not None else 0)
+        + _saved(recipe, parts) * checkpoint.total * SAVED_BYTES,
         "checkpoints": checkpoints,
         "data": {name: cast(DataEntry, task.to_dict()) for name, task in mixed.items()},
         "mixture": mixture_lines(mixed, recipe.mix),
         "warnings": warnings,
     }
+    if adapter is not None:
+        record["adapter"] = adapter
     if gpus is not None:
         shape = shape_of({n: t.size for n, t in checkpoint.tensors.items()}, checkpoint.config)
         longest = max(len(e.input_ids) for kept in encoded.values() for e in kept)

@@ -37,6 +37,10 @@ def show(record: PlanRecord, say: Write) -> None:
     if "measured" in record and "peak_device_memory" in record["measured"]:
         measured = record["measured"]
         say(f"device       {size(measured['peak_device_memory'])} (peak of a trial on {measured['device']})")
+    if "adapter" in record:
+        adapter = record["adapter"]
+        trained = f"{adapter['parameters']:,} parameters trained; activations come on top"
+        say(f"probes       {size(adapter['memory'])} as adapters ({trained})")
     say(f"disk         {size(record['disk'])} ({record['checkpoints']} checkpoints in fp32)")
     if "measured" in record:
         speed = record["measured"]["train_tokens_per_second"]

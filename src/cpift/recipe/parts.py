@@ -12,7 +12,6 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -23,21 +22,17 @@ from cpift.method.interpolations import INTERPOLATIONS, check_weight
 from cpift.method.overlap_rules import OVERLAP_RULES
 from cpift.metrics import named
 from cpift.metrics.answers import AnswerPattern
+from cpift.recipe.adapter import Adapter
 from cpift.recipe.backbones import BACKBONES, BackboneSource
+from cpift.recipe.part import CONFIG, no_truth_for_a_number
 from cpift.recipe.selections import SELECTIONS, Selection
 
 
 class Part(BaseModel):
     """A part of a recipe: no unknown keys, no change after it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError(f"is {str(value).lower()}, where a number or text is meant")
-        return value
+    model_config = CONFIG
+    _numbers = field_validator("*", mode="before")(no_truth_for_a_number)
 
 
 def _known_columns(value: dict[str, str]) -> dict[str, str]:
@@ -208,6 +203,8 @@ class Probe(_Trained):
 
     steps: Literal["auto"] | int = "auto"
     """Optimizer steps, the same for every task; auto: one epoch of the mean task."""
+    adapter: Adapter | None = None
+    """Train an adapter in place of all parameters: {type: lora, r: 16}; docs/adapters.md."""
 
     @field_validator("steps")
     @classmethod

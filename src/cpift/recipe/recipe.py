@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -280,5 +280,9 @@ def _known(location: tuple[Any, ...]) -> list[str]:
             if "list[sets]" in location:
                 return list(Source.model_fields)
             return [f.alias or n for n, f in Task.model_fields.items()]
-        model = model.model_fields[part].annotation
+        kind = model.model_fields[part].annotation
+        kinds = [one for one in (kind, *get_args(kind)) if hasattr(one, "model_fields")]
+        if not kinds:
+            return []
+        model = kinds[0]
     return [field.alias or name for name, field in model.model_fields.items()]

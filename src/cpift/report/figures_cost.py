@@ -70,7 +70,7 @@ def trainings(run: RunFacts) -> Html | None:
             ends = f"{losses[0][1]:.3f} → {losses[-1][1]:.3f}" if losses else None
             rows.append(
                 [
-                    f"{title} {name}",
+                    f"{title} {name}" + (f" ({f['adapter']})" if f.get("adapter") else ""),
                     f.get("steps"),
                     f.get("tokens"),
                     f.get("rows"),

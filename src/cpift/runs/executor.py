@@ -222,7 +222,7 @@ def log(out: Path, event: Mapping[str, object]) -> None:
 def _check_room(current: Run, due: Sequence[Stage]) -> None:
     """Raise :class:`CpiftError` where the disk cannot hold the models that the stages will write, in fp32."""
     first = due[0]
-    models = sum(stage.writes_model for stage in due)
+    models = sum(stage.writes_model and "adapter" not in stage.settings for stage in due)
     if not models or first.name == layout.BASE:
         return
     needed = int(models * open_checkpoint(current.base.path).total * 4 * 1.05)

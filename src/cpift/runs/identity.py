@@ -32,13 +32,14 @@ _OTHERS = (
 )
 
 
-def checkpoint_identity(path: Path) -> str:
+def checkpoint_identity(path: Path, base: Path | None = None) -> str:
     """Fingerprint of weights, configuration and tokenizer of a checkpoint; read once in a process.
 
     Args:
         path: the checkpoint's folder. Of an adapter its base's files count as well.
+        base: what an adapter is applied to; by default the base that it names.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, None if base is None else open_checkpoint(base))
     first = [path / name for name in _FIRST]
     beneath = [folder for folder in checkpoint.folders if folder.resolve() != path.resolve()]
     others = _matching(path, _OTHERS) | {
@@ -73,4 +74,4 @@ def settings_of(model: ModelRef, name: str) -> dict[str, str]:
     Returns:
         Nothing for a model that a stage has made: that stage's digest counts as a need.
     """
-    return {} if model.stage else {name: checkpoint_identity(model.path)}
+    return {} if model.stage else {name: checkpoint_identity(model.path, model.base)}

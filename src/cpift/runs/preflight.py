@@ -27,6 +27,7 @@ from cpift.recipe.recipe import Recipe
 from cpift.runs.stage import Run
 from cpift.runs.stages.graph import first_stages
 from cpift.runs.survey import measure, tokenizer_of
+from cpift.train.adapters import check_adapter
 from cpift.train.config import check_rows, max_length
 from cpift.train.limits import Rows, check_fits, check_generation, check_tokenizer, limits_of_place
 from cpift.train.models import check_model, load_tokenizer
@@ -59,6 +60,8 @@ def check_models(recipe: Recipe) -> None:
             raise CpiftError(f"base: {error}") from error
     check_model(model, recipe.trust_remote_code)
     check_names(base, recipe.trust_remote_code)
+    if recipe.probe.adapter is not None:
+        check_adapter(recipe.probe.adapter, model, "probe.adapter", recipe.trust_remote_code)
     load_tokenizer(model, recipe.trust_remote_code, recipe.chat)
     check_router(recipe, model)
     check_finite(base)

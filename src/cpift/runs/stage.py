@@ -32,10 +32,12 @@ class ModelRef:
     Attributes:
         path: the checkpoint's folder.
         stage: the stage that makes it; None for a model that comes from outside the run.
+        base: where the model is an adapter, the checkpoint that it is applied to.
     """
 
     path: Path
     stage: str | None = None
+    base: Path | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -111,7 +113,7 @@ class Run:
 
     def model(self, stage: str) -> ModelRef:
         """The model that a stage makes."""
-        return ModelRef(self.folder(stage), stage)
+        return ModelRef(self.folder(stage), stage, None if stage == layout.BASE else self.base.path)
 
     @property
     def tasks(self) -> list[str]:

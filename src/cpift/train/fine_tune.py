@@ -22,6 +22,7 @@ from cpift.distributed import ranks
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.method.region import Region
 from cpift.train.accelerator import frees_memory, lacking
+from cpift.train.adapters import load_four_bit, save_adapter, wrapped
 from cpift.train.anchor import Anchor
 from cpift.train.callbacks import FreezeCallback, Tick, Watch
 from cpift.train.config import DEFAULTS, check_rows, sft_config, shared_rows, typed
@@ -62,7 +63,7 @@ def fine_tune(
     work: Path | None = None,
     tick: Tick = lambda event: None,
 ) -> Trained:
-    """Fine-tune the checkpoint ``start`` on ``rows`` and save it, fp32, to ``out``.
+    """Fine-tune the checkpoint ``start`` on ``rows`` and save it, fp32, to ``out``; of an adapter, the adapter alone.
 
     Args:
         start: a checkpoint folder.
@@ -83,7 +84,10 @@ def fine_tune(
         raise CpiftError(f"{out.name}: no row to train on is left; raise training.max_length")
     check_rows(len(rows), spec.training)
     began = time.perf_counter()
-    model = load_model(start, spec.trust_remote_code)
+    if spec.adapter is not None and spec.adapter.kind.four_bit:
+        model = load_four_bit(start, spec.trust_remote_code)
+    else:
+        model = load_model(start, spec.trust_remote_code)
     tokenizer = load_tokenizer(start, spec.trust_remote_code, spec.chat)
     if spec.trainable is not None:
         for name, parameter in model.named_parameters():
@@ -91,6 +95,8 @@ def fine_tune(
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise CpiftError(f"{start}: has no parameter {spec.trainable}; there is nothing to train")
     check_encoded(rows, limits_of(model.config, [name for name, _ in model.named_parameters()]), tokenizer, "row")
+    if spec.adapter is not None:
+        model = wrapped(model, spec.adapter, start, spec.seed)
     loaded = _Loaded(model, tokenizer, time.perf_counter() - began, start)
     place = tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work)
     try:
@@ -175,7 +181,11 @@ def _fine_tune(
     began = time.perf_counter()
     weights = gathered(trainer.model)
     if trainer.accelerator.is_main_process:
-        save(trainer.accelerator.unwrap_model(trainer.model), loaded.tokenizer, out, weights)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if spec.adapter is not None:
+            save_adapter(model, loaded.tokenizer, out, loaded.start, weights)
+        else:
+            save(model, loaded.tokenizer, out, weights)
     trainer.accelerator.wait_for_everyone()
     return Trained(
         steps=trainer.state.global_step,

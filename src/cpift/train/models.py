@@ -32,7 +32,7 @@ def _convert_gguf(file: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet():
+    with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -66,7 +66,7 @@ def check_model(folder: Path, trust_remote_code: bool = False, base: Path | None
     layers = checkpoint.config.get("num_hidden_layers", 0)
     if isinstance(layers, int) and layers > len(checkpoint.tensors):  # would be built before it is compared
         raise CpiftError(f"{folder}: its num_hidden_layers is {layers}, yet it holds {len(checkpoint.tensors)} tensors")
-    with _quiet():
+    with quiet():
         try:
             AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except Exception as error:  # a broken configuration raises whatever trips over it first
@@ -90,7 +90,7 @@ def load_model(folder: Path, trust_remote_code: bool = False, base: Path | None 
 
     check_model(folder, trust_remote_code, base)
     checkpoint = open_checkpoint(folder, None if base is None else open_checkpoint(base))
-    with _quiet():
+    with quiet():
         try:
             if checkpoint.beneath is not None:
                 model, loaded = load_computed(checkpoint, trust_remote_code)
@@ -129,7 +129,7 @@ def load_tokenizer(
         folder = next((f for f in reversed(folders) if (f / "tokenizer_config.json").is_file()), folders[0])
     from transformers import AutoTokenizer
 
-    with _quiet():
+    with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except Exception as error:  # broken files raise whatever trips over them first
@@ -164,7 +164,7 @@ def save(model: Any, tokenizer: Any, out: Path, weights: Any = None) -> None:
     Its generation configuration lists all that ends a turn, so that whoever loads it stops there.
     """
     write_stop_ids(model, tokenizer)
-    with _quiet():
+    with quiet():
         model.save_pretrained(out, state_dict=weights)
         tokenizer.save_pretrained(out)
 
@@ -176,7 +176,7 @@ def _why(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the library's own progress bars, which would tear ours."""
     from transformers.utils import logging
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from cpift.data.mixture import Mix
 from cpift.data.templates import ChatSettings
+from cpift.recipe.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class TrainSpec:
         trainable: shell-style pattern of the only parameters that are trained, such as "*.bias"; None: all.
         chat: the recipe's chat template and end token, saved with the model.
         trust_remote_code: may the checkpoint bring code of its own?
+        adapter: train this in place of all parameters, and save it alone; None: all parameters.
     """
 
     training: Mapping[str, Any]
@@ -45,3 +47,4 @@ class TrainSpec:
     trainable: str | None = None
     chat: ChatSettings = field(default_factory=ChatSettings)
     trust_remote_code: bool = False
+    adapter: Adapter | None = None

@@ -56,6 +56,7 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
             progress=counter,
             trust_remote_code=run.recipe.trust_remote_code,
             chat=run.recipe.chat,
+            base=model.base,
         )
         facts = {}
         for stage, folder in folders.items():

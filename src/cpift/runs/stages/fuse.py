@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.reader import weight_bytes
 from cpift.console.progress import Counter
 from cpift.files import layout
 from cpift.files.findings import finding
@@ -29,7 +29,7 @@ def fuse_stage(run: Run, backbone: ModelRef) -> Stage:
     def combine(folders: Mapping[str, Path]) -> Facts:
         tuned = {task: run.folder(layout.probe(task)) for task in run.tasks}
         regions = {task: run.layout.region(task) for task in run.tasks}
-        total = 2 * sum(open_checkpoint(folder).nbytes for folder in (run.base.path, backbone.path, *tuned.values()))
+        total = 2 * weight_bytes(run.base.path, backbone.path, *tuned.values())
         report = fuse_into(
             folders[layout.FUSE],
             run.base.path,

@@ -68,4 +68,4 @@ def last_stages(run: Run) -> list[Stage]:
 
 def _given_backbone(run: Run) -> ModelRef:
     part = run.recipe.backbone
-    return run.base if part.is_base else ModelRef(checkpoint_place(part.source))
+    return run.base if part.is_base else ModelRef(checkpoint_place(part.source), base=run.base.path)

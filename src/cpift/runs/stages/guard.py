@@ -30,7 +30,7 @@ def neutral_stage(run: Run, name: str, model: ModelRef) -> Stage:
     }
 
     def score(folders: Mapping[str, Path]) -> Facts:
-        result = neutral_loss(model.path, trust_remote_code=run.recipe.trust_remote_code)
+        result = neutral_loss(model.path, trust_remote_code=run.recipe.trust_remote_code, base=model.base)
         (folders[stage] / layout.NEUTRAL_FILE).write_text(json.dumps(result))
         return {stage: {"loss": result["loss"], "precision": result["precision"]}}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.reader import weight_bytes
 from cpift.console.progress import Counter
 from cpift.files import layout
 from cpift.files.findings import Finding, finding
@@ -28,7 +28,7 @@ def identify_stage(run: Run, task: str) -> Stage:
     def select(folders: Mapping[str, Path]) -> Facts:
         names = {stage: parsed.task for stage in folders if (parsed := layout.parse(stage))}
         tuned = {name: run.folder(layout.probe(name)) for name in names.values()}
-        total = sum(open_checkpoint(folder).nbytes for folder in (run.base.path, *tuned.values()))
+        total = weight_bytes(run.base.path, *tuned.values())
         regions = select_regions(run, run.base.path, tuned, Counter(run.reporter, total))
         facts = {}
         for stage, name in names.items():

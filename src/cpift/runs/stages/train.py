@@ -39,7 +39,8 @@ CODE = 1  # raise it when the same settings and inputs would give another result
 
 def probe_stage(run: Run, task: str, steps: int) -> Stage:
     """Fine-tunes the base on one task alone."""
-    spec = spec_of(run, run.recipe.training_of("probe"), steps, (task,))
+    part = run.recipe.probe
+    spec = spec_of(run, run.recipe.training_of("probe"), steps, (task,), adapter=part.adapter)
     return train_stage(run, layout.probe(task), "probe", f"fine-tune the base on {task} alone", run.base, spec)
 
 
@@ -119,7 +120,8 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
             )
         except CpiftError as error:
             raise CpiftError(f"{name} ({', '.join(spec.tasks)}): {error}") from error
-        return {name: {**asdict(trained), **facts}}
+        adapter = {} if spec.adapter is None else {"adapter": spec.adapter.describe()}
+        return {name: {**asdict(trained), **facts, **adapter}}
 
     settings = _settings(spec) | settings_of(start, "base")
     return Stage(name, kind, what, settings, tuple(needs), train, writes_model=True, trains=True, code=CODE)
@@ -148,6 +150,8 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
         settings["anchor"] = spec.anchor
     if spec.trainable is not None:
         settings["trainable"] = spec.trainable
+    if spec.adapter is not None:
+        settings["adapter"] = spec.adapter.model_dump()
     return settings
 
 
