@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -80,6 +81,11 @@ class Adapter(BaseModel):
         """α, the default filled in."""
         return 2.0 * self.r if self.alpha is None else self.alpha
 
+    @property
+    def scale(self) -> float:
+        """The factor of B·A."""
+        return self.scaled / (math.sqrt(self.r) if self.type == "rslora" else self.r)
+
     def describe(self) -> str:
         """For people: "lora, rank 16"."""
         return f"{self.type}, rank {self.r}"
@@ -98,14 +104,24 @@ class Adapter(BaseModel):
                 for length in shape:
                     size *= length
                 total += size
-            elif len(shape) == 2 and name.endswith(".weight") and self._adapts(module):
+            elif len(shape) == 2 and name.endswith(".weight") and self.adapts(module):
                 total += self.r * sum(shape) + (shape[0] if self.type == "dora" else 0)
         return total
 
-    def _adapts(self, module: str) -> bool:
+    def adapts(self, module: str) -> bool:
+        """Is a linear layer of this name adapted?"""
         if self.target_modules == "all-linear":
             return not any(word in module for word in ("embed", "wte", "wpe", "lm_head"))
         return any(_ends(module, end) for end in self.target_modules)
+
+
+def mergeable(adapter: Adapter | None) -> Adapter | None:
+    """A validator: an adapter whose update is merged, frozen positions left out."""
+    if adapter is not None and adapter.type not in ("lora", "rslora"):
+        raise ValueError(f"type {adapter.type} is for probes; here take lora or rslora, whose update can be masked")
+    if adapter is not None and adapter.modules_to_save:
+        raise ValueError("modules_to_save is for probes; leave it out")
+    return adapter
 
 
 def _ends(module: str, end: str) -> bool:

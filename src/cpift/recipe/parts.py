@@ -22,7 +22,7 @@ from cpift.method.interpolations import INTERPOLATIONS, check_weight
 from cpift.method.overlap_rules import OVERLAP_RULES
 from cpift.metrics import named
 from cpift.metrics.answers import AnswerPattern
-from cpift.recipe.adapter import Adapter
+from cpift.recipe.adapter import Adapter, mergeable
 from cpift.recipe.backbones import BACKBONES, BackboneSource
 from cpift.recipe.part import CONFIG, no_truth_for_a_number
 from cpift.recipe.selections import SELECTIONS, Selection
@@ -55,6 +55,7 @@ def _known_metric(value: str) -> str:
 OverlapName = Annotated[str, AfterValidator(OVERLAP_RULES.check)]
 InterpolationName = Annotated[str, AfterValidator(INTERPOLATIONS.check)]
 Columns = Annotated[dict[str, str], AfterValidator(_known_columns)]
+MergedAdapter = Annotated[Adapter | None, AfterValidator(mergeable)]
 ShapeName = Annotated[str, AfterValidator(SHAPES.check)]
 SelectionName = Annotated[str, AfterValidator(SELECTIONS.check)]
 MetricName = Annotated[str, AfterValidator(_known_metric)]
@@ -247,6 +248,8 @@ class Backbone(_Trained):
 
     epochs: Literal["auto"] | float = "auto"
     """Passes over each task's rows; auto: as many as a probe makes. Short probes find the cores, too."""
+    adapter: MergedAdapter = None
+    """Train an adapter, merged at the end of each stage, in place of all parameters; docs/adapters.md."""
 
     @field_validator("epochs")
     @classmethod
@@ -329,6 +332,8 @@ class Refine(_Trained):
     """With ``data: mixed``, other rows for each stage; without, all stages see the same sample."""
     freeze: bool = True
     """Keep the core regions of earlier groups bit-identical."""
+    adapter: MergedAdapter = None
+    """Train an adapter, merged at the end, in place of all parameters: {type: lora, r: 16}; docs/adapters.md."""
 
 
 class Arrivals(_Trained):

@@ -28,6 +28,7 @@ from cpift.train.callbacks import FreezeCallback, Tick, Watch
 from cpift.train.config import DEFAULTS, check_rows, sft_config, shared_rows, typed
 from cpift.train.limits import check_encoded, limits_of
 from cpift.train.malloc import kept_memory
+from cpift.train.merged_adapters import MergedAdapter, put_in
 from cpift.train.models import gathered, is_sharded, load_model, load_tokenizer, save
 from cpift.train.spec import TrainSpec
 
@@ -95,9 +96,12 @@ def fine_tune(
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise CpiftError(f"{start}: has no parameter {spec.trainable}; there is nothing to train")
     check_encoded(rows, limits_of(model.config, [name for name, _ in model.named_parameters()]), tokenizer, "row")
-    if spec.adapter is not None:
+    masked = None
+    if spec.adapter is not None and spec.merge:
+        masked = put_in(model, spec.adapter, frozen, spec.seed)
+    elif spec.adapter is not None:
         model = wrapped(model, spec.adapter, start, spec.seed)
-    loaded = _Loaded(model, tokenizer, time.perf_counter() - began, start)
+    loaded = _Loaded(model, tokenizer, time.perf_counter() - began, start, masked)
     place = tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work)
     try:
         with place as scratch, kept_memory():
@@ -140,6 +144,7 @@ class _Loaded:
     tokenizer: Any
     seconds: float
     start: Path
+    masked: MergedAdapter | None = None
 
 
 def _fine_tune(
@@ -163,7 +168,10 @@ def _fine_tune(
     if spec.anchor:
         trainer.anchor = Anchor(_reference(loaded.start, spec, trainer.accelerator.device), spec.anchor)
     _only_our_progress(trainer)
-    guard = FreezeCallback(frozen) if frozen is not None and frozen.count else None
+    if loaded.masked is not None:
+        _prepare(trainer, loaded.model)
+    freezes = frozen is not None and frozen.count and loaded.masked is None
+    guard = FreezeCallback(frozen) if frozen is not None and freezes else None
     if guard:
         trainer.add_callback(guard)
     began = time.perf_counter()
@@ -175,14 +183,17 @@ def _fine_tune(
     made = trainer.state.global_step
     if made != spec.steps:
         raise CpiftError(f"{made} of {spec.steps} steps were made; a setting of training ended it early")
-    frozen_count, changed = _of_all(trainer, guard)
+    if loaded.masked is not None:
+        frozen_count, changed = loaded.masked.count, loaded.masked.merge()
+    else:
+        frozen_count, changed = _of_all(trainer, guard)
     if changed:
         raise CpiftError(f"{changed} frozen elements changed; this is a fault of cpift or of the optimizer used")
     began = time.perf_counter()
     weights = gathered(trainer.model)
     if trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
-        if spec.adapter is not None:
+        if spec.adapter is not None and not spec.merge:
             save_adapter(model, loaded.tokenizer, out, loaded.start, weights)
         else:
             save(model, loaded.tokenizer, out, weights)
@@ -205,6 +216,14 @@ def _reference(start: Path, spec: TrainSpec, device: torch.device) -> Any:
     """The model before, in evaluation mode, on the device of the training."""
     reference = load_model(start, spec.trust_remote_code).to(device).eval()
     return reference.requires_grad_(False)
+
+
+def _prepare(trainer: Any, model: Any) -> None:
+    """What a training of merged adapters needs of the trainer. Raises :class:`CpiftError` where weights are sharded."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise CpiftError("adapter: of a backbone or a refine stage is not trained sharded; leave FSDP or DeepSpeed out")
+    if trainer.args.gradient_checkpointing:
+        model.enable_input_require_grads()
 
 
 def _of_all(trainer: Any, guard: FreezeCallback | None) -> tuple[int, int]:

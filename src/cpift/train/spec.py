@@ -30,7 +30,8 @@ class TrainSpec:
         trainable: shell-style pattern of the only parameters that are trained, such as "*.bias"; None: all.
         chat: the recipe's chat template and end token, saved with the model.
         trust_remote_code: may the checkpoint bring code of its own?
-        adapter: train this in place of all parameters, and save it alone; None: all parameters.
+        adapter: train this in place of all parameters; None: all parameters.
+        merge: save whole weights, the adapter merged, frozen positions as they were; False: the adapter alone.
     """
 
     training: Mapping[str, Any]
@@ -48,3 +49,4 @@ class TrainSpec:
     chat: ChatSettings = field(default_factory=ChatSettings)
     trust_remote_code: bool = False
     adapter: Adapter | None = None
+    merge: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpift.files import layout
 from cpift.runs.stage import ModelRef, Run, Stage
-from cpift.runs.stages.train import spec_of, train_stage
+from cpift.runs.stages.train import merged_adapter, spec_of, train_stage
 from cpift.runs.steps import steps_for
 
 
@@ -32,6 +32,7 @@ def refine_stages(run: Run, groups: list[list[str]], start: ModelRef) -> list[St
             examples=part.examples_per_task,
             draw=number if part.resample and part.data == "mixed" else 1,
             frozen=tuple(map(layout.region, frozen)),
+            **merged_adapter(part.adapter),
         )
         stages.append(train_stage(run, layout.refine(number), "refine", what, start, spec))
         start = run.model(stages[-1].name)

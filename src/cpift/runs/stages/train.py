@@ -20,6 +20,7 @@ from cpift.files.findings import Finding, finding
 from cpift.method.freeze import regions_by_name
 from cpift.method.region import Region
 from cpift.metrics import named
+from cpift.recipe.adapter import Adapter
 from cpift.runs.arrival_rows import rows_of_share
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
@@ -55,10 +56,15 @@ def backbone_stages(run: Run, groups: list[list[str]]) -> list[Stage]:
     for number, tasks in enumerate(parts, start=1):
         steps = steps_for(epochs, sum(run.train_rows(task) for task in tasks), training)
         what = f"backbone, stage {number} of {len(parts)}: {', '.join(tasks)}"
-        spec = spec_of(run, training, steps, tuple(tasks))
+        spec = spec_of(run, training, steps, tuple(tasks), **merged_adapter(run.recipe.backbone.adapter))
         stages.append(train_stage(run, layout.backbone(number), "backbone", what, start, spec))
         start = run.model(stages[-1].name)
     return stages
+
+
+def merged_adapter(adapter: Adapter | None) -> dict[str, Any]:
+    """The fields of :class:`TrainSpec` for a stage that trains an adapter and writes whole weights."""
+    return {} if adapter is None else {"adapter": adapter, "merge": True}
 
 
 def spec_of(run: Run, training: Mapping[str, Any], steps: int, tasks: tuple[str, ...], **more: Any) -> TrainSpec:
@@ -151,7 +157,7 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
     if spec.trainable is not None:
         settings["trainable"] = spec.trainable
     if spec.adapter is not None:
-        settings["adapter"] = spec.adapter.model_dump()
+        settings["merged_adapter" if spec.merge else "adapter"] = spec.adapter.model_dump()
     return settings
 
 
