@@ -94,6 +94,11 @@ def test_the_rows_of_a_folder_are_part_of_the_key(tmp_path: Path) -> None:
     assert settings(two) == before
     (two / ".cache").mkdir()
     (two / ".cache/x").write_text("1")
+    (two / "cache-0a1b.arrow").write_text("1")
+    assert settings(two) == before
+    tiny.jsonl(two / "cache-rows.jsonl", tiny.rows("upper", 1, 1))
+    assert settings(two) != before, "a file of rows with such a name"
+    (two / "cache-rows.jsonl").unlink()
     assert settings(two) == before
     tiny.jsonl(two / "more/b.jsonl", tiny.rows("upper", 4, 1))
     assert settings(two) != before

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,12 @@ def _content(path: str) -> Any:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Hash of each file in a folder by its path there; hidden files, and what a library has cached, hold no rows."""
+    """Hash of each file in a folder by its path there; hidden files, and what ``datasets`` has cached, hold no rows."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {
-        name: file_hash(path)
-        for name, path in names.items()
-        if not any(part.startswith((".", "cache-", "__pycache__")) for part in name.split("/"))
-    }
+    return {name: file_hash(path) for name, path in names.items() if not _is_hidden(name)}
+
+
+def _is_hidden(name: str) -> bool:
+    cached = name.rpartition("/")[2]
+    return any(part.startswith(".") for part in name.split("/")) or fnmatch(cached, "cache-*.arrow")
