@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from fsspec.core import url_to_fs
+
 from cpift.console.reporter import Reporter
 from cpift.errors import CpiftError, is_disk_full
 from cpift.files import manifest
@@ -29,8 +31,6 @@ class Mirror:
     """
 
     def __init__(self, url: str, recipe: Recipe, out: Path, reporter: Reporter | None = None) -> None:
-        from fsspec.core import url_to_fs
-
         self._out, self._recipe, self._reporter = out, recipe, reporter or Reporter()
         self._layout = RunLayout(out)
         self._beside = self._layout.state, self._layout.log  # a run on another disk resumes with these

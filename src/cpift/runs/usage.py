@@ -39,7 +39,7 @@ def peak_memory() -> int:
 
 def _peak_of_posix() -> int:
     try:
-        import resource
+        import resource  # noqa: PLC0415 - not on Windows
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if platform.system() == "Linux" else 1)
