@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import adapters
 import numpy as np
 import plain
 import pytest
@@ -164,3 +165,21 @@ def test_it_is_refused(
     assert code == 2
     assert says in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:peft")
+def test_an_adapter_is_the_model_that_it_makes(tmp_path: Path) -> None:
+    """The same numbers as of the merged checkpoints, in fp32."""
+    base = adapters.base(tmp_path / "base", "llama")
+    made = {name: adapters.adapter(tmp_path / name, base, seed=seed) for seed, name in enumerate("xy", start=1)}
+    for name, folder in made.items():
+        adapters.merged(folder, base).save_pretrained(tmp_path / "merged" / name)
+    whole = {name: tmp_path / "merged" / name for name in made}
+    found, wanted = (compare_updates(base, models, 5) for models in (made, whole))
+    (pair,), (expected,) = found.pairs, wanted.pairs
+    assert pair.cosine == pytest.approx(expected.cosine, abs=1e-4)
+    assert pair.overlap == pytest.approx(expected.overlap, abs=5e-3)
+    assert pair.shared > 10
+    for model, merged in zip(found.models, wanted.models, strict=True):
+        assert model.norm == pytest.approx(merged.norm, rel=1e-5)
+        assert model.core.keys() == merged.core.keys()

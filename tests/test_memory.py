@@ -56,6 +56,13 @@ def test_one_gpu() -> None:
     assert whole.peak == part.peak + part.copies + part.activations + part.logits
 
 
+def test_a_mostly_frozen_model_takes_a_mask_and_a_copy() -> None:
+    """5 bytes a parameter in place of 12 for each of nine tenths."""
+    nine_tenths = 6_738_415_616 * 9 // 10
+    assert memory.training(SEVEN, Step(1024, frozen=nine_tenths), 1, "data parallel").frozen == 5 * 6_738_415_616
+    assert memory.training(SEVEN, Step(1024, frozen=1000), 1, "data parallel").frozen == 12_000
+
+
 def test_data_parallel_has_buckets() -> None:
     """A copy of the gradients, on two GPUs and more; the rest as on one."""
     one, two = (memory.training(SEVEN, Step(1024), gpus, "data parallel") for gpus in (1, 2))

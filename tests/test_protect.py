@@ -13,6 +13,7 @@ import tiny
 import torch
 import zoo
 from checkpoints import family, write
+from safetensors.torch import load_file, save_file
 from tiny_run import call
 
 from cpift.data.encoding import encode
@@ -117,6 +118,18 @@ def test_by_update_it_is_identify_s_region(tmp_path: Path, percent: str) -> None
         np.testing.assert_array_equal(found.negative[name], wanted.negative[name])
     same = ("total", "threshold", "base", "tuned", "percent", "shapes")
     assert [getattr(found, key) for key in same] == [getattr(wanted, key) for key in same]
+
+
+def test_names_are_the_base_s(tmp_path: Path) -> None:
+    """A model saved without the prefix of its base model gives the region that identify gives, fingerprints too."""
+    base, tuned = family(tmp_path, "gpt2", tasks=1)
+    weights = load_file(tuned / "model.safetensors")
+    save_file({n.removeprefix("transformer."): w for n, w in weights.items()}, tuned / "model.safetensors")
+    found = protect(tuned, base=base, percent=10).region
+    wanted = identify(base, {"tuned": tuned}, 10)["tuned"]
+    assert plain.as_set(dict(found.positions)) == plain.as_set(dict(wanted.positions))
+    assert (found.base, found.tuned) == (wanted.base, wanted.tuned)
+    assert any(name.startswith("transformer.") for name in found.positions)
 
 
 def columns_by_numpy(scores: dict[str, np.ndarray], limit: int) -> set[tuple[str, int]]:

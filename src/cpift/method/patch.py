@@ -180,7 +180,8 @@ def make_patch(
     """
     out = Path(out)
     name = check_name(out.name.removesuffix(".safetensors") if name is None else name, "--name")
-    origin, opened = open_checkpoint(base), open_checkpoint(tuned)
+    origin = open_checkpoint(base)
+    opened = open_checkpoint(tuned, origin)
     warnings = check_compatible(origin, {name: opened})
     model = align(origin, opened)
     _check_types(origin, model, rounded)

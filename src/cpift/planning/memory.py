@@ -117,7 +117,8 @@ def training(shape: Shape, step: Step, gpus: int, sharding: Sharding) -> Trainin
         gradients=4 * share,
         buckets=4 * shape.parameters if sharding == "data parallel" and gpus > 1 else 0,
         unsharded=whole if parts > 1 else 0,
-        frozen=12 * -(-step.frozen // parts),  # an int64 position, and the value
+        # An int64 position and the value; where most of a parameter is frozen, a mask and a copy of it.
+        frozen=min(12 * -(-step.frozen // parts), 5 * -(-shape.parameters // parts)),
         copies=2 * shape.parameters if step.bf16 and parts == 1 else 0,
         activations=activations(shape, step),
         logits=min(step.tokens, _TILE[0]) * min(shape.vocabulary, _TILE[1]) * (width + 4),

@@ -101,19 +101,17 @@ def protect(
         raise CpiftError(f"unit: {unit} is not one of {', '.join(UNITS)}")
     if max_length < 1:
         raise CpiftError(f"max_length: {max_length} is no number of tokens")
-    checkpoint, warnings = open_checkpoint(model), list[str]()
+    origin = None if base is None else open_checkpoint(base)
+    checkpoint, warnings = open_checkpoint(model, origin), list[str]()
+    if origin is not None:  # names are the base's, as identify has them
+        warnings += check_compatible(origin, {"the model": checkpoint})
+        checkpoint = align(origin, checkpoint)
     shapes = _counted(checkpoint, list(only), list(exclude))
     total = sum(checkpoint.tensors[parameter].size for parameter in shapes)
     count = core_count(percent, total)
     statistics: dict[str, Any] = {"by": name, "unit": unit}
     with tempfile.TemporaryDirectory(prefix="cpift-") as scratch:
-        origin: Checkpoint | None = None
-        read = _magnitudes(checkpoint)
-        if base is not None:
-            origin = open_checkpoint(base)
-            warnings += check_compatible(checkpoint, {"the base": origin})
-            origin = align(checkpoint, origin)
-            read = _updates(origin, checkpoint)
+        read = _magnitudes(checkpoint) if origin is None else _updates(origin, checkpoint)
         score = CRITERIA[name].score
         if rows is not None and score is not None:
             folder, kept = Path(scratch), _rows(rows, warnings) if isinstance(rows, str) else rows
