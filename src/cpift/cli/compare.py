@@ -43,7 +43,9 @@ class Lists(TyperCommand):
 
 def compare(
     recipe: RecipePath,
-    out: Annotated[Path, typer.Option(help="Folder of the comparison. Called again with the same one, it goes on.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the comparison. Called again with the same one, it makes what is missing.")
+    ],
     methods: Annotated[
         list[str],
         typer.Option(metavar="METHOD...", help="Such as multi_task cpi_ft cpi_ft:fuse.space=updates; see below."),

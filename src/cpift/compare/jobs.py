@@ -7,11 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+
+import yaml
 
 from cpift.compare.methods import METHODS
 from cpift.errors import CpiftError
 from cpift.recipe.yaml import read_yaml
+from cpift.typing import Json
 
 Budget = Literal["paper", "equal_tokens", "incremental"]
 
@@ -31,15 +34,14 @@ class Job:
 
     @property
     def folder(self) -> str:
+        """Where it is worked on, below the folder of the seeds."""
         return f"{self.seed}/{self.budget}/{_slug(self.method)}"
 
 
-def overrides_of(method: str) -> dict[str, Any]:
+def overrides_of(method: str) -> dict[str, Json]:
     """Recipe settings that a method's name stands for. Raises :class:`CpiftError` for a name that means nothing."""
-    import yaml
-
     name, _, settings = method.partition(":")
-    found: dict[str, Any] = dict(METHODS.choose(name, "--methods").settings or {})
+    found: dict[str, Json] = dict(METHODS.choose(name, "--methods").settings or {})
     for part in filter(None, re.split(r",(?=[a-z_]+\.)", settings)):
         key, sign, value = part.partition("=")
         if not sign:
@@ -87,6 +89,6 @@ def siblings(out: Path, job: Job) -> list[Path]:
 
 
 def _slug(method: str) -> str:
-    """A folder's name; a long one, which no disk takes, is cut and told from others by a hash."""
+    """A folder's name; a long one, which no disk takes, is cut and ends in a hash."""
     slug = re.sub(r"[^\w.=,-]", "+", method)
     return slug if len(slug) <= 200 else f"{slug[:180]}+{hashlib.sha256(method.encode()).hexdigest()[:12]}"

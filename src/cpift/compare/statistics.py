@@ -8,28 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
 
 from cpift.metrics import described
+from cpift.metrics.comparison import (
+    ArrivalEntry,
+    Compared,
+    Difference,
+    Forgetting,
+    MethodSummary,
+    Result,
+    Spread,
+    TaskEntry,
+)
 from cpift.metrics.metric import PER_CENT
+from cpift.metrics.score import ScoreEntry, Scores
 from cpift.metrics.summary import share_of
 
 RESAMPLES = 4000
-Results = Mapping[str, Mapping[str, Any]]  # seed to a job's result
+Results = Mapping[str, Result]  # by seed
+Tasks = Mapping[str, TaskEntry]  # by name
 
 
-def summary(results: Results, tasks: Mapping[str, Mapping[str, Any]], specialists: Results | None) -> dict[str, Any]:
+def summary(results: Results, tasks: Tasks, specialists: Results | None) -> MethodSummary:
     """Mean and standard deviation over seeds, of each task and of their mean; tokens and seconds; the worst task.
 
     Args:
-        results: of one method, seed to ``{"tokens", "seconds", "scores": {task: {"metric", "score", "items"}}}``.
-        tasks: name to ``{"metric", ...}``. specialists: results of ``single_task``, for shares and the seesaw count.
+        results: of one method.
+        tasks: of the recipe.
+        specialists: results of a model for each task, for shares and the seesaw count; None: there are none.
     """
     per_task = {task: [r["scores"][task]["score"] for r in results.values() if task in r["scores"]] for task in tasks}
     known = {task: values for task, values in per_task.items() if values}
-    found: dict[str, Any] = {
+    entry: MethodSummary = {
         "seeds": len(results),
         "tokens": fmean(r["tokens"] for r in results.values()),
         "seconds": fmean(r["seconds"] for r in results.values()),
@@ -40,14 +52,14 @@ def summary(results: Results, tasks: Mapping[str, Mapping[str, Any]], specialist
         common = [seed for seed in results if seed in specialists]
         shares = {task: _share([(results[s], specialists[s]) for s in common], task) for task in known}
         kept = {task: share for task, share in shares.items() if share is not None}
-        found["shares"] = shares
-        found["worst_task"] = min(kept, key=lambda task: kept[task]) if kept else None
+        entry["shares"] = shares
+        entry["worst_task"] = min(kept, key=lambda task: kept[task]) if kept else None
         below = difference({s: results[s] for s in common}, {s: specialists[s] for s in common}, tasks)["tasks"]
-        found["seesaw"] = sum(entry["high"] < 0 for entry in below.values())
-    return found
+        entry["seesaw"] = sum(gap["high"] < 0 for gap in below.values())
+    return entry
 
 
-def mean_score(scores: Mapping[str, Mapping[str, Any]]) -> float | None:
+def mean_score(scores: Scores) -> float | None:
     """Mean over the tasks scored in per cent; where there is none, over all, the sign of a loss turned."""
     kinds = {task: described(score["metric"]) for task, score in scores.items()}
     right = [scores[task]["score"] for task, metric in kinds.items() if metric.unit == PER_CENT]
@@ -55,23 +67,21 @@ def mean_score(scores: Mapping[str, Mapping[str, Any]]) -> float | None:
     return fmean(right or oriented) if scores else None
 
 
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
+def _spread(values: Sequence[float]) -> Spread:
     return {"mean": fmean(values) if values else None, "sd": stdev(values) if len(values) > 1 else None}
 
 
-def _share(pairs: Sequence[tuple[Any, Any]], task: str) -> float | None:
-    found = [
-        share_of(mine["scores"][task]["metric"], mine["scores"][task]["score"], theirs["scores"][task]["score"])
-        for mine, theirs in pairs
-        if task in mine["scores"] and task in theirs["scores"]
+def _share(pairs: Sequence[tuple[Result, Result]], task: str) -> float | None:
+    shares = [
+        share_of(result["scores"][task]["metric"], result["scores"][task]["score"], special["scores"][task]["score"])
+        for result, special in pairs
+        if task in result["scores"] and task in special["scores"]
     ]
-    known = [share for share in found if share is not None]
+    known = [share for share in shares if share is not None]
     return fmean(known) if known else None
 
 
-def difference(
-    first: Results, second: Results, tasks: Mapping[str, Mapping[str, Any]], resamples: int = RESAMPLES
-) -> dict[str, Any]:
+def difference(first: Results, second: Results, tasks: Tasks, resamples: int = RESAMPLES) -> Compared:
     """First minus second, with 95 % intervals of a paired percentile bootstrap.
 
     Each resample draws seeds, where there are several, and within each seed the task's items, for both methods the same.
@@ -80,25 +90,24 @@ def difference(
     seeds = [seed for seed in first if seed in second]
     shared = [t for t in tasks if seeds and all(t in r[s]["scores"] for r in (first, second) for s in seeds)]
     rng, drawn = _draw(seeds, resamples)
-    found, samples = {}, {}
+    gaps: dict[str, Difference] = {}
+    samples: dict[str, np.ndarray] = {}
     for task in shared:
         pairs = [(first[s]["scores"][task], second[s]["scores"][task]) for s in seeds]
         samples[task] = _over_seeds([_resampled(a, b, resamples, rng) for a, b in pairs], drawn)
-        found[task] = _interval(fmean(_gain(a, b) for a, b in pairs), samples[task])
+        gaps[task] = _interval(fmean(_gain(a, b) for a, b in pairs), samples[task])
     counted = [t for t in shared if described(tasks[t]["metric"]).unit == PER_CENT] or shared
-    result: dict[str, Any] = {"seeds": len(seeds), "tasks": found}
+    result: Compared = {"seeds": len(seeds), "tasks": gaps}
     if counted:
-        observed = fmean(found[t]["difference"] for t in counted)
+        observed = fmean(gaps[t]["difference"] for t in counted)
         result["mean"] = _interval(observed, np.mean([samples[t] for t in counted], axis=0))
-    result["wins"] = sum(entry["low"] > 0 for entry in found.values())
-    result["losses"] = sum(entry["high"] < 0 for entry in found.values())
-    result["ties"] = len(found) - result["wins"] - result["losses"]
+    result["wins"] = sum(gap["low"] > 0 for gap in gaps.values())
+    result["losses"] = sum(gap["high"] < 0 for gap in gaps.values())
+    result["ties"] = len(gaps) - result["wins"] - result["losses"]
     return result
 
 
-def forgetting(
-    results: Results, tasks: Mapping[str, Mapping[str, Any]], resamples: int = RESAMPLES
-) -> dict[str, dict[str, float]]:
+def forgetting(results: Results, tasks: Tasks, resamples: int = RESAMPLES) -> Forgetting:
     """Of tasks that arrive one after the other: what the old ones lose at an arrival, and what the new one gains.
 
     "old": the score of each earlier task after an arrival minus before it, mean over tasks and arrivals; "new": the same
@@ -108,7 +117,7 @@ def forgetting(
     observed: dict[str, list[float]] = {}
     samples: dict[str, list[np.ndarray]] = {}
     for result in results.values():
-        pairs: dict[str, list[tuple[Any, Any]]] = {}
+        pairs: dict[str, list[tuple[ScoreEntry, ScoreEntry]]] = {}
         arrivals = result["arrivals"]
         for i in range(1, len(arrivals)):
             for j in range(i + 1):
@@ -116,13 +125,14 @@ def forgetting(
                 if task in tasks:
                     after, before = (_score_then(result, arrivals[k], task) for k in (i, i - 1))
                     pairs.setdefault("new" if i == j else "old", []).append((after, before))
-        for kind, found in pairs.items():
-            observed.setdefault(kind, []).append(fmean(_gain(a, b) for a, b in found))
-            samples.setdefault(kind, []).append(np.mean([_resampled(a, b, resamples, rng) for a, b in found], axis=0))
+        for kind, changes in pairs.items():
+            observed.setdefault(kind, []).append(fmean(_gain(a, b) for a, b in changes))
+            drawn_changes = [_resampled(a, b, resamples, rng) for a, b in changes]
+            samples.setdefault(kind, []).append(np.mean(drawn_changes, axis=0))
     return {kind: _interval(fmean(observed[kind]), _over_seeds(samples[kind], drawn)) for kind in observed}
 
 
-def _score_then(result: Mapping[str, Any], arrival: Mapping[str, Any], task: str) -> dict[str, Any]:
+def _score_then(result: Result, arrival: ArrivalEntry, task: str) -> ScoreEntry:
     """A task's score after an arrival, with what does not change with it."""
     return {**result["scores"][task], "score": arrival["scores"][task], "items": arrival["items"][task]}
 
@@ -139,21 +149,21 @@ def _over_seeds(by_seed: Sequence[np.ndarray], drawn: np.ndarray) -> np.ndarray:
     return mean
 
 
-def _gain(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+def _gain(a: ScoreEntry, b: ScoreEntry) -> float:
     """How much better the first score is."""
     return float(described(a["metric"]).gain(a["score"], b["score"]))
 
 
-def _resampled(a: Mapping[str, Any], b: Mapping[str, Any], resamples: int, rng: np.random.Generator) -> np.ndarray:
+def _resampled(a: ScoreEntry, b: ScoreEntry, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """How much better the first of two models is on items drawn with replacement, (resamples,)."""
-    mine, theirs = np.array(a["items"], np.float64), np.array(b["items"], np.float64)
+    first, second = np.array(a["items"], np.float64), np.array(b["items"], np.float64)
     metric = described(a["metric"])
-    weights = np.array(a["tokens"], np.float64) if metric.by_tokens else np.ones(len(mine))
-    picked = rng.integers(0, len(mine), (resamples, len(mine)))
-    value: np.ndarray = ((mine - theirs) * weights)[picked].sum(axis=1) / weights[picked].sum(axis=1)
+    weights = np.array(a["tokens"], np.float64) if metric.by_tokens else np.ones(len(first))
+    picked = rng.integers(0, len(first), (resamples, len(first)))
+    value: np.ndarray = ((first - second) * weights)[picked].sum(axis=1) / weights[picked].sum(axis=1)
     return value if metric.higher_is_better else -value
 
 
-def _interval(observed: float, sample: np.ndarray) -> dict[str, float]:
+def _interval(observed: float, sample: np.ndarray) -> Difference:
     low, high = np.quantile(sample, [0.025, 0.975])
     return {"difference": observed, "low": float(low), "high": float(high)}

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from cpift.metrics import described, mean_unit
+from cpift.metrics.comparison import ComparisonRecord, Difference, MethodSummary, Spread
 from cpift.metrics.metric import Unit
 
 
-def markdown(comparison: Mapping[str, Any]) -> str:
+def markdown(comparison: ComparisonRecord) -> str:
     """All budgets of a comparison. Scores in their units; intervals are 95 %, ± one sd over seeds."""
     return "\n".join(line for budget in comparison["budgets"] for line in _budget(comparison, budget))
 
 
-def _budget(comparison: Mapping[str, Any], budget: str) -> Iterator[str]:
+def _budget(comparison: ComparisonRecord, budget: str) -> Iterator[str]:
     tasks, reference = comparison["tasks"], comparison["reference"]
     unit = mean_unit(task["metric"] for task in tasks.values())
     found = comparison["summary"][budget]
@@ -27,7 +27,9 @@ def _budget(comparison: Mapping[str, Any], budget: str) -> Iterator[str]:
     yield "|---" * (len(tasks) + 6) + "|"
     for method, row in sorted(found.items(), key=lambda item: -(_mean(item[1]) or -1e9)):
         cells = [_cell(row["mean"], unit)]
-        cells += [_cell(row["tasks"].get(t, {"mean": None}), described(tasks[t]["metric"]).unit) for t in tasks]
+        cells += [
+            _cell(row["tasks"].get(t, {"mean": None, "sd": None}), described(tasks[t]["metric"]).unit) for t in tasks
+        ]
         gap = against.get(method)
         if gap and "mean" in gap:
             cells += [_signed(gap["mean"], unit), f"{gap['wins']}–{gap['ties']}–{gap['losses']}"]
@@ -39,7 +41,7 @@ def _budget(comparison: Mapping[str, Any], budget: str) -> Iterator[str]:
         yield from _forgetting(comparison)
 
 
-def _forgetting(comparison: Mapping[str, Any]) -> Iterator[str]:
+def _forgetting(comparison: ComparisonRecord) -> Iterator[str]:
     """What each arrival costs the tasks that were there, and gives the one that comes."""
     unit = mean_unit(task["metric"] for task in comparison["tasks"].values())
     yield "\n| method | old tasks, at each arrival | the new task |"
@@ -51,18 +53,18 @@ def _forgetting(comparison: Mapping[str, Any]) -> Iterator[str]:
             yield f"| `{method}` | {_signed(row['old'], unit)} | {_signed(row['new'], unit)} |"
 
 
-def _signed(value: Mapping[str, float], unit: Unit) -> str:
-    low, middle, high = (unit.scale * value[key] for key in ("low", "difference", "high"))
+def _signed(value: Difference, unit: Unit) -> str:
+    low, middle, high = (unit.scale * bound for bound in (value["low"], value["difference"], value["high"]))
     return f"{middle:+.1f} ({low:+.1f} … {high:+.1f})"
 
 
-def _mean(row: Mapping[str, Any]) -> float | None:
+def _mean(row: MethodSummary) -> float | None:
     mean: float | None = row["mean"]["mean"]
     return mean
 
 
-def _cell(value: Mapping[str, Any], unit: Unit) -> str:
+def _cell(value: Spread, unit: Unit) -> str:
     if value["mean"] is None:
         return "–"
-    spread = f" ± {unit.number(value['sd'])}" if value.get("sd") is not None else ""
+    spread = f" ± {unit.number(sd)}" if (sd := value.get("sd")) is not None else ""
     return unit.number(abs(value["mean"])) + spread

@@ -11,6 +11,7 @@ from typing import Any
 
 from cpift.compare.merging import merge
 from cpift.console.reporter import Reporter
+from cpift.data.lengths import encode_measured
 from cpift.data.mixture import pooled_rows
 from cpift.files import layout, manifest
 from cpift.files.layout import RunLayout
@@ -27,12 +28,19 @@ from cpift.runs.stages.identify import CODE as IDENTIFY_CODE
 from cpift.runs.stages.identify import identify_stage, region_facts, region_settings, select_regions
 from cpift.runs.stages.train import spec_of, train_stage
 from cpift.runs.steps import probe_epochs
+from cpift.train.config import batch_rows, max_length
+from cpift.train.models import load_tokenizer
 
 
 class Work:
-    """What the methods are written in: train, score, count tokens.
+    """What the methods are written in: train, merge, score, count tokens.
 
-    tokens: training tokens that the method may see in all; None: as many as the paper gives it.
+    Args:
+        recipe: with the method's own settings and seed.
+        out: folder of the method.
+        shared: folders whose finished stages may be taken over.
+        reporter: is told of progress.
+        tokens: training tokens that the method may see in all; None: as many as the paper gives it.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class Work:
 
     @property
     def base(self) -> ModelRef:
+        """The model that all start from."""
         return self.run.base
 
     @property
@@ -58,6 +67,7 @@ class Work:
 
     @property
     def tasks(self) -> list[str]:
+        """Names, in the recipe's order."""
         return self.run.tasks
 
     def probe(self) -> dict[str, ModelRef]:
@@ -85,7 +95,7 @@ class Work:
         replay: Mapping[str, int] | None = None, frozen: list[str] | None = None, trainable: str | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> ModelRef:  # fmt: skip
-        """Fine-tune on the rows of ``tasks`` for so many tokens."""
+        """Fine-tune on the rows of ``tasks`` for a number of tokens."""
         settings = self.run.recipe.training_of("backbone") if training is None else training
         steps = self.steps(tokens, tasks, replay or {}, settings)
         what = f"{name}: {', '.join(tasks)}" + (f"; replayed: {', '.join(replay)}" if replay else "")
@@ -169,7 +179,7 @@ class Work:
         }
 
     def spent(self, prefix: str = "") -> int:
-        """Training tokens seen so far by stages whose names begin so, padding not counted."""
+        """Training tokens seen so far by stages whose names begin with ``prefix``, padding not counted."""
         return sum(self.run.facts(name)["tokens"] for name in dict.fromkeys(self.trained) if name.startswith(prefix))
 
     def seconds(self) -> float:
@@ -177,15 +187,12 @@ class Work:
         return float(sum(self.run.facts(name)["seconds"] for name in dict.fromkeys(self.trained)))
 
     def rows(self, task: str) -> int:
+        """Number of training rows of a task."""
         return self.run.train_rows(task)
 
     def row_tokens(self, task: str) -> float:
         """Mean number of tokens of a training row."""
         if task not in self._lengths:
-            from cpift.data.lengths import encode_measured
-            from cpift.train.config import max_length
-            from cpift.train.models import load_tokenizer
-
             tokenizer = load_tokenizer(self.base.path, self.run.recipe.trust_remote_code, self.run.recipe.chat)
             rows = self.run.rows(task, "train")
             kept, lengths = encode_measured(rows, tokenizer, max_length(self.run.recipe.training))
@@ -215,9 +222,7 @@ class Work:
         return probe_epochs(self.run) * self.epoch_tokens(tasks)
 
     def steps(self, tokens: float, tasks: list[str], replay: Mapping[str, int], training: Mapping[str, Any]) -> int:
-        """Optimizer steps that see so many tokens."""
-        from cpift.train.config import batch_rows
-
+        """Optimizer steps that see this number of tokens."""
         rows, total = sum(self.rows(t) for t in tasks), self.pooled_tokens([tasks])
         kept = {t: min(count, self.rows(t)) for t, count in replay.items()}
         if kept:

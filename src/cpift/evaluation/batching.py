@@ -12,6 +12,7 @@ import torch
 
 from cpift.errors import OutOfMemory, is_out_of_memory
 from cpift.train import accelerator
+from cpift.typing import Network
 
 LOGITS = 200_000_000  # of a batch on a processor: padded tokens × vocabulary, 0.8 GB in fp32
 CACHE = 2_000_000_000  # bytes of a batch that is generated on a processor
@@ -79,7 +80,7 @@ def _done(work: Callable[[list[int]], None], batch: list[int]) -> bool:
     return True
 
 
-def forced_room(network: Any) -> Room:
+def forced_room(network: Network) -> Room:
     """For one forward pass over rows whose logits are all read."""
     vocabulary = _vocabulary(network)
     if network.device.type == "cpu":
@@ -93,7 +94,7 @@ def forced_room(network: Any) -> Room:
     return Room(min(free, most), lambda length: length * (each + pair * length), _UNBOUNDED)
 
 
-def generation_room(network: Any, new_tokens: int) -> Room:
+def generation_room(network: Network, new_tokens: int) -> Room:
     """For prompts, by length, that ``new_tokens`` are generated to: the cache they make, and logits of the last token."""
     cache, vocabulary = measured_cache(network), _vocabulary(network)
     last = 12 * vocabulary  # as the model gives them, in fp32, and what is made of these
@@ -117,12 +118,12 @@ class CacheSize:
     layers: tuple[tuple[int, int, int | None], ...]
 
     def of(self, tokens: int) -> int:
-        """Bytes for a row of so many tokens, padding included."""
+        """Bytes for a row of this number of tokens, padding included."""
         return sum(fixed + each * (tokens if most is None else min(tokens, most)) for fixed, each, most in self.layers)
 
 
 @torch.no_grad()
-def measured_cache(network: Any) -> CacheSize:
+def measured_cache(network: Network) -> CacheSize:
     """Measured on two short passes, as configurations have many spellings of it: grouped heads, windows, states.
 
     What a layer keeps grows by the token up to its sliding window; a state is as large at any length.
@@ -139,7 +140,7 @@ def measured_cache(network: Any) -> CacheSize:
     return CacheSize(tuple(layers))
 
 
-def _layers_after(network: Any, width: int) -> list[tuple[int, int | None]]:
+def _layers_after(network: Network, width: int) -> list[tuple[int, int | None]]:
     """Bytes of each layer's cache after a pass over a row of ``width`` tokens, and its sliding window."""
     ids = torch.zeros((1, width), dtype=torch.long, device=network.device)
     try:
@@ -167,11 +168,11 @@ def cache_bytes(held: Any, seen: set[int] | None = None) -> int:
     return sum(cache_bytes(value, seen) for value in vars(held).values()) if hasattr(held, "__dict__") else 0
 
 
-def _vocabulary(network: Any) -> int:
+def _vocabulary(network: Network) -> int:
     return int(network.get_output_embeddings().weight.shape[0])
 
 
-def _activations(network: Any) -> int:
+def _activations(network: Network) -> int:
     """Bytes of a token within a pass that keeps nothing for a backward pass, generously: a layer's widest moment."""
     inner = network.config.get_text_config()
     hidden = int(network.get_input_embeddings().weight.shape[1])
@@ -181,7 +182,7 @@ def _activations(network: Any) -> int:
     return 4 * (8 * hidden + 3 * widest * experts)
 
 
-def _attention_scores(network: Any) -> int:
+def _attention_scores(network: Network) -> int:
     """Bytes of a pair of tokens: scores of every head where attention makes them whole, else the mask."""
     inner = network.config.get_text_config()
     eager = getattr(inner, "_attn_implementation", None) in (None, "eager")

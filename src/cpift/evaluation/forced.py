@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -12,10 +11,11 @@ from cpift.data.encoding import IGNORED, Encoded
 from cpift.evaluation.batching import forced_room, in_batches
 from cpift.evaluation.task import EvalTask, Score
 from cpift.metrics.metric import Scoring
+from cpift.typing import Network, Tokenizer
 
 
 def teacher_forced(
-    network: Any, tokenizer: Any, task: EvalTask, encoded: list[Encoded], progress: Callable[[int], None]
+    network: Network, tokenizer: Tokenizer, task: EvalTask, encoded: list[Encoded], progress: Callable[[int], None]
 ) -> Score:
     """Scores of rows by one forward pass over each, for metrics whose outcome it gives.
 
@@ -52,7 +52,9 @@ def teacher_forced(
     return Score(task.metric, mean, items, tokens, rows - len(kept))
 
 
-def predictions(network: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
+def predictions(
+    network: Network, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, int]:
     """Logits of the tokens that predict, from the first that predicts a label in any row; and its position.
 
     What stands before are the prompts: the head, a fifth of a small model, need not be applied to them.
@@ -71,7 +73,14 @@ def mean_loss(logits: torch.Tensor, target: torch.Tensor, counted: torch.Tensor)
     return losses.double().sum() / counted.sum().clamp(min=1)
 
 
-def padded(rows: list[Encoded], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def padded(rows: list[Encoded], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, attention mask and labels of rows, int64 (rows, longest), padded on the right.
+
+    Args:
+        rows: encoded rows.
+        pad: the id that pads.
+        device: where the tensors go.
+    """
     width = max(len(row.input_ids) for row in rows)
     ids = torch.tensor([row.input_ids + [pad] * (width - len(row.input_ids)) for row in rows])
     mask = torch.tensor([[1] * len(row.input_ids) + [0] * (width - len(row.input_ids)) for row in rows])

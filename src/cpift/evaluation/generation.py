@@ -12,11 +12,12 @@ from cpift.data.healing import GoOnWith, starts, text_of
 from cpift.data.row_checks import Row
 from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
 from cpift.evaluation.batching import generation_room, in_batches
+from cpift.typing import Network, Tokenizer
 
 
 def generate(
-    network: Any,
-    tokenizer: Any,
+    network: Network,
+    tokenizer: Tokenizer,
     rows: Sequence[Row],
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda rows: None,
@@ -56,12 +57,12 @@ def generate(
     return answers
 
 
-def _held(tokenizer: Any, rests: list[str], width: int) -> Any:
+def _held(tokenizer: Tokenizer, rests: list[str], width: int) -> Any:
     """What holds the first tokens to the end of a prompt that they share a token with; None where none does."""
     return LogitsProcessorList([GoOnWith(tokenizer, rests, width)]) if any(rests) else None
 
 
-def _answer(ids: list[int], rest: str, row: Row, tokenizer: Any) -> str:
+def _answer(ids: list[int], rest: str, row: Row, tokenizer: Tokenizer) -> str:
     """The answer within what was generated: behind the reasoning, and behind the end of the prompt."""
     if "messages" in row or not isinstance(row["prompt"], str):
         turn = turn_of(tokenizer, row.get("chat_template_kwargs"))

@@ -5,9 +5,15 @@ The text was written for this project and ships with it (``neutral.txt``); it is
 
 from __future__ import annotations
 
+import hashlib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+import torch
+
+from cpift.train import accelerator
+from cpift.train.models import load_model, load_tokenizer
 
 WINDOW = 512  # tokens that are read together, fewer where the model has fewer positions
 
@@ -17,24 +23,34 @@ def text() -> str:
     return (files("cpift.evaluation") / "neutral.txt").read_text(encoding="utf-8")
 
 
-def neutral_loss(model: str | Path, *, trust_remote_code: bool = False, base: Path | None = None) -> dict[str, Any]:
-    """Mean loss in nats over the tokens of the neutral text, as plain text without a chat template, and their number.
+class NeutralLoss(TypedDict):
+    """A model's loss on the neutral text.
 
-    ``items``: the mean loss of each paragraph; each is read on its own. ``precision``: as in
-    :class:`cpift.evaluation.scores.Score`. ``base``: of an adapter; by default the one that it names.
+    Attributes:
+        loss: mean over all tokens, nats.
+        items: mean of each paragraph.
+        tokens: of each paragraph.
+        precision: as in :class:`cpift.evaluation.task.Score`.
     """
-    from cpift.train import accelerator
 
-    found: dict[str, Any] = accelerator.frees_memory(_neutral_loss)(Path(model), trust_remote_code, base)
-    return found | {"precision": accelerator.scoring_precision()}
+    loss: float
+    items: list[float]
+    tokens: list[int]
+    precision: str
 
 
-def _neutral_loss(path: Path, trust_remote_code: bool, base: Path | None) -> dict[str, Any]:
-    import torch
+@accelerator.frees_memory
+def neutral_loss(model: str | Path, *, trust_remote_code: bool = False, base: Path | None = None) -> NeutralLoss:
+    """Mean loss in nats over the tokens of the neutral text, as plain text without a chat template.
 
-    from cpift.train import accelerator
-    from cpift.train.models import load_model, load_tokenizer
+    Each paragraph is read on its own.
 
+    Args:
+        model: a checkpoint folder, or an adapter.
+        trust_remote_code: run code that the model's repository carries.
+        base: of an adapter; None: the one that it names.
+    """
+    path = Path(model)
     network = load_model(path, trust_remote_code, base)
     tokenizer = load_tokenizer(path, trust_remote_code, base=base)
     accelerator.place(network)
@@ -52,11 +68,9 @@ def _neutral_loss(path: Path, trust_remote_code: bool, base: Path | None) -> dic
             items.append(total / count)
             tokens.append(int(count))
     mean = sum(i * t for i, t in zip(items, tokens, strict=True)) / sum(tokens)
-    return {"loss": mean, "items": items, "tokens": tokens}
+    return {"loss": mean, "items": items, "tokens": tokens, "precision": accelerator.scoring_precision()}
 
 
 def digest() -> str:
     """Of the neutral text: 32 hex digits."""
-    import hashlib
-
     return hashlib.sha256(text().encode()).hexdigest()[:32]

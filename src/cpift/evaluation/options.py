@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from cpift.evaluation.batching import forced_room, in_batches
 from cpift.evaluation.forced import mean_loss, padded, predictions
 from cpift.evaluation.task import EvalTask, Score
 from cpift.metrics.multiple_choice import options_of, right_option
+from cpift.typing import Network, Tokenizer
 
 
 def with_answer(row: Row, text: str) -> Row:
@@ -39,7 +39,7 @@ def _lead(text: str | None) -> str:
     return (text or "")[: len(text or "") - len((text or "").lstrip())]
 
 
-def encoded_option(row: Row, option: str, tokenizer: Any, ends: Sequence[int]) -> Encoded:
+def encoded_option(row: Row, option: str, tokenizer: Tokenizer, ends: Sequence[int]) -> Encoded:
     """The row with one of its options; labels are on the option's tokens alone, without the end of the turn.
 
     Args:
@@ -61,7 +61,7 @@ def encoded_option(row: Row, option: str, tokenizer: Any, ends: Sequence[int]) -
     return replace(encoded, labels=[IGNORED] * start + labels[start:stop] + [IGNORED] * (len(labels) - stop))
 
 
-def score_options(network: Any, tokenizer: Any, task: EvalTask, progress: Callable[[int], None]) -> Score:
+def score_options(network: Network, tokenizer: Tokenizer, task: EvalTask, progress: Callable[[int], None]) -> Score:
     """1 where the right option has the highest log-likelihood over its characters, the first of equals; else 0.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,6 +23,7 @@ from cpift.train import accelerator
 from cpift.train.accelerator import frees_memory
 from cpift.train.malloc import kept_memory
 from cpift.train.models import load_model, load_tokenizer
+from cpift.typing import Network, Tokenizer
 
 __all__ = [
     "EvalTask",
@@ -88,7 +88,9 @@ def evaluate(
     return scores
 
 
-def forwarded_rows(network: Any, tokenizer: Any, task: EvalTask, max_length: int | None) -> list[Encoded] | None:
+def forwarded_rows(
+    network: Network, tokenizer: Tokenizer, task: EvalTask, max_length: int | None
+) -> list[Encoded] | None:
     """The rows where one teacher-forced forward gives the score of the task; None where it must be generated."""
     if task.kind.scoring is Scoring.LOSS:
         return list(encode_rows(task.rows, tokenizer, max_length))
@@ -98,8 +100,8 @@ def forwarded_rows(network: Any, tokenizer: Any, task: EvalTask, max_length: int
 
 
 def score_task(
-    network: Any,
-    tokenizer: Any,
+    network: Network,
+    tokenizer: Tokenizer,
     task: EvalTask,
     max_length: int | None,
     progress: Callable[[int], None] = lambda rows: None,
@@ -113,7 +115,7 @@ def score_task(
     return _generated(network, tokenizer, task, progress)
 
 
-def _generated(network: Any, tokenizer: Any, task: EvalTask, progress: Callable[[int], None]) -> Score:
+def _generated(network: Network, tokenizer: Tokenizer, task: EvalTask, progress: Callable[[int], None]) -> Score:
     judge = task.kind.judge(Asked(task.answer_pattern, task.generator))
     longest = task.max_new_tokens
     if task.kind.scoring is Scoring.EXACT and not task.pattern:  # the whole answer counts, however long

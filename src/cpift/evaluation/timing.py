@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from cpift.train import accelerator
 from cpift.train.accelerator import frees_memory
 from cpift.train.malloc import kept_memory
 from cpift.train.models import load_model, load_tokenizer
+from cpift.typing import Network, Tokenizer
 
 TIMED_ROWS = 32  # answers that are generated on a processor to time it; elsewhere a batch
 
@@ -54,7 +54,7 @@ def measure_scoring(
     return loaded, found
 
 
-def _a_batch(task: EvalTask, tokenizer: Any, network: Any, forced: bool) -> Sequence[Row]:
+def _a_batch(task: EvalTask, tokenizer: Tokenizer, network: Network, forced: bool) -> Sequence[Row]:
     """As many of the rows as fill a batch, and a half more where one pass does; or all of them."""
     if not forced:
         room = generation_room(network, task.max_new_tokens)

@@ -105,7 +105,7 @@ class Task(Part):
     eval_split: str = "test"
     """Split, where ``eval`` is a data set from the hub."""
     train_rows: int | None = Field(default=None, gt=0)
-    """Use only so many training rows, drawn by seed."""
+    """Use only this number of training rows, drawn by seed."""
     metric: MetricName | None = None
     """A metric of docs/metrics.md, or a function of your own as package.module:function. By default the one for rows
     with answers where they have them, else the one for rows without."""
@@ -172,14 +172,14 @@ class Task(Part):
         """The sets of the training or evaluation rows, with the task's own settings where they have none."""
         value = getattr(self, part)
         listed = value if isinstance(value, list) else [Source(path=str(value))]
-        mine = {
+        own = {
             "config": self.config if isinstance(self.config, str) else None,
             "revision": self.revision,
             "split": self.split if part == "train" else self.eval_split,
             "columns": self.columns,
             "shape": self.shape,
         }
-        return [s.model_copy(update={k: v for k, v in mine.items() if not getattr(s, k)}) for s in listed]
+        return [s.model_copy(update={k: v for k, v in own.items() if not getattr(s, k)}) for s in listed]
 
     @property
     def answer_pattern(self) -> AnswerPattern | None:
@@ -302,7 +302,7 @@ class Fuse(Part):
     vector: Literal["tensor", "model"] = "tensor"
     """What one interpolation is taken over."""
     weight: Literal["equal"] | float = "equal"
-    """equal, or a number from 0 to 1; what it means to each interpolation is said in docs/fusion.md."""
+    """equal, or a number from 0 to 1; docs/fusion.md has what it means to each interpolation."""
     transplant: bool = True
     """Put each task's own values at its core positions; without, as a control, all is interpolated."""
 
