@@ -22,7 +22,7 @@ from checkpoints import CONFIGS, family, write
 from safetensors.torch import load_file
 
 from cpift.errors import CpiftError
-from cpift.kernels.loops import round_to_bf16
+from cpift.kernels.stored import round_to_bf16
 from cpift.method.fuse import fuse
 from cpift.method.identify import identify
 from cpift.method.region import Region

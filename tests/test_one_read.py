@@ -75,7 +75,7 @@ def test_a_tensor_is_written_before_the_next_is_read_far(
     """
     order: list[tuple[str, str]] = []
     gram, fused = stream.block_gram, stream.fused_block
-    monkeypatch.setattr(stream, "block_gram", lambda *a: (order.append(("read", a[2].name)), gram(*a))[1])
+    monkeypatch.setattr(stream, "block_gram", lambda *a: (order.append(("read", a[1].name)), gram(*a))[1])
     monkeypatch.setattr(stream, "fused_block", lambda *a: (order.append(("write", a[1].name)), fused(*a))[1])
     fuse(places[0], {"a": places[1], "b": places[2]}, tmp_path / "o", threads=threads)
     assert len(order) == 2 * 3 * 4

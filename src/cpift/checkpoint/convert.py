@@ -6,7 +6,7 @@ import numpy as np
 
 from cpift.checkpoint.stream import native
 from cpift.errors import CpiftError
-from cpift.kernels.loops import as_float64, rounded
+from cpift.kernels.stored import as_float64, rounded
 
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 """Types by the names that users write, and as safetensors names them."""

@@ -19,7 +19,7 @@ from cpift.checkpoint.files import read_json
 from cpift.checkpoint.stream import BLOCK, Block, Checkpoint, native
 from cpift.checkpoint.tokens import Tokens, new_tokens
 from cpift.errors import CpiftError
-from cpift.kernels.loops import as_float64
+from cpift.kernels.stored import as_float64
 
 Vocabulary = Literal["same", "union"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cpift.kernels.loops import count_keys, keep_best, unpack
+from cpift.kernels.selection import count_keys, keep_best, unpack
 
 SEGMENT = 2**31  # positions within a segment fit in 32 bits
 # A candidate is one uint64: 31 bits of |Δ|, one of sign, 32 of position within the segment.

@@ -17,11 +17,11 @@ from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import Checkpoint, blocks
 from cpift.errors import CpiftError
-from cpift.kernels.loops import add_gram
+from cpift.kernels.fusion import add_gram
 from cpift.method.group import components
 from cpift.method.identify import identify
 from cpift.method.region import Region
-from cpift.method.transplant import core_positions, values_at
+from cpift.method.transplant import NO_CORE, core_positions, values_at
 from cpift.method.zero_updates import zero_warnings
 
 SCHEMA = "cpift.diff/1"
@@ -200,7 +200,7 @@ class _Grams:
     def measure(self, stored: Sequence[np.ndarray]) -> np.ndarray:
         found = np.zeros_like(self._sum)
         addresses, itemsizes = np.array([s.ctypes.data for s in stored]), np.array([s.itemsize for s in stored])
-        add_gram(addresses, itemsizes, len(stored[0]), np.empty(0, np.int64), found)
+        add_gram(addresses, itemsizes, len(stored[0]), NO_CORE, 0, found)
         return found
 
     def add(self, measured: np.ndarray) -> None:

@@ -29,7 +29,7 @@ from cpift.checkpoint.stream import BLOCK, Block, Checkpoint, blocks, native
 from cpift.checkpoint.tensor import widen
 from cpift.checkpoint.vocabulary import Vocabulary, base_rows, has_rows_of_tokens, union
 from cpift.errors import CpiftError
-from cpift.kernels.loops import count_keys, scan_updates
+from cpift.kernels.selection import count_keys, scan_updates
 from cpift.kernels.threads import check_threads, ordered_map, thread_local_scratch
 from cpift.method.candidates import INFINITE, SEGMENT, Candidates, cut, has_infinite, value_of
 from cpift.method.region import Region

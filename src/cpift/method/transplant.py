@@ -7,62 +7,89 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from cpift.checkpoint.stream import Block, Checkpoint, native
-from cpift.kernels.loops import as_float64
+from cpift.kernels.fusion import gather_core
+from cpift.kernels.stored import as_float64
 from cpift.method.overlap_rules import Claims, OverlapRule
-from cpift.method.region import Region, merged
+from cpift.method.region import Region
+
+NO_CORE = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64))  # of no task, as the kernels take it
+
+
+class Cores:
+    """Core positions of all tasks within a block, as the kernels take them.
+
+    Attributes:
+        table: addresses of each task's sorted positions, their item sizes and their numbers, three int64 arrays (N,).
+        start: position of the block's first element.
+        most: sum of the numbers.
+    """
+
+    def __init__(self, regions: Mapping[str, Region], tasks: Iterable[str], block: Block) -> None:
+        none = np.empty(0, np.int32)
+        slices = [none if found is None else found for found in _slices(regions, tasks, block)]
+        self._slices = slices  # kept alive: the kernels see addresses alone
+        self.table = (
+            np.array([part.ctypes.data for part in slices], np.int64),
+            np.array([part.itemsize for part in slices], np.int64),
+            np.array([len(part) for part in slices], np.int64),
+        )
+        self.start = block.start
+        self.most = int(self.table[2].sum())
 
 
 def core_positions(regions: Mapping[str, Region], tasks: Iterable[str], block: Block) -> list[np.ndarray | None]:
-    """For each task, its core positions within the block, counted from the block's start."""
-    cores: list[np.ndarray | None] = []
+    """For each task, its core positions within the block, counted from the block's start; None without any."""
+    return [None if found is None else found.astype(np.int64) - block.start for found in _slices(regions, tasks, block)]
+
+
+def _slices(regions: Mapping[str, Region], tasks: Iterable[str], block: Block) -> list[np.ndarray | None]:
+    """For each task, the part of its region's positions that lies in the block; None without any."""
+    slices: list[np.ndarray | None] = []
     for task in tasks:
         region = regions.get(task)
         positions = region.positions.get(block.name) if region else None
         if positions is not None:
+            if positions.dtype not in (np.int32, np.int64):
+                positions = positions.astype(np.int64)
             edges = np.searchsorted(positions, np.array([block.start, block.stop], positions.dtype))
-            positions = positions[edges[0] : edges[1]].astype(np.int64) - block.start
-        cores.append(positions if positions is not None and len(positions) else None)
-    return cores
+            positions = np.ascontiguousarray(positions[edges[0] : edges[1]])
+        slices.append(positions if positions is not None and len(positions) else None)
+    return slices
 
 
 def transplant(
-    base: Checkpoint,
-    tasks: Mapping[str, Checkpoint],
-    regions: Mapping[str, Region],
-    block: Block,
-    rule: OverlapRule,
+    cores: Cores, addresses: np.ndarray, itemsizes: np.ndarray, rule: OverlapRule
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What stands at the core positions of a block.
 
     Args:
-        base: θ⁰.
-        tasks: the fine-tuned checkpoints by task.
-        regions: core region of each task that has one.
-        block: a part of one tensor.
+        cores: the positions of all tasks.
+        addresses: int64 (1 + N,), where the block's stored elements of θ⁰ and of each task begin; of a task without
+            core positions here any.
+        itemsizes: int64 (1 + N,), of one element.
         rule: decides where several tasks claim one position.
 
     Returns:
         Core positions in the block, int64 (n,); the value at each, float64 (n,); and counts, int64 (N + 1,): of the
         positions that each task has won, and of those that more than one had claimed.
     """
-    cores = core_positions(regions, tasks, block)
-    present = [c for c in cores if c is not None]
-    if not present:
-        return np.empty(0, np.int64), np.empty(0), np.zeros(len(tasks) + 1, np.int64)
-    positions = merged(present)
-    claimed = np.zeros((len(tasks), len(positions)), np.bool_)
-    values, sizes = np.zeros(claimed.shape), np.full(claimed.shape, -1.0, np.float32)
-    origin = values_at(base, block, positions).astype(np.float32)
-    for i, (core, model) in enumerate(zip(cores, tasks.values(), strict=True)):
-        if core is None:
-            continue
-        place = np.searchsorted(positions, core)
-        claimed[i, place] = True
-        values[i, place] = theirs = values_at(model, block, core)
-        sizes[i, place] = np.abs(theirs.astype(np.float32) - origin[place])
-    decision = rule.decide(Claims(claimed, values, sizes))
-    contested = np.count_nonzero(claimed.sum(axis=0) > 1)
-    return positions, decision.values, np.append(decision.winners.sum(axis=1), contested)
+    tasks, most = len(cores.table[2]), cores.most
+    counts = np.zeros(tasks + 1, np.int64)
+    positions, values = np.empty(most, np.int64), np.empty(most)
+    several = most // 2  # of a position that several claim there are two at least
+    contested, claimed = np.empty(several, np.int64), np.empty((tasks, several), np.bool_)
+    claims, sizes = np.empty((tasks, several)), np.empty((tasks, several), np.float32)
+    if most:
+        n, c = gather_core(
+            addresses, itemsizes, cores.table, cores.start, positions, values, counts, contested, claimed, claims, sizes
+        )  # fmt: skip
+        positions, values = positions[:n], values[:n]
+        if c:
+            decision = rule.decide(Claims(claimed[:, :c], claims[:, :c], sizes[:, :c]))
+            values[contested[:c]] = decision.values
+            counts[:-1] += decision.winners.sum(axis=1)
+            counts[-1] = c
+    return positions, values, counts
 
 
 def values_at(model: Checkpoint, block: Block, positions: np.ndarray) -> np.ndarray:

@@ -6,13 +6,14 @@ import numpy as np
 
 from cpift.checkpoint.stream import Block, native
 from cpift.errors import CpiftError
-from cpift.kernels.loops import combine, rounded
+from cpift.kernels.fusion import all_finite, combine, scatter
+from cpift.kernels.stored import rounded
 from cpift.kernels.threads import thread_local_scratch
 from cpift.method.fusion.coefficients import addresses
 from cpift.method.fusion.inputs import Inputs
 from cpift.method.fusion.options import DTYPES
 from cpift.method.overlap_rules import OverlapRule
-from cpift.method.transplant import transplant
+from cpift.method.transplant import Cores, transplant
 
 _TORCH_NAME = {short: long for long, short in DTYPES.items()}
 _KERNEL_TYPE = {"F32": np.float32, "BF16": np.uint16, "F16": np.float64, "F64": np.float64}  # numba has no float16
@@ -40,29 +41,30 @@ def fused_block(
     out = thread_local_scratch(f"fused {dtype}", block.stop - block.start, _KERNEL_TYPE[dtype])
     counts = np.zeros(len(inputs.tasks) + 1, np.int64)
     if block.start < inputs.base.tensors[block.name].size:
-        models = [(c, m) for c, m in zip(coefficients.tolist(), inputs.models, strict=True) if c != 0]
-        if not models:
-            out[:] = 0
+        cores = Cores(inputs.regions, inputs.tasks, block)
+        needed = coefficients != 0
+        needed[2:] |= cores.table[2] > 0
+        needed[0] |= cores.most > 0
+        stored = {
+            i: native(model.raw(*block, ahead=True))
+            for i, (model, wanted) in enumerate(zip(inputs.models, needed.tolist(), strict=True))
+            if wanted
+        }
+        summed = np.flatnonzero(coefficients).tolist()
+        if summed:
+            combine(*addresses([stored[i] for i in summed]), coefficients[summed], out)
         else:
-            stored = [native(model.raw(*block, ahead=True)) for _, model in models]
-            combine(*addresses(stored), np.array([c for c, _ in models]), out)
-        positions, values, counts = transplant(inputs.base, inputs.tasks, inputs.regions, block, rule)
-        core = np.empty(len(positions), out.dtype)
-        rounded(values, core)
-        out[positions] = core
+            out[:] = 0
+        if cores.most:
+            claimed = [stored.get(i, stored[0]) for i in (0, *range(2, len(inputs.models)))]
+            positions, values, counts = transplant(cores, *addresses(claimed), rule)
+            scatter(values, positions, out)
     for start, values in inputs.rows.parts(block, inputs.base):
         copied = np.empty(len(values), out.dtype)
         rounded(values, copied)
         out[start : start + len(values)] = copied
     with np.errstate(over="ignore"):
         data = out.astype(np.float16) if dtype == "F16" else out
-    if not _finite(data):
+    if not (np.isfinite(data).all() if dtype == "F16" else all_finite(out)):
         raise CpiftError(f"{block.name}: holds a value that {_TORCH_NAME[dtype]} cannot hold; choose a wider --dtype")
     return data, counts
-
-
-def _finite(data: np.ndarray) -> bool:
-    """Are all values finite? Stored as bf16 they come as uint16, of which eight bits are the exponent."""
-    if data.dtype == np.uint16:
-        return not ((data & 0x7F80) == 0x7F80).any()
-    return bool(np.isfinite(data).all())

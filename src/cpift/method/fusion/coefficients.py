@@ -8,14 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from cpift.checkpoint.stream import Block, Checkpoint, native
+from cpift.checkpoint.stream import Block, native
 from cpift.errors import CpiftError
-from cpift.kernels.loops import add_gram
+from cpift.kernels.fusion import add_gram
 from cpift.method.fusion.inputs import Inputs
 from cpift.method.fusion.options import FusionOptions
 from cpift.method.interpolations import Combination, combination
-from cpift.method.region import merged
-from cpift.method.transplant import core_positions
+from cpift.method.transplant import Cores
 
 
 class BlockGram(NamedTuple):
@@ -73,27 +72,27 @@ def addresses(stored: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([s.ctypes.data for s in stored]), np.array([s.itemsize for s in stored])
 
 
-def block_gram(inputs: Inputs, distinct: list[Checkpoint], block: Block) -> BlockGram:
+def block_gram(inputs: Inputs, block: Block) -> BlockGram:
     """Inner products of θ⁰ and all updates over the block's free entries.
 
     Args:
         inputs: what is fused.
-        distinct: the models whose checksums are wanted.
         block: a part of one tensor.
     """
-    checksums = [xxhash.xxh3_64_digest(model.raw(*block).data) for model in distinct]
-    models = inputs.models
-    if inputs.backbone is inputs.base:  # its update is zero: no need to read it again
-        models = [inputs.base, *inputs.tasks.values()]
-    total = np.zeros((len(models), len(models)))
-    cores = [c for c in core_positions(inputs.regions, inputs.tasks, block) if c is not None]
-    core = merged(cores) if cores else np.empty(0, np.int64)
-    stored = [native(m.raw(*block, ahead=True)) for m in models]
-    add_gram(*addresses(stored), block.stop - block.start, core, total)
+    raw = [model.raw(*block, ahead=True) for model in inputs.distinct]
+    checksums = [xxhash.xxh3_64_digest(stored.data) for stored in raw]
+    ready = [native(stored) for stored in raw]
+    stored = [ready[i] for i in inputs.places]
+    if inputs.backbone is inputs.base:  # its update is zero: no need to look at it again
+        del stored[1]
+    total = np.zeros((len(stored), len(stored)))
+    cores = Cores(inputs.regions, inputs.tasks, block)
+    size = block.stop - block.start
+    core = add_gram(*addresses(stored), size, cores.table, cores.start, total)
     gram = np.tril(total) + np.tril(total, -1).T
     if inputs.backbone is inputs.base:
         gram = np.insert(np.insert(gram, 1, 0.0, axis=0), 1, 0.0, axis=1)
-    return BlockGram(block.name, gram, block.stop - block.start - len(core), checksums)
+    return BlockGram(block.name, gram, size - core, checksums)
 
 
 def interpolated(gram: np.ndarray, free: int, options: FusionOptions) -> Combination:

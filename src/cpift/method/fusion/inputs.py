@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,16 @@ class Inputs:
     def models(self) -> list[Checkpoint]:
         """θ⁰, the backbone, each task: the order of coefficients."""
         return [self.base, self.backbone, *self.tasks.values()]
+
+    @cached_property
+    def distinct(self) -> list[Checkpoint]:
+        """:attr:`models`, each once."""
+        return [m for i, m in enumerate(self.models) if m not in self.models[:i]]
+
+    @cached_property
+    def places(self) -> list[int]:
+        """Where each of :attr:`models` is in :attr:`distinct`."""
+        return [self.distinct.index(model) for model in self.models]
 
     def layout(self, dtype: str | None) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Type and shape of each parameter of the output.

@@ -72,8 +72,6 @@ class FusionStream:
     ) -> None:
         self._inputs, self._options, self._layout, self._writer = inputs, options, layout, writer
         self._threads, self._progress = threads, progress
-        models = inputs.models
-        self._distinct = [m for i, m in enumerate(models) if m not in models[:i]]
         self._done = Progress.load(writer)
         self._output = Output(inputs, writer, before_close=lambda: self._done.store(writer))
         self._grams: dict[str, TensorGram] = {}  # of tensors whose coefficients are not known
@@ -124,7 +122,7 @@ class FusionStream:
 
     def _gram_steps(self, name: str) -> Iterator[_Step]:
         todo = list(blocks_of(self._inputs.base, name))
-        self._grams[name] = TensorGram.empty(len(self._inputs.models), len(self._distinct), len(todo))
+        self._grams[name] = TensorGram.empty(len(self._inputs.models), len(self._inputs.distinct), len(todo))
         for block in todo:
             yield _Step(block, write=False)
 
@@ -157,7 +155,7 @@ class FusionStream:
         """In a worker thread."""
         name = step.block.name
         if not step.write:
-            return block_gram(self._inputs, self._distinct, step.block)
+            return block_gram(self._inputs, step.block)
         coefficients = np.array(self._done.tensors[name]["coefficients"])
         data, counts = fused_block(self._inputs, step.block, coefficients, self._options.rule, self._layout[name][0])
         self._output.write(step.block, data)
@@ -192,5 +190,5 @@ class FusionStream:
         self._done.tensors[name]["contested"] = contested
 
     def _fingerprints(self) -> list[str]:
-        prints = [self._done.fingerprint(model, i) for i, model in enumerate(self._distinct)]
-        return [prints[self._distinct.index(model)] for model in self._inputs.models]
+        prints = [self._done.fingerprint(model, i) for i, model in enumerate(self._inputs.distinct)]
+        return [prints[i] for i in self._inputs.places]

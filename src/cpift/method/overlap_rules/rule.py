@@ -10,10 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Claims:
-    """The core positions of a block, and what each task that claims one would put there. N tasks, n positions.
+    """The positions of a block that are in several core regions, and what each would put there. N tasks, n positions.
 
     Attributes:
-        claimed: bool (N, n), is the position in the task's region? At least one task claims each.
+        claimed: bool (N, n), is the position in the task's region? At least two tasks claim each.
         values: float64 (N, n), θᵢ there; 0 where it is not claimed.
         sizes: float32 (N, n), \\|Δᵢ\\| there; -1 where it is not claimed.
     """
@@ -45,7 +45,7 @@ class OverlapRule:
         label: what happens, in the report: "Where two cores collide, {label}."
         summary: one short phrase for help, recipe and docs.
         reference: where it comes from.
-        decide: gives the value of each position, from its claims.
+        decide: gives the value of each position that several tasks claim.
     """
 
     name: str

@@ -1,0 +1,239 @@
+"""The inner loops of fusion, compiled by numba; they run without the interpreter's lock.
+
+Each works on a strip of elements at a time, so that all that is done with a strip happens in the cache. Models come as
+the addresses of their stored elements and the sizes of one: 2 is bf16, 4 float32, 8 float64. Core positions come as
+``core``, three int64 arrays, (tasks,): addresses of each task's sorted positions, their item sizes (4 is int32, 8 int64)
+and their numbers; ``start`` is the position of the first element of the block.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from cpift.kernels.intrinsics import number, pointer
+from cpift.kernels.stored import STRIP, element, store, widen_strip
+
+SUM_STRIP = 512  # of the weighted sum, whose bits do not depend on it; those of the Gram matrix do depend on STRIP
+NONE = np.iinfo(np.int64).max
+
+_jit = numba.njit(nogil=True, cache=True)
+_jit_sum = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})  # lets sums run in vector registers
+
+
+@_jit
+def _position(core, task, i):  # type: ignore[no-untyped-def]
+    """Position ``i`` of a task; NONE behind the last."""
+    addresses, itemsizes, counts = core
+    if i >= counts[task]:
+        return NONE
+    if itemsizes[task] == 4:
+        return np.int64(numba.carray(pointer(addresses[task] + 4 * i), (1,), np.int32)[0])
+    return numba.carray(pointer(addresses[task] + 8 * i), (1,), np.int64)[0]
+
+
+@_jit
+def _subtract(row, origin, n):  # type: ignore[no-untyped-def]
+    for j in range(n):
+        row[j] -= origin[j]
+
+
+@_jit_sum
+def _inner_1(x, a, n):  # type: ignore[no-untyped-def]
+    p = 0.0
+    for j in range(n):
+        p += x[j] * a[j]
+    return p
+
+
+@_jit_sum
+def _inner_2(x, a, b, n):  # type: ignore[no-untyped-def]
+    p = q = 0.0
+    for j in range(n):
+        v = x[j]
+        p += v * a[j]
+        q += v * b[j]
+    return p, q
+
+
+@_jit_sum
+def _inner_4(x, a, b, c, d, n):  # type: ignore[no-untyped-def]
+    p = q = r = s = 0.0
+    for j in range(n):
+        v = x[j]
+        p += v * a[j]
+        q += v * b[j]
+        r += v * c[j]
+        s += v * d[j]
+    return p, q, r, s
+
+
+@_jit
+def add_gram(addresses, itemsizes, size, core, start, total):  # type: ignore[no-untyped-def]
+    """Add to the lower triangle of ``total`` the inner products of θ⁰ and of all updates, outside the core positions.
+
+    Products and sums are float64; sums are taken strip by strip, in order. Returns the number of core positions.
+
+    addresses, itemsizes: int64 (m,), of θ⁰ and the m - 1 tuned models; ``size`` elements of each. core, start: see above.
+    total: float64 (m, m); all NaN where a core value is no number.
+    """
+    models, tasks = addresses.size, core[2].size
+    rows = np.empty((models, STRIP))
+    seen = np.zeros(STRIP, np.bool_)
+    at = np.zeros(tasks, np.int64)
+    positions = 0
+    for low in range(0, size, STRIP):
+        n = min(STRIP, size - low)
+        for a in range(models):
+            widen_strip(addresses[a], itemsizes[a], low, n, rows[a, :n])
+            if a:
+                _subtract(rows[a], rows[0], n)
+        first = positions
+        for task in range(tasks):
+            here = _position(core, task, at[task]) - start
+            while here < low + n:
+                j = here - low
+                positions += np.int64(not seen[j])
+                seen[j] = True
+                for a in range(models):
+                    if not np.isfinite(rows[a, j]):
+                        total[:] = np.nan
+                    rows[a, j] = 0.0
+                at[task] += 1
+                here = _position(core, task, at[task]) - start
+        if positions > first:
+            seen[:] = False
+        for a in range(models):
+            b = 0
+            while b + 4 <= a + 1:
+                p, q, r, s = _inner_4(rows[a], rows[b], rows[b + 1], rows[b + 2], rows[b + 3], n)
+                total[a, b] += p
+                total[a, b + 1] += q
+                total[a, b + 2] += r
+                total[a, b + 3] += s
+                b += 4
+            if b + 2 <= a + 1:
+                p, q = _inner_2(rows[a], rows[b], rows[b + 1], n)
+                total[a, b] += p
+                total[a, b + 1] += q
+                b += 2
+            if b <= a:
+                total[a, b] += _inner_1(rows[a], rows[b], n)
+    return positions
+
+
+@_jit
+def _sum_4(w, x, y, z, factors, total):  # type: ignore[no-untyped-def]
+    a, b, c, d = factors[0], factors[1], factors[2], factors[3]
+    for j in range(total.size):
+        first = a * np.float64(number(w[j])) + b * np.float64(number(x[j]))
+        total[j] = (first + c * np.float64(number(y[j]))) + d * np.float64(number(z[j]))
+
+
+@_jit
+def _typed(address, low, n, kind):  # type: ignore[no-untyped-def]
+    return numba.carray(pointer(address), (low + n,), kind)[low:]
+
+
+@_jit
+def combine(addresses, itemsizes, coefficients, out):  # type: ignore[no-untyped-def]
+    """``out`` (n,) becomes Σ coefficient · stored, summed in float64 in the order of models, rounded once.
+
+    addresses, itemsizes, coefficients: (m,). out: uint16 (bf16), float32 or float64.
+    """
+    models = addresses.size
+    total, strip = np.empty(SUM_STRIP), np.empty(SUM_STRIP)
+    halves = models >= 4 and np.all(itemsizes[:4] == 2)
+    singles = models >= 4 and np.all(itemsizes[:4] == 4)
+    for low in range(0, out.size, SUM_STRIP):
+        n = min(SUM_STRIP, out.size - low)
+        done = 0
+        if halves:
+            _sum_4(
+                _typed(addresses[0], low, n, np.uint16), _typed(addresses[1], low, n, np.uint16),
+                _typed(addresses[2], low, n, np.uint16), _typed(addresses[3], low, n, np.uint16),
+                coefficients, total[:n],
+            )  # fmt: skip
+            done = 4
+        elif singles:
+            _sum_4(
+                _typed(addresses[0], low, n, np.float32), _typed(addresses[1], low, n, np.float32),
+                _typed(addresses[2], low, n, np.float32), _typed(addresses[3], low, n, np.float32),
+                coefficients, total[:n],
+            )  # fmt: skip
+            done = 4
+        for a in range(done, models):
+            widen_strip(addresses[a], itemsizes[a], low, n, strip[:n])
+            factor = coefficients[a]
+            if a == 0:  # not added to zero: that would lose the sign of -0.0
+                for j in range(n):
+                    total[j] = factor * strip[j]
+            else:
+                for j in range(n):
+                    total[j] += factor * strip[j]
+        store(total[:n], out[low : low + n])
+
+
+@_jit
+def gather_core(addresses, itemsizes, core, start, positions, values, won, contested, claimed, claims, sizes):  # type: ignore[no-untyped-def]
+    r"""Walk the core positions of all tasks once, in order.
+
+    addresses, itemsizes: int64 (1 + tasks,), of θ⁰ and each task. core, start: see above.
+    Out, n positions and c of them of several tasks: positions: int64 (≥ n,), within the block. values: float64 (≥ n,), of
+    the one task that claims it. won: int64 (tasks,), added to: positions of one task alone. contested: int64 (≥ c,),
+    which of the positions several claim. claimed: bool (tasks, ≥ c). claims: float64 (tasks, ≥ c), the tasks' values.
+    sizes: float32 (tasks, ≥ c), \|Δ\|; -1 where a task does not claim it.
+    Returns n and c.
+    """
+    tasks = core[2].size
+    at, heads = np.zeros(tasks, np.int64), np.empty(tasks, np.int64)
+    for task in range(tasks):
+        heads[task] = _position(core, task, 0)
+    n = c = 0
+    while True:
+        first, last, several = NONE, 0, False
+        for task in range(tasks):
+            if heads[task] < first:
+                first, last, several = heads[task], task, False
+            elif heads[task] == first:
+                several = True
+        if first == NONE:
+            return n, c
+        j = first - start
+        positions[n] = j
+        if several:
+            contested[c] = n
+            origin = np.float32(element(addresses[0], itemsizes[0], j))
+            for task in range(tasks):
+                claimed[task, c], claims[task, c], sizes[task, c] = False, 0.0, -1.0
+                if heads[task] == first:
+                    value = element(addresses[task + 1], itemsizes[task + 1], j)
+                    claimed[task, c], claims[task, c] = True, value
+                    sizes[task, c] = abs(np.float32(value) - origin)
+            c += 1
+        else:
+            values[n] = element(addresses[last + 1], itemsizes[last + 1], j)
+            won[last] += 1
+        n += 1
+        for task in range(tasks):
+            if heads[task] == first:
+                at[task] += 1
+                heads[task] = _position(core, task, at[task])
+
+
+@_jit
+def scatter(values, positions, out):  # type: ignore[no-untyped-def]
+    """``out[positions]`` becomes ``values``, float64, each rounded once."""
+    rounded = np.empty(values.size, out.dtype)
+    store(values, rounded)
+    for i in range(values.size):
+        out[positions[i]] = rounded[i]
+
+
+@_jit
+def all_finite(stored):  # type: ignore[no-untyped-def]
+    """Are all elements finite?"""
+    good = True
+    for j in range(stored.size):
+        good &= np.isfinite(number(stored[j]))
+    return good
