@@ -41,7 +41,7 @@ def named_base(config: AdapterConfig) -> Path:
 
 
 def check_base(config: AdapterConfig, base: Checkpoint, opened: Opener) -> None:
-    """Compare a base that was given with the one that the adapter names, as far as the two can be told apart.
+    """Compare a base that was given with the one that the adapter names, as far as the two can be distinguished.
 
     A base that lies here under its name is compared by a sample of its weights. One of the hub is compared by repository
     and commit where the base given lies in the hub's cache.

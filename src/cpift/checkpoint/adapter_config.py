@@ -116,7 +116,7 @@ class AdapterConfig:
         )
 
     def rank_of(self, module: str) -> int:
-        """r of a module, by its name in the adapter's file."""
+        """The rank of a module, by its name in the adapter's file."""
         return int(_by_pattern(self.ranks, module, self.rank))
 
     def scale(self, module: str) -> float:

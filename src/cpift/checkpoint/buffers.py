@@ -6,8 +6,8 @@ import fnmatch
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from cpift.checkpoint.library import optional_library
 from cpift.checkpoint.tensor import Tensor
 
 # What checkpoints store although no optimizer ever moves it.
@@ -41,7 +41,7 @@ def is_parameter(name: str, tensor: Tensor | None = None) -> bool:
     return not is_buffer(name)
 
 
-def buffers_of_class(folder: Path, stored: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, bool]:
+def buffers_of_class(folder: Path, stored: Mapping[str, Tensor], config: Mapping[str, object]) -> dict[str, bool]:
     """Which names the model's class has as buffers, or does not know, so that it never trains them.
 
     So are weights that the class ignores, such as DeepSeek-V3's layers for multi-token prediction.
@@ -60,11 +60,10 @@ def buffers_of_class(folder: Path, stored: Mapping[str, Tensor], config: Mapping
     beyond = any(_is_beyond(name, layers if isinstance(layers, int) else None) for name in stored)
     if not (doubtful or beyond) or not config.get("model_type"):
         return {}
-    try:
-        from cpift.method.rehearsal import class_buffers
-    except ImportError:  # torch and transformers are not needed to read checkpoints
+    rehearsal = optional_library("cpift.method.rehearsal")  # above this package, as it needs torch and transformers
+    if rehearsal is None:
         return {}
-    known = class_buffers(folder, {name: t.shape for name, t in stored.items()}, config)
+    known: dict[str, bool] = rehearsal.class_buffers(folder, {name: t.shape for name, t in stored.items()}, config)
     return {**dict.fromkeys(doubtful, True), **known} if known else {}
 
 

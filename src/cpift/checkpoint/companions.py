@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cpift.checkpoint.files import read_json
 from cpift.checkpoint.tokens import chat_template
@@ -131,7 +130,7 @@ def _template_within(source: Path, target: Path) -> None:
 
 
 def _tokenizer(folder: Path) -> str | None:
-    contents: dict[str, Any] = {}
+    contents: dict[str, object] = {}
     for name in TOKENIZER:
         file = folder / name
         if not file.is_file():

@@ -11,9 +11,11 @@ import fnmatch
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
+from cpift.checkpoint.completeness import silent
 from cpift.checkpoint.files import read_json
+from cpift.checkpoint.library import optional_library
 from cpift.checkpoint.stream import Checkpoint
 from cpift.checkpoint.tokens import Tokens, chat_template, compare_tokens, rest_of_tokenizer
 from cpift.errors import CpiftError
@@ -65,7 +67,7 @@ def outcome_of(field: str) -> Outcome:
     return "warn"
 
 
-def compare_configs(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Difference]:
+def compare_configs(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[Difference]:
     """The fields in which two configurations differ, once transformers has filled in what they leave out.
 
     Args:
@@ -153,8 +155,8 @@ def _generation(ours: Path, theirs: Path) -> list[str]:
 
 
 def _differences(
-    ours: Mapping[str, Any],
-    theirs: Mapping[str, Any],
+    ours: Mapping[str, object],
+    theirs: Mapping[str, object],
     start: str = "",
     file: str = "config.json",
     unknown_defaults: bool = False,
@@ -170,19 +172,16 @@ def _differences(
             yield Difference(file, field, left, right, "warn" if open_question else outcome_of(field))
 
 
-def _filled_in(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def _filled_in(config: Mapping[str, object]) -> dict[str, object] | None:
     """The configuration with the defaults of its class, in today's spelling; None where transformers cannot tell."""
     kind = config.get("model_type")
+    transformers = optional_library("transformers")
+    if transformers is None or kind not in transformers.CONFIG_MAPPING:
+        return None
     try:
-        from transformers import CONFIG_MAPPING
-
-        from cpift.checkpoint.completeness import silent
-
-        if kind not in CONFIG_MAPPING:
-            return None
         with silent():
-            made: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(dict(config)).to_dict()
-    except Exception:  # no transformers here, or values that it refuses: the files are compared as they are
+            made: dict[str, object] = transformers.CONFIG_MAPPING[kind].from_dict(dict(config)).to_dict()
+    except Exception:  # values that transformers refuses: the files are compared as they are
         return None
     return made
 

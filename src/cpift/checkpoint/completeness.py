@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cpift.checkpoint.buffers import is_parameter
+from cpift.checkpoint.library import Untyped, library, optional_library
 from cpift.checkpoint.names import plain_name, plain_names
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import Checkpoint
@@ -37,16 +37,15 @@ def check_complete(checkpoint: Checkpoint, trust_remote_code: bool = False) -> N
     """
     if "model_type" not in checkpoint.config or not checkpoint.path.is_dir() or checkpoint.beneath is not None:
         return
-    try:
-        import torch
-    except ImportError:  # the method alone needs no transformers
+    torch = optional_library("torch")
+    if torch is None:  # the method alone needs no transformers
         return
     stored = {**checkpoint.tensors, **checkpoint.others}
     headers = {name: (tensor.dtype, tensor.shape) for name, tensor in stored.items()}
     facts = repr((checkpoint.config, headers, sorted(checkpoint.aliases)))
     if facts in _PASSED and not trust_remote_code:  # code in the folder decides as well
         return
-    shapes: dict[str, Any] = {}
+    shapes: dict[str, Untyped] = {}
     for name, tensor in stored.items():
         kind = getattr(torch, _TORCH_NAME.get(tensor.dtype, "int64"))
         shapes[name] = torch.empty(tensor.shape, dtype=kind, device="meta")
@@ -58,7 +57,7 @@ def check_complete(checkpoint: Checkpoint, trust_remote_code: bool = False) -> N
     _PASSED.add(facts)
 
 
-def refuse_incomplete(loaded: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+def refuse_incomplete(loaded: Mapping[str, Untyped], checkpoint: Checkpoint) -> None:
     """Raise :class:`CpiftError` where transformers' report of a loading has weights missing, too many or misshapen.
 
     Args:
@@ -94,27 +93,25 @@ def refuse_incomplete(loaded: Mapping[str, Any], checkpoint: Checkpoint) -> None
         )
 
 
-def wrapped_weights(folder: Path) -> dict[str, Any] | None:
+def wrapped_weights(folder: Path) -> dict[str, Untyped] | None:
     """The weights under plain names, still on disk, where a wrapper is in a stored name; else None."""
-    from safetensors import safe_open
-
     checkpoint = open_checkpoint(folder)
-    slices: dict[str, Any] = {}
+    slices: dict[str, Untyped] = {}
     for file in sorted({f for t in (*checkpoint.tensors.values(), *checkpoint.others.values()) for f in t.files}):
-        opened: Any = safe_open(file, framework="pt")
+        opened = library("safetensors").safe_open(file, framework="pt")
         slices |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
     if all(plain_name(name) == name for name in slices):
         return None
     return plain_names(slices, folder)
 
 
-def load_by_plain_names(folder: Path, weights: dict[str, Any], trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
+def load_by_plain_names(
+    folder: Path, weights: dict[str, Untyped], trust_remote_code: bool
+) -> tuple[Untyped, dict[str, Untyped]]:
     """The fp32 model with these weights, and transformers' report of the loading."""
-    from transformers import GenerationConfig
-
     model, loaded = _load(folder, weights, trust_remote_code)
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = library("transformers").GenerationConfig.from_pretrained(folder)
     return model, loaded
 
 
@@ -131,24 +128,21 @@ class _ComputedSlice:
     def get_dtype(self) -> str:
         return self._tensor.dtype
 
-    def __getitem__(self, index: Any) -> Any:
-        import torch
-
+    def __getitem__(self, index: object) -> Untyped:
+        torch = library("torch")
         bits = torch.from_numpy(np.array(self._checkpoint.raw(self._name)))
         values = bits.view(torch.bfloat16) if self._tensor.dtype == "BF16" else bits
         return values.view(self._tensor.shape)[index]
 
 
-def load_computed(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
+def load_computed(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Untyped, dict[str, Untyped]]:
     """The fp32 model of an adapter and its base, and transformers' report of the loading.
 
     Args:
         checkpoint: of an adapter.
         trust_remote_code: may code that lies in the base's folder be run?
     """
-    from transformers import GenerationConfig
-
-    weights: dict[str, Any] = {
+    weights: dict[str, Untyped] = {
         name: _ComputedSlice(checkpoint, name) for name in (*checkpoint.tensors, *checkpoint.others)
     }
     changes = (
@@ -159,26 +153,24 @@ def load_computed(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Any,
     model, loaded = _load(checkpoint.folders[0], weights, trust_remote_code, changes)
     folder = next((f for f in reversed(checkpoint.folders) if (f / "generation_config.json").is_file()), None)
     if folder is not None:
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = library("transformers").GenerationConfig.from_pretrained(folder)
     return model, loaded
 
 
 def _load(
     folder: Path,
-    weights: dict[str, Any],
+    weights: dict[str, Untyped],
     trust_remote_code: bool,
-    changes: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> tuple[Any, dict[str, Any]]:
+    changes: Mapping[str, Untyped] | None = None,
+    **options: Untyped,
+) -> tuple[Untyped, dict[str, Untyped]]:
     """Load ``weights`` into the class that the folder's configuration names; ``changes`` to that come first."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    torch, transformers = library("torch"), library("transformers")
     with silent():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **(changes or {}))
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **(changes or {}))
         with torch.device("meta"):
-            kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
-        loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            kind = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+        loaded: tuple[Untyped, dict[str, Untyped]] = kind.from_pretrained(
             None, config=config, state_dict=weights, output_loading_info=True, dtype=torch.float32,
             ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
@@ -188,8 +180,7 @@ def _load(
 @contextmanager
 def silent() -> Iterator[None]:
     """Without the library's warnings and bars: what matters of them is raised as an error."""
-    from transformers.utils import logging
-
+    logging = library("transformers").utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

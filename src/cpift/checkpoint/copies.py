@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -69,6 +68,6 @@ class Copies:
         for start in range(0, tensor.size, BLOCK):
             yield start, self.models[self.buffers[name]].raw(name, start, min(start + BLOCK, tensor.size))
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         """For ``fusion.json``."""
         return {"copied": dict(self.buffers), "tied": dict(self.aliases)}

@@ -32,7 +32,9 @@ def read_json(path: Path) -> Any:
         raise CpiftError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def read_folder(folder: Path, config: Mapping[str, Any], dispensable: Callable[[str], bool]) -> dict[str, StoredTensor]:
+def read_folder(
+    folder: Path, config: Mapping[str, object], dispensable: Callable[[str], bool]
+) -> dict[str, StoredTensor]:
     """Headers of all weights in a folder.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cpift.checkpoint.library import library
 from cpift.errors import CpiftError
 
 # One copy of the weights: the files that transformers loads. Other formats (consolidated.safetensors, pickle, GGUF,
@@ -55,12 +56,14 @@ _FILES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".json")
 
 
 def _fetch(name: str, revision: str | None, trust_remote_code: bool, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
     wanted = [*(_WEIGHTS if weights else []), *_BESIDE, *(["*.py"] if trust_remote_code else [])]
     at = f" at revision {revision}" if revision else ""
     try:
-        place = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=_NEVER))
+        place = Path(
+            library("huggingface_hub").snapshot_download(
+                name, revision=revision, allow_patterns=wanted, ignore_patterns=_NEVER
+            )
+        )
     except Exception as error:  # offline, no such repository, gated: the library has many kinds
         kind = type(error).__name__
         if kind == "GatedRepoError":

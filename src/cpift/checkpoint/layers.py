@@ -17,8 +17,8 @@ _PARTS = (
 
 def layer(name: str) -> int | None:
     """Number of the layer, None outside the layers."""
-    found = _LAYER.search(name)
-    return int(found.group(1)) if found else None
+    match = _LAYER.search(name)
+    return int(match.group(1)) if match else None
 
 
 def module(name: str) -> str:
@@ -30,4 +30,4 @@ def module(name: str) -> str:
 def kind(name: str) -> str:
     """One of ``KINDS``."""
     lowered = name.lower()
-    return next((k for k, words in _PARTS if any(word in lowered for word in words)), OTHER)
+    return next((k for k, fragments in _PARTS if any(fragment in lowered for fragment in fragments)), OTHER)

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: seen by their configuration or by their packed tensors, and refused.
+"""Quantised checkpoints: recognised by their configuration or by their packed tensors, and refused.
 
 Their integers are codes. A difference or a mean of codes means nothing, so nothing here can read them.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cpift.checkpoint.safetensors import StoredTensor
 from cpift.errors import CpiftError
@@ -26,7 +25,7 @@ _BUFFERS = ("*position_ids", "*token_type_ids", "*num_batches_tracked", "*relati
             "*.attn.bias", "*.attention.bias", "*_mask")  # fmt: skip
 
 
-def refuse_quantized_config(config: Mapping[str, Any], file: Path) -> None:
+def refuse_quantized_config(config: Mapping[str, object], file: Path) -> None:
     """Raise :class:`CpiftError` where the configuration says that the weights are quantised."""
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     for part in parts:

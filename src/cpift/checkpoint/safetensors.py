@@ -103,7 +103,7 @@ def read_header_and_metadata(path: Path) -> tuple[dict[str, StoredTensor], dict[
     return tensors, metadata
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
         names = [k for k, _ in pairs]
@@ -136,7 +136,7 @@ def header_bytes(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, dict[str, int]]:
     """The head of a file that holds ``tensors`` (name to dtype and shape) in this order, and each one's first byte."""
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset, begins = 0, {}
     for name, (dtype, shape) in tensors.items():
         end = offset + math.prod(shape) * itemsize(dtype)

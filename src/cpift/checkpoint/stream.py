@@ -106,6 +106,7 @@ class Fingerprint:
         self._hash.update(block_checksum)
 
     def hexdigest(self) -> str:
+        """The fingerprint: 32 hex digits."""
         return self._hash.hexdigest()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from cpift.checkpoint.library import library
 from cpift.checkpoint.tensor import Tensor
 from cpift.errors import CpiftError
 
@@ -25,7 +25,7 @@ def is_output(name: str) -> bool:
     return any(name == output or name.endswith("." + output) for output, _ in TIED)
 
 
-def tied_aliases(stored: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> dict[str, str]:
+def tied_aliases(stored: Mapping[str, Tensor], config: Mapping[str, object], path: Path) -> dict[str, str]:
     """Output embeddings that are stored beside the input embedding that they are tied to, and this one's name."""
     aliases: dict[str, str] = {}
     for name in stored:
@@ -43,7 +43,7 @@ def tied_aliases(stored: Mapping[str, Tensor], config: Mapping[str, Any], path: 
     return aliases
 
 
-def says_tied(config: Mapping[str, Any]) -> bool:
+def says_tied(config: Mapping[str, object]) -> bool:
     """Does the configuration, or else its class's default, tie the output embedding to the input embedding?"""
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and "tie_word_embeddings" in part:
@@ -51,10 +51,8 @@ def says_tied(config: Mapping[str, Any]) -> bool:
     if "model_type" not in config:
         return False
     # Left out where it is the class's default, and only transformers knows that; asked in this rare case alone.
-    from transformers import CONFIG_MAPPING
-
-    kind = config["model_type"]
-    return bool(kind in CONFIG_MAPPING and getattr(CONFIG_MAPPING[kind](), "tie_word_embeddings", False))
+    known, kind = library("transformers").CONFIG_MAPPING, config["model_type"]
+    return bool(kind in known and getattr(known[kind](), "tie_word_embeddings", False))
 
 
 def same_elements(a: Tensor, b: Tensor) -> bool:

@@ -190,9 +190,9 @@ def chat_template(path: Path) -> Any:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            found = _table(folder / name).get("chat_template")
-            if found is not None:
-                return found
+            template = _table(folder / name).get("chat_template")
+            if template is not None:
+                return template
     return None
 
 

@@ -88,7 +88,7 @@ class Rows:
                 total = values.copy() if len(run.models) == 1 else total + values
             yield start - block.start, total / len(run.models)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         """For ``fusion.json``."""
         runs = [{"rows": [run.start, run.stop], "from": list(run.models)} for run in self.runs]
         return {"rows": max(self.counts.values(), default=0), "copied": runs, "tokens": self.tokens}
@@ -119,7 +119,7 @@ def union(base: Checkpoint, models: Mapping[str, Checkpoint]) -> Rows:
             )
         rows[name] = counts.pop()
     origin = Tokens.read(base.path)
-    held = {name: found for name, model in models.items() if (found := Tokens.read(model.path)) is not None}
+    held = {name: own for name, model in models.items() if (own := Tokens.read(model.path)) is not None}
     added = {name: new_tokens(origin, tokens) if origin else {} for name, tokens in held.items()}
     owners: dict[int, tuple[str, ...]] = {}
     for name, tokens in added.items():
@@ -154,14 +154,14 @@ def write_tokenizer(target: Path, folders: list[Path]) -> None:
         missing = set(new_tokens(ours, theirs)) if theirs else set()
         if not missing:
             continue
-        found = {e["content"]: e for e in read_json(folder / "tokenizer.json").get("added_tokens") or []}
-        inside = sorted(missing - found.keys())
+        added = {e["content"]: e for e in read_json(folder / "tokenizer.json").get("added_tokens") or []}
+        inside = sorted(missing - added.keys())
         if inside:
             raise CpiftError(
                 f"{folder}: {inside[0]!r} and {len(inside) - 1} more tokens are part of the vocabulary itself, and no one "
                 "model has all tokens; train the models with one tokenizer"
             )
-        entries |= {found[token]["id"]: found[token] for token in missing}
+        entries |= {added[token]["id"]: added[token] for token in missing}
     if not entries:
         return
     table = read_json(target / "tokenizer.json")

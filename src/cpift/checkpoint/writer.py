@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cpift.checkpoint.files import INDEX, SINGLE
 from cpift.checkpoint.safetensors import header_bytes
 from cpift.checkpoint.tensor import itemsize
@@ -71,10 +73,13 @@ class Shard:
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         os.pwrite(self._file, self._head, 0)
 
-    def write(self, name: str, start: int, data: Any) -> None:
+    def write(self, name: str, start: int, data: memoryview | np.ndarray) -> None:
         """Write elements of ``name`` from ``start`` on (row-major)."""
         assert self._file is not None
-        view, offset = memoryview(data).cast("B"), self._begins[name] + start * self._itemsize[name]
+        view, offset = (
+            (data if isinstance(data, memoryview) else data.data).cast("B"),
+            self._begins[name] + start * self._itemsize[name],
+        )
         while view:
             written = os.pwrite(self._file, view, offset)
             view, offset = view[written:], offset + written
@@ -88,7 +93,7 @@ class Shard:
 
 
 class CheckpointWriter:
-    """The output folder in the making. ``key`` tells whether what an earlier call left can be continued."""
+    """An output folder that is not whole yet. ``key`` decides whether what an earlier call left can be continued."""
 
     def __init__(self, out: Path, layout: Layout, max_shard_size: int, key: str) -> None:
         self.out, self._key = out, key
@@ -125,7 +130,7 @@ class CheckpointWriter:
             return None
         return kept["value"] if isinstance(kept, dict) and kept.get("key") == self._key else None
 
-    def store(self, name: str, value: Any) -> None:
+    def store(self, name: str, value: object) -> None:
         """Keep a JSON value for a later call."""
         scratch = self._partial / f".{name}.partial"
         scratch.write_text(json.dumps({"key": self._key, "value": value}))
@@ -138,7 +143,7 @@ class CheckpointWriter:
             if not shard.path.exists():
                 yield shard
 
-    def finish(self, report: Mapping[str, Any], companions: Callable[[Path], None], kinds: set[str]) -> None:
+    def finish(self, report: Mapping[str, object], companions: Callable[[Path], None], kinds: set[str]) -> None:
         """Add index, configuration and tokenizer, and rename the folder.
 
         Args:
@@ -246,10 +251,10 @@ def check_companions(*folders: Path) -> None:
 
 def _companions(folder: Path) -> list[Path]:
     """What goes along with the weights, links that lead nowhere included."""
-    found = [file for pattern in _COMPANIONS for file in sorted(folder.glob(pattern))]
+    files = [file for pattern in _COMPANIONS for file in sorted(folder.glob(pattern))]
     if _has_code(folder):
-        found += sorted(folder.glob("*.py"))
-    return [file for file in found if file.name not in _NOT_COMPANIONS]
+        files += sorted(folder.glob("*.py"))
+    return [file for file in files if file.name not in _NOT_COMPANIONS]
 
 
 def _has_code(folder: Path) -> bool:
