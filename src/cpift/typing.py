@@ -5,7 +5,8 @@ Import them at the top of any module: nothing heavy is loaded at run time, where
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,5 +20,7 @@ if TYPE_CHECKING:
     """A numpy array of any shape and dtype."""
     Json: TypeAlias = str | int | float | bool | list["Json"] | dict[str, "Json"] | None
     """A value read from a JSON or YAML file, before it is checked."""
+    Settings: TypeAlias = Mapping[str, Any]
+    """Settings of a training: fields of TRL's SFTConfig, whose values are checked against the types that it declares."""
 else:
-    Network = Tokenizer = Array = Json = object
+    Settings = Network = Tokenizer = Array = Json = object

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -104,7 +104,7 @@ def _recipe(
     base: str | None,
     evaluation: Sequence[str],
     metric: Sequence[str],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The recipe that the options stand for."""
     arriving = named_paths(tasks, "--task")
     kept = named_paths([rows if "=" in rows else f"{Path(rows).name.split('.')[0]}={rows}" for rows in keep], "--keep")
@@ -121,7 +121,7 @@ def _recipe(
     return {"model": model, "base": base, "tasks": parts, "arrivals": list(arriving)}
 
 
-def _task(name: str, rows: str, held_out: Mapping[str, str], metrics: Mapping[str, str]) -> dict[str, Any]:
+def _task(name: str, rows: str, held_out: Mapping[str, str], metrics: Mapping[str, str]) -> dict[str, object]:
     given = held_out.get(name)
     evaluation = _held_out(name, rows) if given is None else int(given) if given.isdigit() else given
     return {"train": rows, "eval": evaluation, **({"metric": metrics[name]} if name in metrics else {})}

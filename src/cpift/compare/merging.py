@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -46,7 +46,7 @@ def merge(
     """Merge fine-tuned models of the work's base in fp32; ``parameters`` are mergekit's, each model's alike."""
     seed, command, base = work.run.recipe.seed, mergekit(), work.base.path
     each, normalize = {"weight": 1.0, **parameters}, method in ("linear", "ties", "dare_ties")
-    settings: dict[str, Any] = {"method": method, "parameters": each, "normalize": normalize, "seed": seed}
+    settings: dict[str, object] = {"method": method, "parameters": each, "normalize": normalize, "seed": seed}
     settings |= settings_of(work.base, "base")
     needs = tuple(stage for model in (work.base, *models.values()) for stage in model.needs)
 

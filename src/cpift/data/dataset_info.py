@@ -133,7 +133,7 @@ def _renamed(row: Any, theirs: Mapping[str, str | None], tags: Mapping[str, str]
     return made
 
 
-def _tagged(turn: Any, role: str, content: str, roles: Mapping[str, str]) -> Any:
+def _tagged(turn: object, role: str, content: str, roles: Mapping[str, str]) -> Any:
     if not isinstance(turn, dict) or role not in turn:
         return turn
     if turn[role] not in roles:

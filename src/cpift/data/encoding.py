@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cpift.data.marks import mark_completion, mark_turns
 from cpift.data.row_checks import Row
 from cpift.data.templates import conversation_of, render_asked
 from cpift.data.turns import REASONING_KEYS, common_length, end_of_turn, stop_ids, turn_of
 from cpift.metrics.answers import AnswerPattern, may_be_forced, response
+from cpift.typing import Tokenizer
 
 IGNORED = -100
 
@@ -42,7 +42,7 @@ class Encoded:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def encode(row: Row, tokenizer: Any, max_length: int | None = None) -> Encoded:
+def encode(row: Row, tokenizer: Tokenizer, max_length: int | None = None) -> Encoded:
     """Tokenize a row by the tokenizer's chat template, or prompt and completion of plain text as they are.
 
     Raises:
@@ -70,7 +70,7 @@ def encode(row: Row, tokenizer: Any, max_length: int | None = None) -> Encoded:
     return Encoded(ids[:max_length], labels[:max_length], notes)
 
 
-def encode_all(rows: Sequence[Row], tokenizer: Any, max_length: int | None) -> tuple[list[Encoded], int]:
+def encode_all(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int | None) -> tuple[list[Encoded], int]:
     """All rows that still have a trained part after truncation, and how many were left out for having none."""
     encoded = [encode(row, tokenizer, max_length) for row in rows]
     kept = [e for e in encoded if e.trained]
@@ -83,7 +83,7 @@ def notes_of(encoded: Sequence[Encoded]) -> list[str]:
     return [f"{count} of {len(encoded)} rows: {note}" for note, count in counts.items()]
 
 
-def encode_forced(row: Row, tokenizer: Any, ends: Sequence[int]) -> Encoded | None:
+def encode_forced(row: Row, tokenizer: Tokenizer, ends: Sequence[int]) -> Encoded | None:
     """The row as it is asked and answered, labels on the answer up to its end: for one teacher-forced forward.
 
     None where only generation can tell whether the answer comes: the prompt alone has other tokens than the prompt
@@ -117,7 +117,7 @@ def encode_forced(row: Row, tokenizer: Any, ends: Sequence[int]) -> Encoded | No
 
 
 def forced_rows(
-    rows: Sequence[Row], pattern: AnswerPattern | None, tokenizer: Any, ends: Sequence[int] = ()
+    rows: Sequence[Row], pattern: AnswerPattern | None, tokenizer: Tokenizer, ends: Sequence[int] = ()
 ) -> list[Encoded] | None:
     """All rows as :func:`encode_forced` gives them, where one forward a row gives exact match; else None.
 
@@ -145,7 +145,7 @@ def forced_rows(
 
 
 def _mark(
-    text: str, spans: list[tuple[int, int]], tokenizer: Any, add_special_tokens: bool, prompt: str | None
+    text: str, spans: list[tuple[int, int]], tokenizer: Tokenizer, add_special_tokens: bool, prompt: str | None
 ) -> tuple[list[int], list[int], bool]:
     """Token ids of ``text``; labels are the ids of tokens that hold a character of a span; does one begin before it?
 
@@ -169,12 +169,12 @@ def _mark(
     return ids, labels, spanned
 
 
-def _tokens(text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
+def _tokens(text: str, tokenizer: Tokenizer) -> tuple[list[int], list[tuple[int, int]]]:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return list(encoded["input_ids"]), list(encoded["offset_mapping"])
 
 
-def prompt_text(row: Row, tokenizer: Any) -> str:
+def prompt_text(row: Row, tokenizer: Tokenizer) -> str:
     """All that stands before the last assistant turn, as the model is asked."""
     if "messages" not in row and isinstance(row["prompt"], str):
         return str(row["prompt"])
@@ -182,7 +182,7 @@ def prompt_text(row: Row, tokenizer: Any) -> str:
     return render_asked(conversation.part(conversation.messages[:-1]), tokenizer, add_generation_prompt=True)
 
 
-def prompt_ids(row: Row, tokenizer: Any) -> list[int]:
+def prompt_ids(row: Row, tokenizer: Tokenizer) -> list[int]:
     """Token ids of all that stands before the last assistant turn: what an answer is generated from."""
     text = prompt_text(row, tokenizer)
     if "messages" in row or not isinstance(row["prompt"], str):

@@ -112,12 +112,12 @@ def _json(path: Path) -> Iterator[Located]:
         yield f"{path}, row {i}", without_empty(row)
 
 
-def without_empty(row: Any) -> Any:
+def without_empty(row: object) -> Any:
     """A row of a table without the columns that are null in it."""
     return {key: value for key, value in row.items() if value is not None} if isinstance(row, dict) else row
 
 
-def from_arrow(row: Mapping[str, Any]) -> dict[str, Any]:
+def from_arrow(row: Mapping[str, object]) -> dict[str, object]:
     """A row of an Arrow table, without what is null.
 
     Arrow gives all objects of a column the same keys. In tools and in the arguments of their calls those that a row
@@ -132,13 +132,13 @@ def from_arrow(row: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _calls_without_null(turn: Any) -> Any:
+def _calls_without_null(turn: object) -> Any:
     if not isinstance(turn, dict) or not turn.get("tool_calls"):
         return turn
     return {**turn, "tool_calls": _without_null(turn["tool_calls"])}
 
 
-def _without_null(value: Any) -> Any:
+def _without_null(value: object) -> Any:
     if isinstance(value, dict):
         return {key: _without_null(item) for key, item in value.items() if item is not None}
     return [_without_null(item) for item in value] if isinstance(value, list) else value

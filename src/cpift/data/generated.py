@@ -61,5 +61,5 @@ def _generate(name: str, task: Task, count: int, seed: int, avoid: set[str]) -> 
     raise CpiftError(f"tasks.{name}: {task.generate} makes too few different rows for {count}; ask for fewer")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return json.loads(json.dumps(value, default=str))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import LogitsProcessor
@@ -19,6 +18,7 @@ from cpift.data.encoding import prompt_ids, prompt_text
 from cpift.data.row_checks import Row
 from cpift.data.templates import conversation_of, render_asked
 from cpift.data.turns import common_length
+from cpift.typing import Tokenizer
 
 _BEGINNING = 24  # characters of an answer that can change the tokens of its prompt
 _KINDS = 48  # beginnings of answers that are tried
@@ -32,7 +32,7 @@ class Start:
     rest: str = ""
 
 
-def starts(rows: Sequence[Row], tokenizer: Any) -> list[Start]:
+def starts(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Start]:
     """Where the answer of each row begins; cut back where tokens span the border of a prompt and its answer."""
     plain = [Start(prompt_ids(row, tokenizer)) for row in rows]
     texts = [prompt_text(row, tokenizer) for row in rows]
@@ -54,14 +54,14 @@ def starts(rows: Sequence[Row], tokenizer: Any) -> list[Start]:
     ]
 
 
-def _answer(row: Row, prompt: str, tokenizer: Any) -> str:
+def _answer(row: Row, prompt: str, tokenizer: Tokenizer) -> str:
     if "messages" not in row and isinstance(row["prompt"], str):
         return str(row["completion"])
     whole = render_asked(conversation_of(row, tokenizer), tokenizer)
     return whole[len(prompt) :] if whole.startswith(prompt) else ""
 
 
-def _cut(start: Start, text: str, kept: int, tokenizer: Any, chat: bool) -> Start:
+def _cut(start: Start, text: str, kept: int, tokenizer: Tokenizer, chat: bool) -> Start:
     if kept in (0, len(start.ids)):  # nothing can be generated from no token at all
         return start
     places = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)["offset_mapping"]
@@ -71,7 +71,7 @@ def _cut(start: Start, text: str, kept: int, tokenizer: Any, chat: bool) -> Star
 class GoOnWith(LogitsProcessor):  # type: ignore[misc]
     """Allows only tokens that spell the rest of the prompt, until it is spelt."""
 
-    def __init__(self, tokenizer: Any, rests: Sequence[str], width: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, rests: Sequence[str], width: int) -> None:
         self._tokenizer, self._rests, self._width = tokenizer, list(rests), width
         self._texts: list[str] | None = None
 
@@ -93,7 +93,7 @@ class GoOnWith(LogitsProcessor):  # type: ignore[misc]
         return allowed
 
 
-def text_of(ids: list[int], tokenizer: Any) -> str:
+def text_of(ids: list[int], tokenizer: Tokenizer) -> str:
     """The text of tokens within a sequence: decoders drop the blank of the first."""
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
     before = tokenizer.decode(anchor, skip_special_tokens=True)

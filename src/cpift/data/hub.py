@@ -53,7 +53,7 @@ def _from_disk(source: str, split: str) -> Any:
     return data
 
 
-def loaded(what: str, load: Callable[[], Any]) -> Any:
+def loaded(what: str, load: Callable[[], object]) -> Any:
     """What ``load`` gives.
 
     Raises:

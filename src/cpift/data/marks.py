@@ -6,11 +6,11 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cpift.data.templates import Conversation, Message, render, render_marked, training_template
 from cpift.data.turns import REASONING_KEYS, common_length, turn_of
 from cpift.errors import CpiftError
+from cpift.typing import Tokenizer
 
 OTHER_CONTEXT = (
     "the template's generation prompt is not how a trained turn begins: the model learns to answer in another context "
@@ -50,7 +50,7 @@ def is_trained(message: Message) -> bool:
     return message["role"] == "assistant" and message.get("weight") != 0 and message.get("train") is not False
 
 
-def mark_turns(conversation: Conversation, tokenizer: Any, tokens: Tokens, first: int = 0) -> Marked:
+def mark_turns(conversation: Conversation, tokenizer: Tokenizer, tokens: Tokens, first: int = 0) -> Marked:
     """Mark the trained assistant turns from message ``first`` on, each with its end of turn.
 
     By ``{% generation %}`` where the template, or the one that TRL has for it, marks them.
@@ -75,7 +75,7 @@ def mark_turns(conversation: Conversation, tokenizer: Any, tokens: Tokens, first
     return Marked(text, sorted({span for turn in spans.values() for span in turn}), None, notes)
 
 
-def mark_completion(conversation: Conversation, tokenizer: Any) -> Marked:
+def mark_completion(conversation: Conversation, tokenizer: Tokenizer) -> Marked:
     """Mark the last message, the completion of the others, as TRL does: all that the prompt does not have.
 
     Raises:
@@ -115,7 +115,9 @@ _HAS_IT = "what it leaves out is neither read nor learnt; give a chat_template t
 _ADVICE = "give a chat_template that leaves earlier turns as they were"
 
 
-def _by_beginnings(conversation: Conversation, i: int, text: str, tokenizer: Any, tokens: Tokens) -> tuple[int, int]:
+def _by_beginnings(
+    conversation: Conversation, i: int, text: str, tokenizer: Tokenizer, tokens: Tokens
+) -> tuple[int, int]:
     """Characters of assistant turn ``i``: the conversation up to it is rendered, and the one that ends with it."""
     messages = conversation.messages
     start: int | None
@@ -157,7 +159,7 @@ def _common_end(text: str, after: str, tokens: Tokens) -> int:
     return places[shared - 1][1] if shared else 0
 
 
-def _opening(conversation: Conversation, text: str, tokenizer: Any) -> int:
+def _opening(conversation: Conversation, text: str, tokenizer: Tokenizer) -> int:
     """Characters before the words of an assistant turn that opens its conversation: templates refuse an empty one."""
     first = conversation.part(conversation.messages[:1])
     alone = render(first, tokenizer)
@@ -211,7 +213,7 @@ def check_content(conversation: Conversation, text: str, spans: Mapping[int, lis
     return tuple(dict.fromkeys(notes))
 
 
-def _notes_of_last(conversation: Conversation, tokenizer: Any, part: str) -> tuple[str, ...]:
+def _notes_of_last(conversation: Conversation, tokenizer: Tokenizer, part: str) -> tuple[str, ...]:
     turn, message = turn_of(tokenizer, conversation.kwargs), conversation.messages[-1]
     notes = []
     thought = "</think>" in _plain(message.get("content")) or any(message.get(key) for key in REASONING_KEYS)
@@ -222,7 +224,7 @@ def _notes_of_last(conversation: Conversation, tokenizer: Any, part: str) -> tup
     return tuple(notes)
 
 
-def _plain(content: Any) -> str:
+def _plain(content: object) -> str:
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     return str(content or "")

@@ -11,7 +11,7 @@ from cpift.errors import CpiftError
 Row = dict[str, Any]
 
 
-def json_line(row: Any, where: str) -> bytes:
+def json_line(row: object, where: str) -> bytes:
     """The row as one line of JSON, without a line break. Dates and the like become text.
 
     Args:
@@ -27,7 +27,7 @@ def json_line(row: Any, where: str) -> bytes:
         raise CpiftError(f"{where}: holds half a character (a lone surrogate), which no text file can") from error
 
 
-def check_row(row: Any, where: str) -> Row:
+def check_row(row: object, where: str) -> Row:
     """The row, if it can be trained on.
 
     Args:
@@ -59,7 +59,7 @@ def check_row(row: Any, where: str) -> Row:
     return row
 
 
-def _check_messages(messages: Any, where: str, last_is_assistant: bool) -> None:
+def _check_messages(messages: object, where: str, last_is_assistant: bool) -> None:
     if not isinstance(messages, list) or not all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and (isinstance(m.get("content"), str) or _calls(m))
         for m in messages

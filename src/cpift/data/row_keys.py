@@ -71,7 +71,7 @@ def check_row_keys(row: Mapping[str, Any], where: str) -> None:
     _check_some_turn_is_learnt(row, where)
 
 
-def _check_tools(tools: Any, where: str) -> None:
+def _check_tools(tools: object, where: str) -> None:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
@@ -81,7 +81,7 @@ def _check_tools(tools: Any, where: str) -> None:
         raise CpiftError(f"{where}: tools must be a list of objects, or that as JSON text")
 
 
-def _check_message(message: Mapping[str, Any], where: str) -> None:
+def _check_message(message: Mapping[str, object], where: str) -> None:
     for key, value in message.items():
         if key not in MESSAGE_KEYS and key not in MESSAGE_METADATA and not _empty(value):
             raise CpiftError(
@@ -97,7 +97,7 @@ def _check_message(message: Mapping[str, Any], where: str) -> None:
         raise CpiftError(f"{where}: {key} asks to learn a turn of the {message.get('role')}; only the assistant's are")
 
 
-def _check_some_turn_is_learnt(row: Mapping[str, Any], where: str) -> None:
+def _check_some_turn_is_learnt(row: Mapping[str, object], where: str) -> None:
     turns = row["messages"] if "messages" in row else row.get("completion")
     if not isinstance(turns, list):
         return
@@ -106,5 +106,5 @@ def _check_some_turn_is_learnt(row: Mapping[str, Any], where: str) -> None:
         raise CpiftError(f"{where}: no assistant turn is learnt; each has weight 0 or train false")
 
 
-def _empty(value: Any) -> bool:
+def _empty(value: object) -> bool:
     return value is None or (isinstance(value, (str, list, dict)) and not value)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from cpift.errors import CpiftError
+from cpift.typing import Tokenizer
 
 Message = Mapping[str, Any]
 
@@ -24,7 +25,7 @@ class ChatSettings:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     eos_token: str | None = None
 
-    def apply(self, tokenizer: Any) -> None:
+    def apply(self, tokenizer: Tokenizer) -> None:
         """Set them on a tokenizer.
 
         Raises:
@@ -39,11 +40,11 @@ class ChatSettings:
                 raise CpiftError(f"training.eos_token: {self.eos_token!r} is not in the tokenizer's vocabulary")
             tokenizer.eos_token = self.eos_token
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """For the keys of stages that depend on it; empty where nothing is set, so that old runs stay current."""
         import hashlib
 
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
         if self.template is not None:
             found["chat_template"] = hashlib.sha256(self.template.encode()).hexdigest()[:32]
         if self.kwargs:
@@ -66,12 +67,12 @@ class Conversation:
         return Conversation(messages, self.tools, self.kwargs)
 
 
-def template_kwargs(tokenizer: Any) -> dict[str, Any]:
+def template_kwargs(tokenizer: Tokenizer) -> dict[str, object]:
     """The variables of the chat template that the recipe sets for all rows."""
     return dict(getattr(tokenizer, "cpift_template_kwargs", {}))
 
 
-def conversation_of(row: Mapping[str, Any], tokenizer: Any) -> Conversation:
+def conversation_of(row: Mapping[str, Any], tokenizer: Tokenizer) -> Conversation:
     """The messages of a row, its tools, and template variables: the recipe's with the row's own on top.
 
     Raises:
@@ -94,7 +95,7 @@ def conversation_of(row: Mapping[str, Any], tokenizer: Any) -> Conversation:
     return Conversation(messages, tools, kwargs)
 
 
-def template_of(tokenizer: Any, tools: Sequence[Any] | None = None) -> str:
+def template_of(tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> str:
     """The template that a conversation is rendered with. Raises :class:`CpiftError` where there is none."""
     if not tokenizer.chat_template:
         raise CpiftError(
@@ -106,7 +107,7 @@ def template_of(tokenizer: Any, tools: Sequence[Any] | None = None) -> str:
         raise CpiftError(f"the tokenizer has no default chat template ({error}); set chat_template") from error
 
 
-def training_template(tokenizer: Any, tools: Sequence[Any] | None = None) -> str | None:
+def training_template(tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> str | None:
     """The template that marks the assistant's part by ``{% generation %}``: its own, or the one that TRL has for it.
 
     None where neither does.
@@ -133,20 +134,20 @@ class _Named:
     def __init__(self, template: str) -> None:
         self.chat_template = template
 
-    def apply_chat_template(self, *given: Any, **options: Any) -> str:
+    def apply_chat_template(self, *given: object, **options: object) -> str:
         from jinja2 import TemplateError
 
         raise TemplateError("not rendered: TRL then takes it for one without tools, and goes on to compare texts")
 
 
 def render(
-    conversation: Conversation, tokenizer: Any, template: str | None = None, add_generation_prompt: bool = False
+    conversation: Conversation, tokenizer: Tokenizer, template: str | None = None, add_generation_prompt: bool = False
 ) -> str:
     """The text of a conversation. Raises :class:`CpiftError` with the template's own reason where it refuses."""
     return _render(conversation, tokenizer, template, add_generation_prompt, False)[0]
 
 
-def render_asked(conversation: Conversation, tokenizer: Any, add_generation_prompt: bool = False) -> str:
+def render_asked(conversation: Conversation, tokenizer: Tokenizer, add_generation_prompt: bool = False) -> str:
     """The text as the model is asked: by its own template, or TRL's where that has faults that TRL's mends."""
     try:
         return render(conversation, tokenizer, None, add_generation_prompt)
@@ -157,13 +158,13 @@ def render_asked(conversation: Conversation, tokenizer: Any, add_generation_prom
         return render(conversation, tokenizer, template, add_generation_prompt)
 
 
-def render_marked(conversation: Conversation, tokenizer: Any, template: str) -> tuple[str, list[tuple[int, int]]]:
+def render_marked(conversation: Conversation, tokenizer: Tokenizer, template: str) -> tuple[str, list[tuple[int, int]]]:
     """The text, and the spans of characters that the template's ``{% generation %}`` blocks make."""
     return _render(conversation, tokenizer, template, False, True)
 
 
 def _render(
-    conversation: Conversation, tokenizer: Any, template: str | None, add_generation_prompt: bool, marked: bool
+    conversation: Conversation, tokenizer: Tokenizer, template: str | None, add_generation_prompt: bool, marked: bool
 ) -> tuple[str, list[tuple[int, int]]]:
     used = template or template_of(tokenizer, conversation.tools)
     if not conversation.messages:
@@ -183,9 +184,9 @@ def _render(
 
 
 def _text_and_spans(
-    messages: list[dict[str, Any]],
+    messages: list[dict[str, object]],
     conversation: Conversation,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     used: str,
     add_generation_prompt: bool,
     marked: bool,
@@ -209,12 +210,12 @@ def _text_and_spans(
     return texts[0], [(int(start), int(end)) for start, end in spans[0]]
 
 
-def _without_own_keys(message: Message) -> dict[str, Any]:
+def _without_own_keys(message: Message) -> dict[str, object]:
     """``weight`` and ``train`` say what is learnt; no template should see them."""
     return {key: value for key, value in message.items() if key not in ("weight", "train")}
 
 
-def _in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+def _in_parts(message: Mapping[str, object]) -> dict[str, object]:
     content = message.get("content")
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else dict(message)
 
@@ -225,7 +226,7 @@ def takes_parts(template: str) -> bool:
     return not _shows(template, _PROBE) and _shows(template, [{"type": "text", "text": _PROBE}])
 
 
-def _shows(template: str, content: Any) -> bool:
+def _shows(template: str, content: object) -> bool:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     message = {"role": "user", "content": content}

@@ -9,6 +9,7 @@ from typing import Any
 
 from cpift.data.templates import Conversation, render, template_of, training_template
 from cpift.errors import CpiftError
+from cpift.typing import Network, Tokenizer
 
 _QUESTION, _ANSWER, _REASONING = "cpiftquestion", "cpiftanswer", "cpiftreasoning"
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -41,7 +42,7 @@ class Turn:
 _turns: dict[tuple[str, str, str], Turn] = {}
 
 
-def turn_of(tokenizer: Any, kwargs: Mapping[str, Any] | None = None) -> Turn:
+def turn_of(tokenizer: Tokenizer, kwargs: Mapping[str, object] | None = None) -> Turn:
     """The surroundings of a turn by the tokenizer's template, with template variables ``kwargs``."""
     kwargs = {**getattr(tokenizer, "cpift_template_kwargs", {}), **(kwargs or {})}
     if not tokenizer.chat_template:
@@ -56,13 +57,13 @@ def turn_of(tokenizer: Any, kwargs: Mapping[str, Any] | None = None) -> Turn:
     return _turns[key]
 
 
-def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+def common_length(one: Sequence[object], other: Sequence[object]) -> int:
     """Number of leading items that both have."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _probe(tokenizer: Any, template: str, kwargs: Mapping[str, Any]) -> Turn:
+def _probe(tokenizer: Tokenizer, template: str, kwargs: Mapping[str, object]) -> Turn:
     question = {"role": "user", "content": _QUESTION}
     answer = {"role": "assistant", "content": _ANSWER}
     thought = {**answer, **dict.fromkeys(REASONING_KEYS, _REASONING)}
@@ -80,11 +81,11 @@ def _probe(tokenizer: Any, template: str, kwargs: Mapping[str, Any]) -> Turn:
 
 
 def _lead(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: str,
-    kwargs: Mapping[str, Any],
-    question: Mapping[str, Any],
-    thought: Mapping[str, Any],
+    kwargs: Mapping[str, object],
+    question: Mapping[str, object],
+    thought: Mapping[str, object],
     before: str,
     prompt: str,
 ) -> str:
@@ -103,7 +104,7 @@ def _lead(
     return ""
 
 
-def end_of_turn(tokenizer: Any) -> int | None:
+def end_of_turn(tokenizer: Tokenizer) -> int | None:
     """Id of the token that ends a turn by the chat template: the first special one after the assistant's content."""
     tail = turn_of(tokenizer).tail
     if not tail.strip():
@@ -115,7 +116,7 @@ def end_of_turn(tokenizer: Any) -> int | None:
     return None
 
 
-def stop_ids(tokenizer: Any, model: Any = None) -> list[int]:
+def stop_ids(tokenizer: Tokenizer, model: Any = None) -> list[int]:
     """All ids that end an answer: the model's, the tokenizer's end token, and the template's end of turn.
 
     The order is that of the generation configuration, which others come after.
@@ -131,7 +132,7 @@ def stop_ids(tokenizer: Any, model: Any = None) -> list[int]:
     return found
 
 
-def write_stop_ids(model: Any, tokenizer: Any) -> None:
+def write_stop_ids(model: Network, tokenizer: Tokenizer) -> None:
     """Put all that ends an answer into the generation configuration that is saved with the model."""
     settings = getattr(model, "generation_config", None)
     if settings is None:

@@ -31,7 +31,7 @@ def content_hash(row: Row) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def _read(value: Any) -> Any:
+def _read(value: object) -> Any:
     if isinstance(value, str):
         return composed(value).strip()
     if isinstance(value, list):

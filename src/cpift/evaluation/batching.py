@@ -6,7 +6,6 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -153,7 +152,7 @@ def _layers_after(network: Network, width: int) -> list[tuple[int, int | None]]:
     return [(cache_bytes(layer), getattr(layer, "sliding_window", None)) for layer in layers]
 
 
-def cache_bytes(held: Any, seen: set[int] | None = None) -> int:
+def cache_bytes(held: object, seen: set[int] | None = None) -> int:
     """Bytes of all tensors within an object, each once."""
     seen = set() if seen is None else seen
     if id(held) in seen:

@@ -37,7 +37,7 @@ class Made:
         return hashlib.sha256(json.dumps(self.outputs, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def key_of(settings: Mapping[str, Any], needs: Mapping[str, str]) -> str:
+def key_of(settings: Mapping[str, object], needs: Mapping[str, str]) -> str:
     """Equal for two stages that would make the same."""
     return hashlib.sha256(json.dumps([settings, needs], sort_keys=True).encode()).hexdigest()[:32]
 
@@ -93,7 +93,7 @@ def begin(folder: Path, key: str) -> Path:
 
 
 def finish(
-    folder: Path, key: str, settings: Mapping[str, Any], needs: Mapping[str, str], facts: Mapping[str, object]
+    folder: Path, key: str, settings: Mapping[str, object], needs: Mapping[str, str], facts: Mapping[str, object]
 ) -> Made:
     """Hash and sync what was made, write ``stage.json``, and rename the folder to its place."""
     partial = partial_of(folder)
@@ -169,7 +169,7 @@ def file_hash(path: Path) -> str:
     return state.hexdigest()
 
 
-def differences(made: Made, settings: Mapping[str, Any], needs: Mapping[str, str]) -> list[str]:
+def differences(made: Made, settings: Mapping[str, object], needs: Mapping[str, str]) -> list[str]:
     """What has changed since the stage was made, in words."""
     found = [f"{name} changed" for name in _changed(made.settings, settings)]
     for name in sorted({*made.needs, *needs}):
@@ -182,7 +182,7 @@ def differences(made: Made, settings: Mapping[str, Any], needs: Mapping[str, str
     return found
 
 
-def _changed(old: Any, new: Any, where: str = "") -> list[str]:
+def _changed(old: object, new: object, where: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         inner = [_changed(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in sorted({*old, *new})]
         return [name for names in inner for name in names]

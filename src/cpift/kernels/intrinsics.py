@@ -14,13 +14,13 @@ _BIT = ir.IntType(1)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def float_of(typing: Any, bits: Any) -> Any:
+def float_of(typing: object, bits: object) -> Any:
     """The float32 of these uint32 bits."""
     return types.float32(types.uint32), lambda _, builder, __, args: builder.bitcast(args[0], ir.FloatType())
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def bits_of(typing: Any, value: Any) -> Any:
+def bits_of(typing: object, value: object) -> Any:
     """The uint32 bits of this float32."""
     return types.uint32(types.float32), lambda _, builder, __, args: builder.bitcast(args[0], ir.IntType(32))
 
@@ -43,7 +43,7 @@ def above(typing: Any, keys: Any, start: Any, limit: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def lowest(typing: Any, mask: Any) -> Any:
+def lowest(typing: object, mask: object) -> Any:
     """Number of the lowest bit that is set; the mask is not 0."""
     return types.uint32(types.uint32), lambda _, builder, __, args: builder.cttz(args[0], ir.Constant(_BIT, 1))
 
@@ -61,7 +61,7 @@ def _number(stored):  # type: ignore[no-untyped-def]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def pointer(typing: Any, address: Any) -> Any:
+def pointer(typing: object, address: object) -> Any:
     """The memory at this address, for ``numba.carray``; whoever calls keeps it alive."""
     return types.voidptr(types.int64), lambda _, builder, __, args: builder.inttoptr(
         args[0], ir.IntType(8).as_pointer()

@@ -24,7 +24,7 @@ _KNOWN = ("DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3")  # stages 1
 class _Part:
     """The frozen elements of one parameter that this process holds: [first, first + length) of its flat positions."""
 
-    def __init__(self, parameter: nn.Parameter, positions: Any, first: int, length: int) -> None:
+    def __init__(self, parameter: nn.Parameter, positions: object, first: int, length: int) -> None:
         self.parameter = parameter
         flat = np.asarray(positions, dtype=np.int64)
         inside = flat[(flat >= first) & (flat < first + length)] - first
@@ -64,7 +64,7 @@ class _Fragment(_Part):
         return mapping.hp_fragment.data.view(-1)  # type: ignore[no-any-return]
 
     def clear_gradient(self) -> None:
-        mapping: Any = self.parameter._hp_mapping  # type: ignore[attr-defined]
+        mapping: object = self.parameter._hp_mapping  # type: ignore[attr-defined]
         gradient = mapping.get_lp_grad_fragment(self.parameter._index_in_param_group)  # type: ignore[attr-defined]
         gradient.data.view(-1).index_fill_(0, self.positions.to(gradient.device), 0)
 
@@ -90,7 +90,7 @@ class _Partition(_Part):
         safe_set_local_grad(self.parameter, gradient)
 
 
-def zero_optimizer(optimizer: Any) -> Any:
+def zero_optimizer(optimizer: object) -> Any:
     """DeepSpeed's ZeRO optimizer in ``optimizer`` (accelerate wraps it); None where it is not DeepSpeed's.
 
     Raises :class:`CpiftError` for one of DeepSpeed's that is no plain ZeRO.
@@ -121,12 +121,12 @@ def frozen_under_zero(
     parts = [part for part in parts if part.count]
     step = zero.step
 
-    def clear_and_step(*arguments: Any, **options: Any) -> Any:
+    def clear_and_step(*arguments: object, **options: object) -> Any:
         for part in parts:
             part.clear_gradient()
         return step(*arguments, **options)
 
-    def restore(*_: Any) -> None:
+    def restore(*_: object) -> None:
         with torch.no_grad():
             for part in parts:
                 part.restore()

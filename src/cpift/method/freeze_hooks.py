@@ -20,7 +20,7 @@ _SWAPS = ("train", "eval", "swap_swa_sgd", "sync_lookahead", "backup_and_load_ca
 
 
 @contextmanager
-def after_changes(optimizer: Any, call: Callable[..., None]) -> Iterator[None]:
+def after_changes(optimizer: object, call: Callable[..., None]) -> Iterator[None]:
     """Call ``call`` each time after ``optimizer``, or one that it wraps, has changed the weights."""
     with ExitStack() as stack:
         for one in chain(optimizer):
@@ -35,7 +35,7 @@ def after_changes(optimizer: Any, call: Callable[..., None]) -> Iterator[None]:
         yield
 
 
-def chain(optimizer: Any) -> list[Any]:
+def chain(optimizer: object) -> list[Any]:
     """The optimizer, the one that it wraps, and so on."""
     found: list[Any] = []
     while optimizer is not None and not any(optimizer is one for one in found) and hasattr(optimizer, "step"):
@@ -55,18 +55,18 @@ def _has_step_hooks(optimizer: Any) -> bool:
     )
 
 
-def _only_passes_on(optimizer: Any) -> bool:
+def _only_passes_on(optimizer: object) -> bool:
     """accelerate's wrapper changes no weights itself, and swaps its own step now and then."""
     return type(optimizer).__module__.partition(".")[0] == "accelerate"
 
 
 @contextmanager
-def _wrapped(owner: Any, name: str, call: Callable[..., None]) -> Iterator[None]:
+def _wrapped(owner: object, name: str, call: Callable[..., None]) -> Iterator[None]:
     """Within the context, ``owner.name(…)`` is followed by ``call()``."""
     method, own = getattr(owner, name), vars(owner).get(name)
 
     @functools.wraps(method)
-    def then(*arguments: Any, **options: Any) -> Any:
+    def then(*arguments: object, **options: object) -> Any:
         result = method(*arguments, **options)
         call()
         return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from cpift.errors import CpiftError
 from cpift.method.region import Region
@@ -33,7 +33,7 @@ class Grouping:
         """The groups, first stage first."""
         return [self.groups[i] for i in self.order]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 

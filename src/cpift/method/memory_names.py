@@ -19,6 +19,7 @@ from torch import nn
 from cpift.checkpoint.names import plain_name
 from cpift.errors import CpiftError
 from cpift.method.region import Region, merged
+from cpift.typing import Network
 
 Shape = tuple[int, ...]
 
@@ -33,7 +34,7 @@ def resolve(name: str, known: Iterable[str], prefixes: Iterable[str]) -> str | N
     return found[0] if len(found) == 1 else None
 
 
-def prefixes_of(model: Any, *names: Iterable[str]) -> set[str]:
+def prefixes_of(model: object, *names: Iterable[str]) -> set[str]:
     """The first parts of names, and the prefix that the model's class gives to its base model."""
     own = getattr(model, "base_model_prefix", "") or ""
     return {own + "."} | {name[: name.index(".") + 1] for some in names for name in some if "." in name}
@@ -48,7 +49,7 @@ class DiskNames:
     shapes: of each name on disk. memory: of each name in memory.
     """
 
-    network: Any
+    network: Network
     same: Mapping[str, str]
     moved: Mapping[str, tuple[str, ...]]
     shapes: Mapping[str, Shape]
@@ -148,7 +149,7 @@ def _of_transformers(model: nn.Module) -> Any:
     return next((module for module in model.modules() if isinstance(module, kind)), None)
 
 
-def _stored(network: Any) -> list[tuple[str, Any]]:
+def _stored(network: Network) -> list[tuple[str, object]]:
     """Parameters (a tied one once) and the buffers that are saved, without their values."""
     tensors = dict(network.named_parameters())
     unsaved = {
@@ -163,7 +164,7 @@ def _shape(tensor: Any) -> Shape:
     return tuple(getattr(tensor, "ds_shape", tensor.shape))  # ZeRO 3 leaves it empty between uses
 
 
-def _as_saved(network: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _as_saved(network: Network, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What save_pretrained would write for these tensors."""
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -176,7 +177,7 @@ def _as_saved(network: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch
     return saved
 
 
-def _groups(network: Any, changed: dict[str, torch.Tensor], on_disk: set[str]) -> dict[str, tuple[str, ...]]:
+def _groups(network: Network, changed: dict[str, torch.Tensor], on_disk: set[str]) -> dict[str, tuple[str, ...]]:
     """For each name on disk that is no plain copy: the parameters that are converted together with it."""
     if not on_disk:
         return {}

@@ -83,7 +83,7 @@ def check_names(checkpoint: Checkpoint, trust_remote_code: bool = False) -> None
         raise CpiftError(f"{folder}: {_some(untrained)} of {kind} is a buffer, not a parameter; it is not supported")
 
 
-def class_buffers(folder: Path, shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> dict[str, bool]:
+def class_buffers(folder: Path, shapes: Mapping[str, Shape], config: Mapping[str, object]) -> dict[str, bool]:
     """For each name on disk that the model's class knows: is it no parameter, but a buffer or a weight that it ignores?
 
     Empty where the class cannot be built: no transformers, no known ``model_type``, code of its own.
@@ -97,7 +97,7 @@ def class_buffers(folder: Path, shapes: Mapping[str, Shape], config: Mapping[str
 _known_buffers: dict[str, dict[str, bool]] = {}  # a run opens the same checkpoint often
 
 
-def _class_buffers(folder: Path, shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> dict[str, bool]:
+def _class_buffers(folder: Path, shapes: Mapping[str, Shape], config: Mapping[str, object]) -> dict[str, bool]:
     kinds = config.get("architectures")
     architecture = kinds[0] if isinstance(kinds, list) and kinds and isinstance(kinds[0], str) else None
     try:

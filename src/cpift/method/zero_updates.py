@@ -18,7 +18,7 @@ _EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|word_embeddings|tok_embeddings)\.w
 _HALF = {"BF16", "F16"}
 
 
-def reasons(base: Checkpoint, tuned: Checkpoint, zeros: Mapping[str, int], total: int) -> dict[str, Any]:
+def reasons(base: Checkpoint, tuned: Checkpoint, zeros: Mapping[str, int], total: int) -> dict[str, object]:
     """Where the zero updates lie; only an embedding with whole rows of them is read for it.
 
     Args:

@@ -30,7 +30,7 @@ def references(row: Row) -> list[str]:
     return [form for value in values for form in _forms(value)]
 
 
-def _forms(value: Any) -> list[str]:
+def _forms(value: object) -> list[str]:
     """42.0, which a table with gaps makes of 42, is also right as 42."""
     if isinstance(value, float) and value.is_integer():
         return [str(value), str(int(value))]
@@ -138,7 +138,7 @@ def references_or_response(row: Row, pattern: AnswerPattern | None) -> list[str]
     return wanted(row if references(row) else {"answer": response(row)}, pattern)
 
 
-def turns(row: Row) -> Sequence[Mapping[str, Any]]:
+def turns(row: Row) -> Sequence[Mapping[str, object]]:
     """The messages of a row, or those of its completion; plain text is the assistant's."""
     given = row["messages"] if "messages" in row else row["completion"]
     return [{"role": "assistant", "content": given}] if isinstance(given, str) else given

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 from cpift.metrics.answers import Row, references_or_response
 from cpift.metrics.metric import Asked, Judge, Metric, Scoring
@@ -30,12 +29,12 @@ def _judge(asked: Asked) -> Judge:
     return judge
 
 
-def _parsed(package: ModuleType, text: str, limit: int | None) -> list[Any]:
+def _parsed(package: ModuleType, text: str, limit: int | None) -> list[object]:
     """The expressions in a text; bare LaTeX or algebra, such as x^2+1, is read as a formula."""
-    found: list[Any] = package.parse(text, parsing_timeout=limit)
+    found: list[object] = package.parse(text, parsing_timeout=limit)
     if found or "$" in text or "\n" in text.strip():
         return found
-    formula: list[Any] = package.parse(f"${text.strip()}$", parsing_timeout=limit)
+    formula: list[object] = package.parse(f"${text.strip()}$", parsing_timeout=limit)
     return formula
 
 

@@ -44,7 +44,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def origins(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, str]:
+def origins(path: str | Path, overrides: Mapping[str, object] | None = None) -> dict[str, str]:
     """Dotted keys that a recipe file which loads, or the overrides, give: "recipe" or "command line"; others are defaults."""
     found = dict.fromkeys(_leaves(read_yaml(Path(path).read_text(encoding="utf-8"))), "recipe")
     for key, value in (overrides or {}).items():
@@ -52,14 +52,14 @@ def origins(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dic
     return found
 
 
-def _leaves(value: Any, where: str = "") -> list[str]:
+def _leaves(value: object, where: str = "") -> list[str]:
     """Dotted keys of all that is no table; a bare word for the backbone is where it comes from."""
     if isinstance(value, dict) and value:
         return [leaf for key, inner in value.items() for leaf in _leaves(inner, f"{where}.{key}" if where else key)]
     return ["backbone.from" if where == "backbone" and isinstance(value, str) else where]
 
 
-def set_key(data: dict[str, Any], key: str, value: Any) -> None:
+def set_key(data: dict[str, object], key: str, value: object) -> None:
     """Give a dotted key its value, in place. Raises :class:`CpiftError` where a part of it is no table."""
     *parents, last = key.split(".")
     for parent in parents:

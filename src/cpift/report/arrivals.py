@@ -38,7 +38,7 @@ def changes_of(result: Mapping[str, Any]) -> list[Change]:
     return [Change(**change) for change in result["changes"]]
 
 
-def summary_lines(result: Mapping[str, Any]) -> list[str]:
+def summary_lines(result: Mapping[str, object]) -> list[str]:
     """What the terminal shows at the end: first what was gained and lost, then each task."""
     changes = changes_of(result)
     sentence = "; ".join(f"{where}: {what}" for where, what in headline(changes))

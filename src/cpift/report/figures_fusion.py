@@ -42,8 +42,8 @@ def _label(table: Mapping[str, Any], name: str) -> str:
     return str(table[name].label) if name in table else name
 
 
-def _by_layer(tensors: Tensors) -> dict[int, list[Mapping[str, Any]]]:
-    found: dict[int, list[Mapping[str, Any]]] = {}
+def _by_layer(tensors: Tensors) -> dict[int, list[Mapping[str, object]]]:
+    found: dict[int, list[Mapping[str, object]]] = {}
     for name, entry in tensors.items():
         number = layers.layer(name)
         if number is not None and entry["free"]:

@@ -47,7 +47,7 @@ class Alternative:
     changes: Callable[[Recipe], Mapping[str, Any]]
 
 
-def _half_rate(recipe: Recipe) -> Mapping[str, Any]:
+def _half_rate(recipe: Recipe) -> Mapping[str, object]:
     rate = recipe.training_of("arrivals").get("learning_rate", DEFAULTS["learning_rate"])
     return {**_PLAIN, "training.learning_rate": float(rate) / 2}
 

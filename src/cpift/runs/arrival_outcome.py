@@ -102,7 +102,7 @@ def _carry(run: Run, model: Path) -> None:
 def _card(run: Run, result: dict[str, Any]) -> str:
     """The model card: what was added, to what, and what it cost."""
     model = run.recipe.model
-    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    metadata: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if is_hub_id(model):
         metadata["base_model"] = model.partition("@")[0]
     metadata["tags"] = ["cpift", "trl", "sft"]

@@ -25,9 +25,9 @@ def card(run: Run, result: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _metadata(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(run: Run, scores: Mapping[str, Any]) -> dict[str, object]:
     model = run.recipe.model
-    found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    found: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if is_hub_id(model):
         found["base_model"] = model.partition("@")[0]
     found |= _of_base(run.base.path)
@@ -48,7 +48,7 @@ def _metadata(run: Run, scores: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "model-index": [{"name": "cpi-ft", "results": results}]}
 
 
-def _of_base(base: Path) -> dict[str, Any]:
+def _of_base(base: Path) -> dict[str, object]:
     """Licence and languages as the base model's own card states them; empty where there is no such card."""
     try:
         found = yaml.safe_load((base / "README.md").read_text(encoding="utf-8").split("---\n")[1])
@@ -155,7 +155,7 @@ def _recipe(run: Run) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _name(value: Any) -> Any:
+def _name(value: object) -> Any:
     if isinstance(value, list):
         return [{**source, "path": _name(source["path"])} for source in value]
     return PurePath(value).name if isinstance(value, str) and not is_hub_id(value) else value

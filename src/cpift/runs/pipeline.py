@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 from cpift.console.reporter import Reporter
 from cpift.distributed import ranks
@@ -39,7 +38,7 @@ def run(
     engine: Engine | None = None,
     mirror: str | None = None,
     shared: Sequence[Path] = (),
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Run the whole method; called again, it goes on where it stopped, and redoes only what changed.
 
     Args:
@@ -81,7 +80,7 @@ def _lead(
     given: Mapping[str, str] | None,
     engine: Engine | None,
     mirror: str | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     recipe, out, reporter = current.recipe, current.out, current.reporter
     check(recipe, out)
     place = RunLayout(out)
@@ -107,7 +106,7 @@ def _lead(
         return result
 
 
-def _all(current: Run, runner: Runner, until: str | None) -> dict[str, Any]:
+def _all(current: Run, runner: Runner, until: str | None) -> dict[str, object]:
     began = time.perf_counter()
     for stages in phases(current):
         wanted = [s for s in stages if until is None or STAGES.index(s.kind) <= STAGES.index(until)]
@@ -130,7 +129,7 @@ def report(out: Path, reporter: Reporter) -> None:
         reporter.warning(f"the report was not written ({error}); cpift report {out} tries again")
 
 
-def _follow(current: Run) -> dict[str, Any]:
+def _follow(current: Run) -> dict[str, object]:
     """Of a process that does not lead: its part in each training."""
     for name in orders():
         stage = next(stage for stages in phases(current) for stage in stages if stage.name == name)

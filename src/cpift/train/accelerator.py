@@ -13,6 +13,7 @@ import torch
 
 from cpift.errors import OutOfMemory, causes, is_out_of_memory
 from cpift.train.malloc import trim
+from cpift.typing import Network
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def scoring_precision() -> str:
     return "bf16 autocast" if device().type != "cpu" and bf16_helps() else "fp32"
 
 
-def scoring_autocast(network: Any) -> AbstractContextManager[Any]:
+def scoring_autocast(network: Network) -> AbstractContextManager[object]:
     """The context of :func:`scoring_precision` for a model on its device.
 
     Each weight is cast once and kept, half as much memory again; each time anew where that would crowd the batches out.
@@ -80,7 +81,7 @@ def held_by_others() -> int:
     return total - free - torch.cuda.memory_reserved()
 
 
-def place(network: Any) -> Any:
+def place(network: Network) -> Any:
     """Put a model on the device, ready to score.
 
     Raises:
@@ -123,7 +124,7 @@ def memory() -> int | None:
     return max((torch.accelerator.memory_allocated(index) for index in _devices()), default=None)
 
 
-def used() -> dict[str, Any]:
+def used() -> dict[str, object]:
     """Facts of a stage that has ended: the peak of the device since the last reset, what is still on it, and its name.
 
     {} without a device. The name is left out where nothing was on it: to ask for it would take its memory.

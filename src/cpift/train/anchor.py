@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cpift.data.encoding import IGNORED
+from cpift.typing import Network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +51,7 @@ class Anchor:
     model: Any
     weight: float
 
-    def loss(self, network: Any, inputs: Mapping[str, Any], num_items: Any, accumulation: int) -> torch.Tensor:
+    def loss(self, network: Network, inputs: Mapping[str, Any], num_items: Any, accumulation: int) -> torch.Tensor:
         """Mean loss of the trained tokens, plus β times the divergence on the others.
 
         Args:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, TypedDict
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig
 
 from cpift.data.encoding import Encoded
@@ -53,11 +53,15 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         self._stack = ExitStack()
         self._frozen: Any = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._frozen = self._stack.enter_context(freeze(kwargs["model"], self.region, kwargs["optimizer"]))
         self.count = self._frozen.count
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.changed = self._frozen.changed()
         self.release()
         if self.changed:
@@ -81,7 +85,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._first_tokens: int | None = None
         self._worse_than_guessing = math.inf
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         vocabulary = getattr(kwargs["model"].config, "vocab_size", None)
         self._worse_than_guessing = 2 * math.log(vocabulary) if vocabulary else math.inf
         self._began, self._first_tokens = time.perf_counter(), int(state.num_input_tokens_seen)
@@ -91,7 +97,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             if "loss" in entry
         ]
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         tokens = int(state.num_input_tokens_seen) - (self._first_tokens or 0)
         speed = tokens / max(time.perf_counter() - self._began, 1e-9)
         loss = self.losses[-1][1] if self.losses else None
@@ -105,11 +111,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             }
         )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if callable(getattr(kwargs["optimizer"], "eval", None)):
             kwargs["optimizer"].eval()  # schedule-free optimizers train on other weights than those to be saved
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
         if not logs or "loss" not in logs:
             return
         loss = float(logs["loss"])

@@ -21,6 +21,7 @@ from cpift.errors import CpiftError
 from cpift.train import accelerator
 from cpift.train.limits import check_encoded, limits_of
 from cpift.train.models import load_model, load_tokenizer
+from cpift.typing import Network
 
 Tick = Callable[[int, int], None]
 Importance = Callable[[Any, Sequence[Encoded], Tick], dict[str, torch.Tensor]]
@@ -75,7 +76,7 @@ def write_importance(
 
 
 def squared_gradients(
-    network: Any, rows: Sequence[Encoded], tick: Tick = lambda done, rows: None
+    network: Network, rows: Sequence[Encoded], tick: Tick = lambda done, rows: None
 ) -> dict[str, torch.Tensor]:
     """Empirical Fisher information by parameter: the mean over rows of the squared gradient of each row's summed loss.
 
@@ -98,7 +99,7 @@ def squared_gradients(
 
 
 def weighted_gradients(
-    network: Any, rows: Sequence[Encoded], tick: Tick = lambda done, rows: None
+    network: Network, rows: Sequence[Encoded], tick: Tick = lambda done, rows: None
 ) -> dict[str, torch.Tensor]:
     """|θ·g| by parameter, g the gradient of the mean loss over all trained tokens of all rows.
 
@@ -120,7 +121,7 @@ def weighted_gradients(
     return scores
 
 
-def _summed_loss(network: Any, row: Encoded) -> torch.Tensor:
+def _summed_loss(network: Network, row: Encoded) -> torch.Tensor:
     ids, labels = (torch.tensor([values], device=network.device) for values in (row.input_ids, row.labels))
     logits = network(input_ids=ids, use_cache=False).logits[0, :-1].float()
     return cross_entropy(logits, labels[0, 1:], ignore_index=IGNORED, reduction="sum")

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def protect(
     shapes = _counted(checkpoint, list(only), list(exclude))
     total = sum(checkpoint.tensors[parameter].size for parameter in shapes)
     count = core_count(percent, total)
-    statistics: dict[str, Any] = {"by": name, "unit": unit}
+    statistics: dict[str, object] = {"by": name, "unit": unit}
     with tempfile.TemporaryDirectory(prefix="cpift-") as scratch:
         read = _magnitudes(checkpoint) if origin is None else _updates(origin, checkpoint)
         score = CRITERIA[name].score

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 KEY = "train_sampling_strategy"
 
 
-def with_sampling(training: Mapping[str, Any], tasks: int) -> dict[str, Any]:
+def with_sampling(training: Mapping[str, object], tasks: int) -> dict[str, object]:
     """A stage's settings with the order of its rows, where the recipe leaves it open and the stage has several tasks.
 
     Grouping by length sorts tasks of unlike length apart, so that a batch holds hardly more than one of them: each step

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Kind = Literal["works", "passed on", "set by cpift", "refused"]
 
@@ -165,7 +165,7 @@ DECIDES_NOTHING = frozenset(f"{_SHOWN_AND_SAVED} {_MEMORY_FOR_TIME} {_LOADING} {
 """Settings that decide nothing about the weights: a change of them makes no stage again."""
 
 
-def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(training: Mapping[str, object]) -> dict[str, object]:
     """The settings that decide about the weights of a training, for the key of its stage.
 
     Args:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpift.errors import CpiftError
+from cpift.typing import Settings
 
 _LAYERWISE = "it steps within the backward pass, where no frozen region can be held; use the one without layerwise"
 _FUSED = (
@@ -94,7 +95,7 @@ REPORT_PACKAGES = {
 }
 
 
-def check_values(training: Mapping[str, Any], where: str) -> None:
+def check_values(training: Settings, where: str) -> None:
     """Check single values, and the packages that some of them need.
 
     Args:
@@ -161,7 +162,7 @@ def check_optimizer(config: Any, where: str) -> None:
         ) from error
 
 
-def check_device(training: Mapping[str, Any], where: str) -> None:
+def check_device(training: Settings, where: str) -> None:
     """Check what hangs on this machine. Raises :class:`CpiftError` that names the key."""
     import torch
     from accelerate.utils import DynamoBackend
@@ -183,7 +184,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _check_optimizer_name(training: Mapping[str, Any], where: str) -> None:
+def _check_optimizer_name(training: Settings, where: str) -> None:
     name = str(getattr(training.get("optim"), "value", training.get("optim", "adamw_torch_fused")))
     given = [part.split("=")[0].strip() for part in (training.get("optim_args") or "").split(",") if part.strip()]
     read = OPTIMIZER_ARGUMENTS.get(name, given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cpift.data.shapes.alpaca import ALPACA
 from cpift.data.shapes.completion import COMPLETION
@@ -40,7 +39,7 @@ def known_columns() -> list[str]:
     return list(dict.fromkeys(["answer", *(name for shape in SHAPES.values() for name in shape.uses)]))
 
 
-def recognise(row: Mapping[str, Any], wanted: str | None = None) -> Shape:
+def recognise(row: Mapping[str, object], wanted: str | None = None) -> Shape:
     """The shape of a row.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cpift.data.shapes.shape import Row, Shape, chat, text_of
 
@@ -12,11 +11,11 @@ _INPUTS, _OUTPUTS = ("input", "context"), ("output", "response")
 _USED = ("instruction", *_INPUTS, *_OUTPUTS, "system", "history", "text")
 
 
-def _recognises(row: Mapping[str, Any]) -> bool:
+def _recognises(row: Mapping[str, object]) -> bool:
     return "instruction" in row and any(name in row for name in _OUTPUTS)
 
 
-def _convert(row: Mapping[str, Any]) -> Row | None:
+def _convert(row: Mapping[str, object]) -> Row | None:
     if all(name in row for name in _OUTPUTS) or all(row.get(name) for name in _INPUTS):
         raise ValueError("has output and response, or input and context; columns: in the recipe says which one counts")
     parts = [text_of(row, "instruction"), text_of(row, *_INPUTS)]
@@ -28,7 +27,7 @@ def _convert(row: Mapping[str, Any]) -> Row | None:
     return made
 
 
-def _history(value: Any) -> list[Row]:
+def _history(value: object) -> list[Row]:
     if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
         raise ValueError("history is no list of pairs of question and answer")
     return [

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cpift.data.shapes.shape import Row, Shape, others, text_of
 from cpift.data.shapes.text import NOT_ALONE
 
 
-def _convert(row: Mapping[str, Any]) -> Row | None:
+def _convert(row: Mapping[str, object]) -> Row | None:
     text = text_of(row, "completion")
     return {"prompt": "", "completion": text, **others(row, ())} if text.strip() else None
 

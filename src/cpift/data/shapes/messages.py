@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cpift.data.shapes.shape import Row, Shape
 from cpift.data.shapes.turns import turns
 
 
-def _convert(row: Mapping[str, Any]) -> Row:
+def _convert(row: Mapping[str, object]) -> Row:
     return {**row, "messages": turns(row["messages"])}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cpift.data.shapes.shape import OWN_COLUMNS, Row, Shape, chat, text_of
 from cpift.metrics.multiple_choice import options_of, right_option
@@ -11,12 +10,12 @@ from cpift.metrics.multiple_choice import options_of, right_option
 _USED = ("question", "context", "system", "options", "choices", "answer", "answerKey")
 
 
-def _recognises(row: Mapping[str, Any]) -> bool:
+def _recognises(row: Mapping[str, object]) -> bool:
     options, answer = "options" in row or "choices" in row, "answer" in row or "answerKey" in row
     return "question" in row and options and answer and not any(name in row for name in OWN_COLUMNS)
 
 
-def _convert(row: Mapping[str, Any]) -> Row | None:
+def _convert(row: Mapping[str, object]) -> Row | None:
     try:
         options, right = options_of(row), right_option(row)
     except ValueError as error:

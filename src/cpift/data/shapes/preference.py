@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 
-def refuse_preferences(row: Mapping[str, Any]) -> None:
+def refuse_preferences(row: Mapping[str, object]) -> None:
     """Refuse a row that pairs a good with a bad answer, or marks an answer as good or bad.
 
     Raises:

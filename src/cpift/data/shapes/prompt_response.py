@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cpift.data.shapes.shape import Row, Shape, chat, text_of
 
@@ -22,12 +21,12 @@ PAIRS = (
 _SYSTEM = ("system", "system_prompt")
 
 
-def _pairs(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _pairs(row: Mapping[str, object]) -> list[tuple[str, str]]:
     # With an instruction, input is only a part of the prompt.
     return [pair for pair in PAIRS if pair[0] in row and pair[1] in row and "instruction" not in row]
 
 
-def _convert(row: Mapping[str, Any]) -> Row | None:
+def _convert(row: Mapping[str, object]) -> Row | None:
     prompts = _pairs(row)
     if len(prompts) > 1:
         told = "; ".join(" and ".join(pair) for pair in prompts)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cpift.data.shapes.shape import Row, Shape, chat, text_of
 
 _USED = ("question", "context", "system")
 
 
-def _convert(row: Mapping[str, Any]) -> Row | None:
+def _convert(row: Mapping[str, object]) -> Row | None:
     parts = [text_of(row, "question"), text_of(row, "context")]
     prompt = "\n".join(part for part in parts if part.strip())
     return chat(row, _USED, text_of(row, "system"), prompt, text_of(row, "answer"))

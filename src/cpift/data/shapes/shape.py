@@ -37,7 +37,7 @@ class Shape:
         return self.columns
 
 
-def text_of(row: Mapping[str, Any], *columns: str) -> str:
+def text_of(row: Mapping[str, object], *columns: str) -> str:
     """The text of the first of some columns that the row has; empty where it has none.
 
     Raises:
@@ -53,7 +53,7 @@ def text_of(row: Mapping[str, Any], *columns: str) -> str:
     return ""
 
 
-def chat(row: Mapping[str, Any], used: tuple[str, ...], system: str, prompt: str, response: str) -> Row | None:
+def chat(row: Mapping[str, object], used: tuple[str, ...], system: str, prompt: str, response: str) -> Row | None:
     """A conversation of one question and its answer, with the row's other columns as they are.
 
     Args:
@@ -78,6 +78,6 @@ def chat(row: Mapping[str, Any], used: tuple[str, ...], system: str, prompt: str
     return {"messages": messages, **others(row, used)}
 
 
-def others(row: Mapping[str, Any], used: tuple[str, ...]) -> Row:
+def others(row: Mapping[str, object], used: tuple[str, ...]) -> Row:
     """The columns of a row that its conversation does not use, nor hold one of their own."""
     return {key: value for key, value in row.items() if key not in used and key not in OWN_COLUMNS}

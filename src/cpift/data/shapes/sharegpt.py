@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cpift.data.shapes.shape import Row, Shape, others, text_of
 from cpift.data.shapes.turns import turns
@@ -11,7 +10,7 @@ from cpift.data.shapes.turns import turns
 _NAMES = ("conversations", "conversation")
 
 
-def _convert(row: Mapping[str, Any]) -> Row:
+def _convert(row: Mapping[str, object]) -> Row:
     name = next(name for name in _NAMES if name in row)
     messages, system = turns(row[name]), text_of(row, "system", "system_prompt")
     if system.strip() and isinstance(messages, list):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cpift.data.shapes.shape import Row, Shape, others, text_of
 
@@ -14,7 +13,7 @@ NOT_ALONE = (
 )  # fmt: skip
 
 
-def _convert(row: Mapping[str, Any]) -> Row | None:
+def _convert(row: Mapping[str, object]) -> Row | None:
     text = text_of(row, "text")
     return {"prompt": "", "completion": text, **others(row, ("text",))} if text.strip() else None
 

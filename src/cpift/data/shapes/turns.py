@@ -20,7 +20,7 @@ ROLES = {
 _KNOWN = ("system", "developer", "user", "assistant", "tool", *ROLES, "function_call")
 
 
-def turns(value: Any) -> Any:
+def turns(value: object) -> Any:
     """The turns with role and content; what is none is given back as it is, for the check of rows to refuse.
 
     Keys of a turn that are null are left out, but for its content: a table gives every turn every key.
@@ -31,7 +31,7 @@ def turns(value: Any) -> Any:
     return [_turn(turn) if isinstance(turn, dict) else turn for turn in value] if isinstance(value, list) else value
 
 
-def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+def _turn(turn: Mapping[str, Any]) -> dict[str, object]:
     turn = {key: value for key, value in turn.items() if value is not None or key == "content"}
     if "role" not in turn and "from" in turn:
         role, content = turn.pop("from"), turn.pop("value", turn.pop("content", None))
@@ -57,7 +57,7 @@ def _joined(parts: list[Any]) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def _function_call(turn: Mapping[str, Any]) -> dict[str, Any]:
+def _function_call(turn: Mapping[str, Any]) -> dict[str, object]:
     """LLaMA-Factory's call of a tool, JSON text of one call or of several, as an assistant turn with tool_calls."""
     try:
         calls = json.loads(turn["content"])

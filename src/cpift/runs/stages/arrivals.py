@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cpift.checkpoint.hub import checkpoint_place
 from cpift.files import layout, manifest
@@ -68,7 +67,7 @@ def _protect(run: Run) -> Stage | None:
         return None
     kept = [task for task in run.tasks if task not in run.recipe.arrivals.order] if run.recipe.arrivals else []
     kept = kept if by in _BY_ROWS else []
-    settings: dict[str, Any] = {"by": by, "carried": {n: manifest.file_hash(f) for n, f in carried.items()}}
+    settings: dict[str, object] = {"by": by, "carried": {n: manifest.file_hash(f) for n, f in carried.items()}}
     settings |= settings_of(run.base, "base")
     if by != "none":
         settings |= {"percent": str(part.percent), "unit": part.unit, "exclude": run.recipe.region.exclude}
