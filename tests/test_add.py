@@ -23,6 +23,7 @@ from cpift.report import make_report
 from cpift.runs.alternatives import ALTERNATIVES, compare_additions
 from cpift.runs.arrival_rows import arrival_steps, replayed_rows
 from cpift.runs.pipeline import run
+from cpift.runs.status import stage_states
 from cpift.train.models import load_tokenizer
 
 TRAINING = {"per_device_train_batch_size": 4, "bf16": False, "max_length": 64, "learning_rate": 1e-2}
@@ -136,6 +137,12 @@ def test_a_finished_run_is_not_made_again(place: Path, two: Path) -> None:
     run(Recipe.parse(arrivals(place, ["upper", "double"], ["reverse"])), two, reporter=watch)
     assert not watch.made
     assert watch.kept
+
+
+def test_the_status_lists_the_stages_of_arrivals(place: Path, two: Path) -> None:
+    states = stage_states(Recipe.parse(arrivals(place, ["upper", "double"], ["reverse"])), two)
+    assert {state.state for state in states} == {"done"}
+    assert "04-arrive/2/fuse" in {state.name for state in states}
 
 
 def test_the_next_addition_protects_what_the_model_carries(

@@ -336,6 +336,15 @@ class Refine(_Trained):
     """Train an adapter, merged at the end, in place of all parameters: {type: lora, r: 16}; docs/adapters.md."""
 
 
+class Output(Part):
+    """What a finished run leaves."""
+
+    dtype: Literal["base", "float32", "bfloat16", "float16"] | None = None
+    """Of the final model; base: as most of the base's weights are. By default as it was trained, float32."""
+    keep: Literal["all", "final"] = "all"
+    """all: every stage's model; final: the final model alone. What a later stage needs then is made again."""
+
+
 class Arrivals(_Trained):
     """Tasks that are added to the model one after the other. A bare list is short for its ``order``."""
 

@@ -19,6 +19,7 @@ from cpift.recipe.parts import (
     Backbone,
     Fuse,
     Group,
+    Output,
     Part,
     Probe,
     Protect,
@@ -55,6 +56,7 @@ class Recipe(Part):
     base: str | None = None
     """With arrivals: the checkpoint that ``model`` was fine-tuned from, a folder or a hub id."""
     protect: Protect = Protect()
+    output: Output = Output()
     training: dict[str, Any] = Field(default={})
     """Any field of TRL's SFTConfig, for all trainings."""
     chat_template: str | None = None

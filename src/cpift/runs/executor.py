@@ -26,6 +26,7 @@ from cpift.runs.make import make, needs_of
 from cpift.runs.mirror import Mirror
 from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.graph import phases
+from cpift.runs.trim import is_trimmed
 
 _SEEN_WITHIN = 60  # seconds
 
@@ -46,10 +47,12 @@ class Runner:
     ) -> None:
         self._run, self._leader, self._engine, self._mirror = current, leader or Leader(), engine, mirror
         self._verified: set[str] = set()
+        self._known: dict[str, Stage] = {}  # so that a stage whose weights were removed can be made again
         self.now = ""  # the stage under way, for the log of a failure
 
     def make(self, stages: Sequence[Stage]) -> None:
         """Make what is missing or stale, in order; stages made together when the first of them is due."""
+        self._known |= {stage.name: stage for stage in stages}
         for batch in _batches(stages, self._engine):
             found = [[s for s in unit if self._missing(s) and not self._adopted(s)] for unit in batch]
             due = [unit for unit in found if unit]
@@ -124,6 +127,9 @@ class Runner:
                 changes = manifest.differences(made, stage.made_of, self._needs(stage))
                 self._run.reporter.message(f"{stage.name} is done again: {', '.join(changes)}")
             for need in stage.needs:
+                if is_trimmed(self._run.folder(need)):
+                    self._run.reporter.message(f"{need} is made again: {stage.name} needs its weights")
+                    self._make([self._known[need]])
                 self._verify(need)
 
     def _made(self, due: Sequence[Stage]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from cpift.console.format import size
 from cpift.console.reporter import Reporter
 from cpift.distributed import ranks
 from cpift.distributed.engine import Engine
@@ -25,6 +26,7 @@ from cpift.runs.preflight import check_models, read_rows
 from cpift.runs.publish import write_outcome
 from cpift.runs.stage import Run
 from cpift.runs.stages.graph import phases
+from cpift.runs.trim import trim
 from cpift.train.config import check_training, join
 
 
@@ -116,7 +118,10 @@ def _all(current: Run, runner: Runner, until: str | None) -> dict[str, object]:
     if until is not None and until != "evaluate":
         return {}
     write = write_arrivals if current.recipe.arrivals else write_outcome
-    result = write(current, [s for stages in phases(current) for s in stages])
+    stages = [stage for part in phases(current) for stage in part]
+    result = write(current, stages)
+    if current.recipe.output.keep == "final" and (freed := trim(current, stages)):
+        current.reporter.message(f"output.keep: final: the weights of earlier stages are removed, {size(freed)} free")
     log(current.out, {"event": "run", "seconds": time.perf_counter() - began})
     return result
 

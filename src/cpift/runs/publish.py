@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpift.checkpoint.convert import NAMES
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.whole import write_whole
 from cpift.files import layout, manifest
 from cpift.files.findings import distinct, finding
 from cpift.metrics.score import Scores
@@ -16,6 +20,7 @@ from cpift.metrics.summary import summary
 from cpift.runs.model_card import card
 from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.guard import losses
+from cpift.runs.trim import is_trimmed
 
 
 def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
@@ -34,7 +39,6 @@ def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     }
     manifest.write_whole(run.layout.scores, json.dumps(result))
     last = [stage.name for stage in stages if stage.kind == "refine"][-1]
-    manifest.verify_stage(run.folder(last))
     publish(run, run.folder(last), card(run, result))
     return result
 
@@ -77,15 +81,15 @@ def publish(run: Run, source: Path, text: str, complete: Callable[[Path], None] 
         complete: adds what else belongs into the folder, before it is put in place.
     """
     target, partial = run.layout.model, run.out / ".model.partial"
+    if is_trimmed(source) and target.is_dir():  # it was put there before the stage's weights were removed
+        return
+    manifest.verify_stage(source)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for file in sorted(source.iterdir()):
-        if file.name == manifest.FILE or not file.is_file() or file.name == "training_args.bin":
-            continue
-        try:
-            os.link(file, partial / file.name)
-        except OSError:
-            shutil.copyfile(file, partial / file.name)
+    dtype = _dtype(run)
+    if dtype is None:
+        _link(source, partial)
+    else:
+        write_whole(open_checkpoint(source), partial, dtype=dtype)
     (partial / "README.md").unlink(missing_ok=True)
     (partial / "README.md").write_text(text, encoding="utf-8")
     complete(partial)
@@ -95,3 +99,27 @@ def publish(run: Run, source: Path, text: str, complete: Callable[[Path], None] 
         target.replace(old)
     partial.replace(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The files of a checkpoint, without what the stage and the trainer left beside them."""
+    target.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.name == manifest.FILE or not file.is_file() or file.name == "training_args.bin":
+            continue
+        try:
+            os.link(file, target / file.name)
+        except OSError:
+            shutil.copyfile(file, target / file.name)
+
+
+def _dtype(run: Run) -> str | None:
+    """Of the final model; None: as it was trained."""
+    asked = run.recipe.output.dtype
+    if asked != "base":
+        return asked
+    sizes: Counter[str] = Counter()
+    for tensor in open_checkpoint(run.base.path).tensors.values():
+        sizes[tensor.dtype] += tensor.size
+    stored = sizes.most_common(1)[0][0]
+    return next((name for name, short in NAMES.items() if short == stored), None)

@@ -13,7 +13,9 @@ from cpift.files.lock import in_use
 from cpift.recipe.recipe import Recipe
 from cpift.runs.make import needs_of
 from cpift.runs.stage import Run, Stage
+from cpift.runs.stages.arrivals import arrival_stages
 from cpift.runs.stages.graph import first_stages, last_stages, middle_stages
+from cpift.runs.trim import is_trimmed
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ def stage_states(recipe: Recipe, out: Path) -> list[StageState]:
     _add(run, first_stages(run), states)
     if any(s.state != "done" for s in states if layout.kind_of(s.name) is Kind.ROWS):
         return [*states, StageState(f"{Kind.PROBE.value} …", "missing", "known once the tasks' rows are there")]
+    if recipe.arrivals:
+        _add(run, arrival_stages(run), states)
+        return states
     _add(run, _without_writing(run), states)
     if run.groups() is None or any(s.state != "done" for s in states):
         return [*states, StageState(f"{Kind.BACKBONE.value} …", "missing", "known once the groups are there")]
@@ -53,8 +58,12 @@ def _add(run: Run, stages: Sequence[Stage], states: list[StageState]) -> None:
         needs = needs_of(run, stage)
         waiting = sorted(set(stage.needs) & stale)
         if made is not None and made.key == manifest.key_of(stage.made_of, needs) and not waiting:
-            states.append(StageState(stage.name, "done"))
+            removed = is_trimmed(run.folder(stage.name))
+            states.append(StageState(stage.name, "done", "its weights were removed" if removed else ""))
             continue
+        for need in stage.needs:
+            if is_trimmed(run.folder(need)):
+                states.append(StageState(need, "missing", f"its weights were removed, and {stage.name} needs them"))
         stale.add(stage.name)
         if manifest.partial_of(run.folder(stage.name)).exists():
             states.append(StageState(stage.name, "running" if busy else "missing", "" if busy else "was interrupted"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ def fuse_into(folder: Path, base: Path, tuned: Mapping[str, Path], **options: An
     """:func:`cpift.method.fuse.fuse` into the folder of a stage, which holds a marker and so is not empty."""
     target = folder / "model"
     report = fuse(base, tuned, target, **options)
+    # Without the writer's key, which holds the times of the inputs' files: the same fusion is then the same stage.
+    held = {
+        name: value for name, value in json.loads((target / layout.FUSION_FILE).read_text()).items() if name != "key"
+    }
+    (target / layout.FUSION_FILE).write_text(json.dumps(held))
     for file in sorted(target.iterdir()):
         file.replace(folder / file.name)
     target.rmdir()
