@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cpift.data.encoding import IGNORED, SPANS_BORDER, encode, notes_of
-from cpift.data.healing import GoOnWith, starts, text_of
+from cpift.data.healing import ContinueWith, starts, text_of
 from cpift.evaluation.scores import EvalTask, evaluate, generate
 from cpift.train.fine_tune import fine_tune
 from cpift.train.models import load_model, load_tokenizer
@@ -185,6 +185,6 @@ def test_the_rest_of_a_prompt_is_spelt_before_anything_else(tmp_path: Path) -> N
             ids = torch.tensor([start.ids])
             out = network.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False,
-                pad_token_id=0, logits_processor=[GoOnWith(words, [start.rest], ids.shape[1])],
+                pad_token_id=0, logits_processor=[ContinueWith(words, [start.rest], ids.shape[1])],
             )  # fmt: skip
             assert text_of(out[0, ids.shape[1] :].tolist(), words).startswith(start.rest), kind

@@ -29,6 +29,7 @@ from cpift.data.row_checks import Row
 from cpift.data.store import lines_of
 from cpift.data.templates import template_kwargs
 from cpift.errors import CpiftError
+from cpift.typing import Tokenizer
 
 LARGE = 10_000  # rows from which a set is kept for later runs
 _BATCH = 1000  # rows in memory at a time
@@ -93,7 +94,7 @@ def training_set(rows: Sequence[Encoded]) -> datasets.Dataset:
     return datasets.Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Any, max_length: int | None) -> EncodedRows:
+def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int | None) -> EncodedRows:
     """All rows, encoded now or by an earlier call for the same rows, tokenizer and length.
 
     Args:
@@ -117,7 +118,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, max_length: int | None) -> 
     return EncodedRows(datasets.Dataset.from_file(str(place)))
 
 
-def _write(rows: Sequence[Row], tokenizer: Any, max_length: int | None, place: Path) -> None:
+def _write(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int | None, place: Path) -> None:
     partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
     try:
         with ArrowWriter(path=str(partial), features=_FEATURES, writer_batch_size=_BATCH) as writer:
@@ -139,14 +140,14 @@ def _write(rows: Sequence[Row], tokenizer: Any, max_length: int | None, place: P
         partial.unlink(missing_ok=True)
 
 
-def _key(rows: Sequence[Row], tokenizer: Any, max_length: int | None) -> str:
+def _key(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int | None) -> str:
     digest = hashlib.sha256(json.dumps([max_length, _code(), _identity(tokenizer)]).encode())
     for line in lines_of(rows):
         digest.update(line)
     return digest.hexdigest()[:32]
 
 
-def _identity(tokenizer: Any) -> list[Any]:
+def _identity(tokenizer: Tokenizer) -> list[Any]:
     """All of a tokenizer that decides about tokens and marks."""
     template = json.dumps(tokenizer.chat_template, sort_keys=True)
     today = datetime.date.today().isoformat() if "strftime_now" in template else ""

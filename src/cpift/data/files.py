@@ -148,8 +148,8 @@ def _comma(path: Path) -> Iterator[Located]:
     """A header without a comma, but with semicolons or tabs, is divided by these."""
     with _open_text(path) as file:
         header = file.readline()
-    found = next((sign for sign in ",;\t" if sign in header), ",")
-    yield from _table(path, found)
+    delimiter = next((sign for sign in ",;\t" if sign in header), ",")
+    yield from _table(path, delimiter)
 
 
 def _tab(path: Path) -> Iterator[Located]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from typing import Any
 
@@ -33,15 +34,14 @@ def generate_rows(name: str, task: Task, seed: int) -> tuple[list[Row], list[Row
 
 
 def _generate(name: str, task: Task, count: int, seed: int, avoid: set[str]) -> list[Row]:
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
-
-    if task.generate not in DATASETS:
-        hint = did_you_mean(str(task.generate), DATASETS)
+    gym = importlib.import_module("reasoning_gym")  # takes seconds; only tasks with generate need it
+    known = importlib.import_module("reasoning_gym.factory").DATASETS
+    if task.generate not in known:
+        hint = did_you_mean(str(task.generate), known)
         raise CpiftError(f"tasks.{name}.generate: {task.generate!r} is no reasoning_gym task{hint}")
     rows: list[Row] = []
     try:
-        source = reasoning_gym.create_dataset(
+        source = gym.create_dataset(
             task.generate, size=4 * count + 64, seed=seed, **(task.config if isinstance(task.config, dict) else {})
         )
         for entry in source:

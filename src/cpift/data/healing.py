@@ -1,7 +1,7 @@
 """Prompts whose end would be one token with the answer: generated from the token before, held to the prompt's text.
 
 A model that has learnt ``Label: positive`` has learnt the token `` positive``; after the tokens of ``Label: `` with their
-lone blank it has never answered. So the answer is generated from ``Label:``, and only tokens are allowed that go on with
+lone blank it has never answered. So the answer is generated from ``Label:``, and only tokens are allowed that continue with
 the blank. What is cut off does not depend on the row's own answer, which would give it away: it is the least that the
 prompt has in common with itself followed by any answer of the task.
 """
@@ -68,7 +68,7 @@ def _cut(start: Start, text: str, kept: int, tokenizer: Tokenizer, chat: bool) -
     return Start(start.ids[:kept], text[places[kept - 1][1] :])
 
 
-class GoOnWith(LogitsProcessor):  # type: ignore[misc]
+class ContinueWith(LogitsProcessor):  # type: ignore[misc]
     """Allows only tokens that spell the rest of the prompt, until it is spelt."""
 
     def __init__(self, tokenizer: Tokenizer, rests: Sequence[str], width: int) -> None:
@@ -76,6 +76,12 @@ class GoOnWith(LogitsProcessor):  # type: ignore[misc]
         self._texts: list[str] | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores, with minus infinity for tokens that do not continue the prompt's text.
+
+        Args:
+            input_ids: ids so far, of shape (rows, tokens).
+            scores: of the next token, of shape (rows, vocabulary); changed in place.
+        """
         for i, rest in enumerate(self._rests):
             left = rest[len(text_of(input_ids[i, self._width :].tolist(), self._tokenizer)) :] if rest else ""
             if left:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from cpift.data.files import Located, from_arrow
 from cpift.errors import CpiftError
 
@@ -23,14 +25,12 @@ def read_set(source: str, split: str, config: str | None, revision: str | None) 
     Raises:
         CpiftError: there is no such set, configuration or split.
     """
-    import datasets
-
     more = {key: value for key, value in (("name", config), ("revision", revision)) if value is not None}
     if _saved(source):
         data = loaded(f"{source} (split {split})", lambda: _from_disk(source, split))
     else:
-        told = ", ".join([*([f"config {config}"] if config else []), f"split {split}"])
-        data = loaded(f"{source} ({told})", lambda: datasets.load_dataset(source, split=split, **more))
+        asked = ", ".join([*([f"config {config}"] if config else []), f"split {split}"])
+        data = loaded(f"{source} ({asked})", lambda: datasets.load_dataset(source, split=split, **more))
     for i, row in enumerate(data):
         yield f"{source}, row {i}", from_arrow(row)
 
@@ -40,8 +40,6 @@ def _saved(source: str) -> bool:
 
 
 def _from_disk(source: str, split: str) -> Any:
-    import datasets
-
     data = datasets.load_from_disk(source)
     name, bracket, rows = split.partition("[")
     if isinstance(data, datasets.DatasetDict):
@@ -59,8 +57,6 @@ def loaded(what: str, load: Callable[[], object]) -> Any:
     Raises:
         CpiftError: it fails, for whatever reason: the library raises many kinds, some of its dependencies.
     """
-    import datasets
-
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it has to report comes with the exception
     try:
         return load()

@@ -12,6 +12,7 @@ import numpy as np
 from cpift.data.encoded import EncodedRows, encode_rows
 from cpift.data.row_checks import Row
 from cpift.files.findings import Finding, finding
+from cpift.typing import Tokenizer
 
 WARN_FROM = 0.01  # share of rows cut
 
@@ -52,7 +53,7 @@ class Lengths:
         return {**asdict(self), "cut_share": self.cut_share}
 
 
-def encode_measured(rows: Sequence[Row], tokenizer: Any, max_length: int | None) -> tuple[EncodedRows, Lengths]:
+def encode_measured(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int | None) -> tuple[EncodedRows, Lengths]:
     """The rows that have a token to learn, encoded once for all that use them, and the lengths of all.
 
     Args:

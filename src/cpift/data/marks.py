@@ -65,8 +65,8 @@ def mark_turns(conversation: Conversation, tokenizer: Tokenizer, tokens: Tokens,
         text = render(conversation, tokenizer)
         spans = {i: [_by_beginnings(conversation, i, text, tokenizer, tokens)] for i in trained}
     else:
-        text, found = render_marked(conversation, tokenizer, template)
-        by_turn = _by_turn(found, assistants, trained)
+        text, marked = render_marked(conversation, tokenizer, template)
+        by_turn = _by_turn(marked, assistants, trained)
         spans = {i: by_turn[i] for i in trained}
     notes = check_content(conversation, text, spans)
     last = len(conversation.messages) - 1
@@ -93,10 +93,10 @@ def mark_completion(conversation: Conversation, tokenizer: Tokenizer) -> Marked:
     return Marked(text, [span], prompt, notes + _notes_of_last(conversation, tokenizer, text[start:]))
 
 
-def _by_turn(found: list[Span], assistants: list[int], trained: list[int]) -> dict[int, list[Span]]:
+def _by_turn(marked: list[Span], assistants: list[int], trained: list[int]) -> dict[int, list[Span]]:
     """The marked spans of each assistant turn; some templates mark one in pieces that touch, such as its end apart."""
     joined: list[Span] = []
-    for start, end in found:
+    for start, end in marked:
         if joined and joined[-1][1] == start:
             joined[-1] = joined[-1][0], end
         else:

@@ -51,8 +51,8 @@ class TaskRows:
 
 def load_rows(name: str, task: Task, seed: int) -> tuple[Sequence[Row], Sequence[Row], list[Finding]]:
     """Training rows, evaluation rows, and warnings: :func:`load_task`, without the facts about them."""
-    found = load_task(name, task, seed)
-    return found.train, found.evaluation, found.warnings
+    loaded = load_task(name, task, seed)
+    return loaded.train, loaded.evaluation, loaded.warnings
 
 
 def load_task(name: str, task: Task, seed: int) -> TaskRows:

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import _get_template_variables, render_jinja_template
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+from cpift.data.chat import ChatSettings as ChatSettings
 from cpift.errors import CpiftError
 from cpift.typing import Tokenizer
 
@@ -15,43 +20,6 @@ Message = Mapping[str, Any]
 
 _PROBE = "cpiftprobe"
 _SET_BY_CPIFT = frozenset({"messages", "tools", "documents", "add_generation_prompt", "conversation", "chat_template"})
-
-
-@dataclass(frozen=True)
-class ChatSettings:
-    """What the recipe sets of the tokenizer: template, its variables for all rows, and the end token."""
-
-    template: str | None = None
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    eos_token: str | None = None
-
-    def apply(self, tokenizer: Tokenizer) -> None:
-        """Set them on a tokenizer.
-
-        Raises:
-            CpiftError: the end token is not in the vocabulary.
-        """
-        if self.template is not None:
-            tokenizer.chat_template = self.template
-        if self.kwargs:
-            tokenizer.cpift_template_kwargs = dict(self.kwargs)
-        if self.eos_token is not None:
-            if self.eos_token not in tokenizer.get_vocab():
-                raise CpiftError(f"training.eos_token: {self.eos_token!r} is not in the tokenizer's vocabulary")
-            tokenizer.eos_token = self.eos_token
-
-    def identity(self) -> dict[str, object]:
-        """For the keys of stages that depend on it; empty where nothing is set, so that old runs stay current."""
-        import hashlib
-
-        found: dict[str, object] = {}
-        if self.template is not None:
-            found["chat_template"] = hashlib.sha256(self.template.encode()).hexdigest()[:32]
-        if self.kwargs:
-            found["chat_template_kwargs"] = dict(self.kwargs)
-        if self.eos_token is not None:
-            found["eos_token"] = self.eos_token
-        return found
 
 
 @dataclass(frozen=True)
@@ -117,15 +85,13 @@ def training_template(tokenizer: Tokenizer, tools: Sequence[Any] | None = None) 
 
 @lru_cache(maxsize=64)
 def _training_template(template: str) -> str | None:
-    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-
     if has_generation_markers(template):
         return template
     try:
-        found = get_training_chat_template(_Named(template))
+        marked = get_training_chat_template(_Named(template))
     except ValueError:  # TRL does not know the template
         return None
-    return str(found) if found else None
+    return str(marked) if marked else None
 
 
 class _Named:
@@ -135,9 +101,7 @@ class _Named:
         self.chat_template = template
 
     def apply_chat_template(self, *given: object, **options: object) -> str:
-        from jinja2 import TemplateError
-
-        raise TemplateError("not rendered: TRL then takes it for one without tools, and goes on to compare texts")
+        raise TemplateError("not rendered: TRL then takes it for one without tools, and compares texts")
 
 
 def render(
@@ -191,8 +155,6 @@ def _text_and_spans(
     add_generation_prompt: bool,
     marked: bool,
 ) -> tuple[str, list[tuple[int, int]]]:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     if takes_parts(used):
         messages = [_in_parts(message) for message in messages]
     if not marked:
@@ -227,8 +189,6 @@ def takes_parts(template: str) -> bool:
 
 
 def _shows(template: str, content: object) -> bool:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     message = {"role": "user", "content": content}
     try:
         texts, _ = render_jinja_template(conversations=[[message]], chat_template=template, bos_token="", eos_token="")
@@ -239,8 +199,6 @@ def _shows(template: str, content: object) -> bool:
 
 @lru_cache(maxsize=64)
 def _variables(template: str) -> frozenset[str]:
-    from transformers.utils.chat_template_utils import _get_template_variables
-
     try:
         return frozenset(_get_template_variables(template))
     except Exception as error:  # no template at all

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cpift.data.templates import Conversation, render, template_of, training_template
 from cpift.errors import CpiftError
@@ -22,7 +21,7 @@ class Turn:
     Attributes:
         prompt: all that the template renders before an answer is generated, for a one-word question.
         before: what stands between that and the content, in a turn without reasoning.
-        continues: whether a rendered turn goes on from the generation prompt.
+        continues: whether a rendered turn continues the generation prompt.
         lead: what ends the reasoning, such as ``</think>``; empty where the template has no place for it.
         tail: what follows the content of the last turn.
     """
@@ -72,8 +71,8 @@ def _probe(tokenizer: Tokenizer, template: str, kwargs: Mapping[str, object]) ->
         whole = render(Conversation([question, answer], None, kwargs), tokenizer, training_template(tokenizer))
     except CpiftError:  # a template that wants another order of roles: nothing can be learnt from a probe
         return Turn()
-    before, found, tail = whole.partition(_ANSWER)
-    if not found:
+    before, marker, tail = whole.partition(_ANSWER)
+    if not marker:
         return Turn(prompt)
     continues = before.startswith(prompt)
     before = before[len(prompt) :] if continues else ""
@@ -116,20 +115,20 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
     return None
 
 
-def stop_ids(tokenizer: Tokenizer, model: Any = None) -> list[int]:
+def stop_ids(tokenizer: Tokenizer, model: Network | None = None) -> list[int]:
     """All ids that end an answer: the model's, the tokenizer's end token, and the template's end of turn.
 
     The order is that of the generation configuration, which others come after.
     """
-    found: list[int] = []
+    ends: list[int] = []
     sources = []
     if model is not None:
         sources.append(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
         sources.append(getattr(model.config.get_text_config(), "eos_token_id", None))
     for source in [*sources, tokenizer.eos_token_id, end_of_turn(tokenizer)]:
         ids = source if isinstance(source, (list, tuple)) else [source]
-        found += [int(i) for i in ids if i is not None and int(i) not in found]
-    return found
+        ends += [int(i) for i in ids if i is not None and int(i) not in ends]
+    return ends
 
 
 def write_stop_ids(model: Network, tokenizer: Tokenizer) -> None:
@@ -149,11 +148,11 @@ def answer_text(text: str, turn: Turn, special_tokens: list[str]) -> str | None:
     None where the text has neither reasoning nor what the template puts before the content.
     """
     if turn.lead and turn.lead.strip() in text:
-        found = text.rpartition(turn.lead)[2] if turn.lead in text else text.rpartition(turn.lead.strip())[2].lstrip()
+        answer = text.rpartition(turn.lead)[2] if turn.lead in text else text.rpartition(turn.lead.strip())[2].lstrip()
     elif turn.before and text.startswith(turn.before):
-        found = text[len(turn.before) :]
+        answer = text[len(turn.before) :]
     else:
         return None
     for token in special_tokens:
-        found = found.replace(token, "")
-    return found
+        answer = answer.replace(token, "")
+    return answer

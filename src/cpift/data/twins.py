@@ -21,8 +21,10 @@ def shared_rows(train: Sequence[Row], evaluation: Sequence[Row]) -> int:
 
 
 def content_hash(row: Row) -> str:
-    """What makes two rows the same: all that the model reads, not metadata. Blanks around a text, and how its accents
-    are coded, make no difference."""
+    """What makes two rows the same: all that the model reads, not metadata.
+
+    Blanks around a text, and how its accents are coded, make no difference.
+    """
     kept = {
         key: _read(row[key])
         for key in ("messages", "prompt", "completion", "tools", "chat_template_kwargs")

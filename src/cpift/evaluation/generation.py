@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
-from cpift.data.healing import GoOnWith, starts, text_of
+from cpift.data.healing import ContinueWith, starts, text_of
 from cpift.data.row_checks import Row
 from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
 from cpift.evaluation.batching import generation_room, in_batches
@@ -59,7 +59,7 @@ def generate(
 
 def _held(tokenizer: Tokenizer, rests: list[str], width: int) -> Any:
     """What holds the first tokens to the end of a prompt that they share a token with; None where none does."""
-    return LogitsProcessorList([GoOnWith(tokenizer, rests, width)]) if any(rests) else None
+    return LogitsProcessorList([ContinueWith(tokenizer, rests, width)]) if any(rests) else None
 
 
 def _answer(ids: list[int], rest: str, row: Row, tokenizer: Tokenizer) -> str:

@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from cpift.data.chat import ChatSettings
 from cpift.data.files import is_file_name
 from cpift.data.mixture import check_mix
-from cpift.data.templates import ChatSettings
 from cpift.errors import CpiftError, did_you_mean
 from cpift.recipe.parts import (
     Arrivals,
