@@ -56,7 +56,7 @@ def identify(
     from cpift.checkpoint.writer import parse_size
     from cpift.console.terminal import Terminal, byte_progress, say, size
     from cpift.method.identify import identify as select
-    from cpift.runs.stages.identify import region_warnings
+    from cpift.method.region_findings import region_warnings
 
     if out.exists() and not out.is_dir():
         raise CpiftError(f"{out}: is a file; --out names a folder")

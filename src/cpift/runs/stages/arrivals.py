@@ -17,6 +17,7 @@ from cpift.files.findings import finding
 from cpift.method.freeze import regions_by_name
 from cpift.method.identify import identify
 from cpift.method.region import Region
+from cpift.method.region_findings import region_warnings
 from cpift.runs.arrival_rows import arrival_steps, replayed_rows
 from cpift.runs.identity import checkpoint_identity, settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
@@ -25,7 +26,7 @@ from cpift.runs.stages.fuse import CODE as FUSE_CODE
 from cpift.runs.stages.fuse import fuse_into
 from cpift.runs.stages.guard import neutral_stage
 from cpift.runs.stages.identify import CODE as IDENTIFY_CODE
-from cpift.runs.stages.identify import region_facts, region_settings, region_warnings
+from cpift.runs.stages.identify import region_facts, region_settings
 from cpift.runs.stages.train import spec_of, train_stage
 from cpift.train.config import max_length
 from cpift.train.protect import MAX_LENGTH, protect

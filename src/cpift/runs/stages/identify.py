@@ -10,10 +10,9 @@ from typing import Any
 from cpift.checkpoint.reader import weight_bytes
 from cpift.console.progress import Counter
 from cpift.files import layout
-from cpift.files.findings import Finding, finding
 from cpift.method.identify import identify
 from cpift.method.region import Region
-from cpift.method.zero_updates import zero_warnings
+from cpift.method.region_findings import region_warnings
 from cpift.recipe.parts import RegionPart
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, Run, Stage
@@ -72,19 +71,3 @@ def region_facts(region: Region) -> dict[str, Any]:
         "by_parameter": region.counts(),
         "sizes": {name: math.prod(shape) for name, shape in region.shapes.items()},
     }
-
-
-def region_warnings(name: str, region: Region) -> list[Finding]:
-    """What a user should know before trusting the region."""
-    found = []
-    if not region.count:
-        found.append(finding("empty-region", f"{name}: the core region is empty; raise the percent"))
-    found += zero_warnings(name, region.statistics)
-    if region.count and not region.threshold:
-        found.append(
-            finding(
-                "core-filled",
-                f"{name}: fewer updates than the region holds are not zero; the rest was filled by position",
-            )
-        )
-    return found

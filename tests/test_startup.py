@@ -1,0 +1,70 @@
+"""What a command imports decides how fast it starts: counted by modules, not by the clock."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import write
+
+from cpift.method.region import Region
+
+SCRIPT = """
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps(sorted(sys.modules))))
+from cpift.cli.main import main
+main()
+"""
+# Packages of minutes of training and scoring; none of them is needed to read checkpoints.
+TRAINING = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "pyarrow", "pandas", "jinja2", "yaml"}
+
+
+def imported(*arguments: str) -> set[str]:
+    """All modules that one command has imported when it ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[Path]:
+    """A base and two fine-tuned checkpoints of a few hundred elements."""
+    rng = np.random.default_rng(0)
+    base = {"a.weight": rng.standard_normal((20, 30)).astype(np.float32)}
+    tuned = [{"a.weight": base["a.weight"] * np.float32(1 + i / 10)} for i in (1, 2)]
+    return [write(tmp_path / f"m{i}", weights) for i, weights in enumerate([base, *tuned])]
+
+
+def test_identify_imports_neither_recipe_nor_training(models: list[Path], tmp_path: Path) -> None:
+    """It needs checkpoints and kernels alone."""
+    tuned = [f"--tuned=t{i}={place}" for i, place in enumerate(models[1:])]
+    modules = imported("identify", "--base", str(models[0]), *tuned, "--out", str(tmp_path / "r"))
+    assert (tmp_path / "r" / "t0.region.safetensors").is_file()
+    assert not TRAINING & modules - {"yaml"}  # numba reads its own settings from a YAML file
+    assert not {"cpift.recipe", "cpift.runs", "cpift.data", "cpift.train", "cpift.report"} & modules
+
+
+def test_group_does_not_even_import_the_kernels(tmp_path: Path) -> None:
+    """Regions are compared by numpy; numba alone would take longer than the rest."""
+    for name, positions in (("x", [1, 2, 3]), ("y", [3, 4])):
+        region = Region({"a.weight": np.array(positions, np.int32)}, 600)
+        region.save(tmp_path / f"{name}.region.safetensors")
+    files = map(str, sorted(tmp_path.glob("*.safetensors")))
+    modules = imported("group", *files, "--out", str(tmp_path / "groups.json"))
+    assert json.loads((tmp_path / "groups.json").read_text())["jaccard"] == [[1.0, 0.25], [0.25, 1.0]]
+    assert not (TRAINING | {"numba", "llvmlite", "scipy"}) & modules
+    assert not {"cpift.recipe", "cpift.runs", "cpift.data", "cpift.train", "cpift.report"} & modules
+
+
+def test_fuse_imports_no_training(models: list[Path], tmp_path: Path) -> None:
+    """Nothing that loads a model into memory."""
+    arguments = ["fuse", "--base", str(models[0]), f"--tuned=t={models[1]}", "--out", str(tmp_path / "f")]
+    modules = imported(*arguments)
+    assert (tmp_path / "f" / "model.safetensors").is_file()
+    assert not TRAINING & modules - {"yaml"}
+    assert not {"cpift.runs", "cpift.train", "cpift.report"} & modules
