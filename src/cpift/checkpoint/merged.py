@@ -122,12 +122,12 @@ class LowRankSum(Tensor):
         assert self.magnitude is not None
         squares = np.zeros(self.magnitude.size)
         for start, tile in self._tiles():
-            rows = np.square(tile).reshape(-1, self.shape[1])
+            rows = tile.reshape(-1, self.shape[1])
             if self.transposed:
-                squares += rows.sum(axis=0)
+                squares += np.einsum("ij,ij->j", rows, rows)
             else:
                 first = start // self.shape[1]
-                squares[first : first + len(rows)] = rows.sum(axis=1)
+                squares[first : first + len(rows)] = np.einsum("ij,ij->i", rows, rows)
         learnt = read_wide(self.magnitude, 0, self.magnitude.size).astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):  # a row of zeros gives NaN, which reading reports
             factors: np.ndarray = learnt / np.sqrt(squares)

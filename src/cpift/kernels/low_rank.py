@@ -5,10 +5,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+_STRIP = 512  # columns in work at a time: what is read of ``down`` for them stays in the cache
+
 
 @numba.njit(nogil=True, cache=True)
 def add_low_rank(base, up, down, scale, rows, columns, first, out):  # type: ignore[no-untyped-def]
-    """Out = rows · columns · (base + scale · up @ down), element by element, over a run of row-major elements.
+    """Compute out = rows · columns · (base + scale · up @ down), element by element, over a run of row-major elements.
 
     Each element is summed over the rank in order, in float64, and rounded once. Its value therefore depends on neither
     the place where the run begins nor the machine.
@@ -17,20 +19,34 @@ def add_low_rank(base, up, down, scale, rows, columns, first, out):  # type: ign
     scale: float64. rows: float64, (m,), a factor for each row. columns: float64, (width,), a factor for each column.
     first: column of the run's first element. out: float32 or float64, (n,).
     """
-    width = down.shape[1]
-    update = np.empty(width)
-    done = 0
-    column = first
-    for row in range(up.shape[0]):
-        n = min(width - column, base.size - done)
-        for j in range(n):
-            update[j] = 0.0
-        for k in range(up.shape[1]):
-            factor = up[row, k]
+    width, rank = down.shape[1], up.shape[1]
+    update = np.empty(_STRIP)
+    for low in range(0, width, _STRIP):
+        for row in range(up.shape[0]):
+            begin = row * width - first  # of the row, as an element of the run
+            left, right = max(low, -begin), min(low + _STRIP, width, base.size - begin)
+            n = right - left
+            if n <= 0:
+                continue
+            sums = update[:n]
+            sums[:] = 0.0
+            k = 0
+            while k + 4 <= rank:  # four at a time save loads and stores; the order of the sum is the same
+                a, b, c, d = up[row, k], up[row, k + 1], up[row, k + 2], up[row, k + 3]
+                w, x = down[k, left:right], down[k + 1, left:right]
+                y, z = down[k + 2, left:right], down[k + 3, left:right]
+                for j in range(n):
+                    sums[j] = (((sums[j] + a * w[j]) + b * x[j]) + c * y[j]) + d * z[j]
+                k += 4
+            while k < rank:
+                a, w = up[row, k], down[k, left:right]
+                for j in range(n):
+                    sums[j] += a * w[j]
+                k += 1
+            before, after, factors = (
+                base[begin + left : begin + right],
+                out[begin + left : begin + right],
+                columns[left:right],
+            )
             for j in range(n):
-                update[j] += factor * down[k, column + j]
-        for j in range(n):
-            value = np.float64(base[done + j]) + scale * update[j]
-            out[done + j] = rows[row] * columns[column + j] * value
-        done += n
-        column = 0
+                after[j] = rows[row] * factors[j] * (np.float64(before[j]) + scale * sums[j])
