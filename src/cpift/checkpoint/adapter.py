@@ -81,7 +81,9 @@ def apply_adapter(base: Checkpoint, folder: Path, config: AdapterConfig) -> Chec
             shift = module.parts["bias"]
             if shift.shape != tensors[name].shape:
                 raise _misfit(folder, module.name, f"its bias has shape {list(shift.shape)}", base, tensors[name])
-            tensors[name] = ShiftedBias(tensors[name].dtype, shift.shape, tensors[name], shift, config.scale(module.name))  # fmt: skip
+            tensors[name] = ShiftedBias(
+                tensors[name].dtype, shift.shape, tensors[name], shift, config.scale(module.name)
+            )
     others = dict(base.others)
     for second, first in base.aliases.items():  # the second name of a tied pair has the same elements
         others[second] = tensors[first]
@@ -145,7 +147,11 @@ class _Names:
         missing = [name for name in stored if name not in matched]
         replaced = {target: stored[name] for name, target in matched.items() if target in self.base.tensors}
         inputs = {name for name in replaced if self._is_tied(name)}
-        heads = [name for name in (*missing, *(n for n, t in matched.items() if t in self.base.aliases)) if self._is_head(name)]  # fmt: skip
+        heads = [
+            name
+            for name in (*missing, *(n for n, t in matched.items() if t in self.base.aliases))
+            if self._is_head(name)
+        ]
         for name in inputs:
             if not heads or not all(same_elements(stored[head], replaced[name]) for head in heads):
                 raise self._split_pair(name)

@@ -116,7 +116,9 @@ def _compare(config: AdapterConfig, base: Checkpoint, place: Path, opened: Opene
         return
     for name, own in match_names(list(base.tensors), list(named.tensors)).items():
         if not _alike(base.tensors[name], named.tensors[own]):
-            raise CpiftError(f"{config.file}: was trained on {config.base}, whose {own} is another than that of {base.path}; {remedy}")  # fmt: skip
+            raise CpiftError(
+                f"{config.file}: was trained on {config.base}, whose {own} is another than that of {base.path}; {remedy}"
+            )
 
 
 def _alike(left: Tensor, right: Tensor) -> bool:

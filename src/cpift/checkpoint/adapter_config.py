@@ -30,12 +30,39 @@ _REFUSED = {
 }
 # Known keys that decide nothing here.
 _PASSED = {
-    "auto_mapping", "peft_version", "task_type", "inference_mode", "target_modules", "exclude_modules", "lora_dropout",
-    "bias", "layers_to_transform", "layers_pattern", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-    "velora_config", "qalora_group_size", "runtime_config", "modules_to_save", "ensure_weight_tying", "megatron_core",
-    "init_lora_weights", "base_model_name_or_path", "revision", "peft_type", "r", "lora_alpha", "use_rslora",
-    "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "lora_bias",
-}  # fmt: skip
+    "auto_mapping",
+    "peft_version",
+    "task_type",
+    "inference_mode",
+    "target_modules",
+    "exclude_modules",
+    "lora_dropout",
+    "bias",
+    "layers_to_transform",
+    "layers_pattern",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "velora_config",
+    "qalora_group_size",
+    "runtime_config",
+    "modules_to_save",
+    "ensure_weight_tying",
+    "megatron_core",
+    "init_lora_weights",
+    "base_model_name_or_path",
+    "revision",
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "use_dora",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "lora_bias",
+}
 
 
 @dataclass(frozen=True)
@@ -147,7 +174,11 @@ def _refuse(table: Mapping[str, object], file: Path) -> None:
             f"{file}: init_lora_weights is {start!r}, which changes the base before training{merge}; or convert it to "
             "a plain LoRA (PEFT: save_pretrained(…, path_initial_model_for_weight_conversion=…))"
         )
-    unknown = [key for key, value in table.items() if key not in {*_REFUSED, *_PASSED} and (value is True or (value and isinstance(value, dict | list)))]  # fmt: skip
+    unknown = [
+        key
+        for key, value in table.items()
+        if key not in {*_REFUSED, *_PASSED} and (value is True or (value and isinstance(value, dict | list)))
+    ]
     if unknown:
         raise CpiftError(f"{file}: {unknown[0]} is newer than this cpift and may change the weights{merge}")
 

@@ -15,8 +15,18 @@ from cpift.checkpoint.files import read_json
 from cpift.checkpoint.tokens import chat_template
 from cpift.checkpoint.writer import check_companions, copy_companions
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-             "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # fmt: skip
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 TEMPLATE = ("chat_template.jinja", "chat_template.json")
 TEMPLATE_FOLDERS = ("chat_templates", "additional_chat_templates")
 GENERATION = ("generation_config.json",)

@@ -171,9 +171,14 @@ def _load(
         with torch.device("meta"):
             kind = type(transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
         loaded: tuple[Untyped, dict[str, Untyped]] = kind.from_pretrained(
-            None, config=config, state_dict=weights, output_loading_info=True, dtype=torch.float32,
-            ignore_mismatched_sizes=True, **options,
-        )  # fmt: skip
+            None,
+            config=config,
+            state_dict=weights,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
     return loaded
 
 

@@ -112,7 +112,15 @@ def write_low_rank(
         for source in model.folders:
             copy_companions(source, folder, lambda file: file in {*TOKENIZER, *TEMPLATE})
         report = LowRankReport(update, lost, rest, tuple(left_out), (folder / WEIGHTS).stat().st_size)
-        table = {"format": "cpift.low_rank/1", "rank": rank, "update": update, "lost_by_rank": lost, "left_out": rest, "lost_share": report.lost_share, "names_left_out": left_out}  # fmt: skip
+        table = {
+            "format": "cpift.low_rank/1",
+            "rank": rank,
+            "update": update,
+            "lost_by_rank": lost,
+            "left_out": rest,
+            "lost_share": report.lost_share,
+            "names_left_out": left_out,
+        }
         (folder / REPORT).write_text(json.dumps(table, indent=1) + "\n")
     return report
 

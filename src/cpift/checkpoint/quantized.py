@@ -15,14 +15,39 @@ from cpift.errors import CpiftError
 _REMEDY = "take the unquantised checkpoint, or write it de-quantised first (transformers: model.dequantize())"
 # What the formats call their packed weights, scales and tables: GPTQ, AWQ, bitsandbytes, compressed-tensors, mxfp4, …
 _PACKED = (
-    "*.qweight", "*.qzeros", "*.g_idx", "*.weight_packed", "*.weight_shape", "*.SCB", "*.weight_format",
-    "*.absmax", "*.quant_map", "*.nested_absmax", "*.nested_quant_map", "*.quant_state.*", "*_blocks", "*.W_q",
-    "*.codes", "*.codebooks", "*.weight_zero_point", "*.weight_scale", "*.weight_scale_inv", "*.input_scale",
-)  # fmt: skip
+    "*.qweight",
+    "*.qzeros",
+    "*.g_idx",
+    "*.weight_packed",
+    "*.weight_shape",
+    "*.SCB",
+    "*.weight_format",
+    "*.absmax",
+    "*.quant_map",
+    "*.nested_absmax",
+    "*.nested_quant_map",
+    "*.quant_state.*",
+    "*_blocks",
+    "*.W_q",
+    "*.codes",
+    "*.codebooks",
+    "*.weight_zero_point",
+    "*.weight_scale",
+    "*.weight_scale_inv",
+    "*.input_scale",
+)
 _CODES = {"U8", "I8", "U16", "I16", "U32", "I32", "U64"}  # types that codes are packed into
 # Integers that models do keep beside their weights.
-_BUFFERS = ("*position_ids", "*token_type_ids", "*num_batches_tracked", "*relative_position_index", "*_index",
-            "*.attn.bias", "*.attention.bias", "*_mask")  # fmt: skip
+_BUFFERS = (
+    "*position_ids",
+    "*token_type_ids",
+    "*num_batches_tracked",
+    "*relative_position_index",
+    "*_index",
+    "*.attn.bias",
+    "*.attention.bias",
+    "*_mask",
+)
 
 
 def refuse_quantized_config(config: Mapping[str, object], file: Path) -> None:

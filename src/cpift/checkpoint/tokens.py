@@ -17,12 +17,34 @@ from cpift.errors import CpiftError
 _SPARE = re.compile(r"reserved|unused|placeholder|extra_id|dummy", re.IGNORECASE)
 # Fields of tokenizer_config.json that repeat tokenizer.json, or say where or by what the files were written.
 _BOOKKEEPING = (
-    "name_or_path", "transformers_version", "tokenizer_class", "backend", "is_local", "local_files_only",
-    "processor_class", "added_tokens_decoder", "special_tokens_map_file", "tokenizer_file", "auto_map", "chat_template",
-    "extra_special_tokens", "additional_special_tokens", "padding_side", "truncation_side", "legacy",
-    "sp_model_kwargs", "clean_up_tokenization_spaces", "model_input_names", "use_default_system_prompt", "max_length",
-    "pad_to_multiple_of", "stride", "truncation_strategy", "pad_token_type_id", "is_fast",
-)  # fmt: skip
+    "name_or_path",
+    "transformers_version",
+    "tokenizer_class",
+    "backend",
+    "is_local",
+    "local_files_only",
+    "processor_class",
+    "added_tokens_decoder",
+    "special_tokens_map_file",
+    "tokenizer_file",
+    "auto_map",
+    "chat_template",
+    "extra_special_tokens",
+    "additional_special_tokens",
+    "padding_side",
+    "truncation_side",
+    "legacy",
+    "sp_model_kwargs",
+    "clean_up_tokenization_spaces",
+    "model_input_names",
+    "use_default_system_prompt",
+    "max_length",
+    "pad_to_multiple_of",
+    "stride",
+    "truncation_strategy",
+    "pad_token_type_id",
+    "is_fast",
+)
 # Rules by which text is cut into tokens; where both tokenizers state them, they must be the same.
 _RULES = ("merges", "model.type", "scores", "sentencepiece")
 
@@ -149,8 +171,10 @@ def compare_tokens(ours: Tokens, theirs: Tokens, where: Path) -> list[str]:
     for field in _RULES:
         left, right = ours.rest.get(field), theirs.rest.get(field)
         if left is not None and right is not None and left != right:
-            raise CpiftError(f"{where}: its tokenizer cuts text by other rules than the base's ({field} differ); "
-                             "take checkpoints that were trained with one tokenizer")  # fmt: skip
+            raise CpiftError(
+                f"{where}: its tokenizer cuts text by other rules than the base's ({field} differ); "
+                "take checkpoints that were trained with one tokenizer"
+            )
     new = new_tokens(ours, theirs)
     gone = [t for t in ours.ids if t not in theirs.ids and ours.ids[t] not in theirs.by_id]
     texts = []

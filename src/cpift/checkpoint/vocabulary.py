@@ -24,8 +24,18 @@ from cpift.kernels.stored import as_float64
 Vocabulary = Literal["same", "union"]
 
 # Tensors with one row a token, by the end of their names.
-_ROWS = ("*embed_tokens.weight", "*wte.weight", "*word_embeddings.weight", "*embed_in.weight", "*tok_embeddings.weight",
-         "*lm_head.weight", "*lm_head.bias", "*embed_out.weight", "output.weight", "*.output.weight")  # fmt: skip
+_ROWS = (
+    "*embed_tokens.weight",
+    "*wte.weight",
+    "*word_embeddings.weight",
+    "*embed_in.weight",
+    "*tok_embeddings.weight",
+    "*lm_head.weight",
+    "*lm_head.bias",
+    "*embed_out.weight",
+    "output.weight",
+    "*.output.weight",
+)
 
 
 def has_rows_of_tokens(name: str) -> bool:

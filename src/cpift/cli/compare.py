@@ -83,8 +83,15 @@ def compare(
     workers = make_engine(engine, jobs, address, gpus_per_job)
     with terminal() as shown:
         result = run_all(
-            Recipe.load(recipe, overrides(sets)), out, methods, seeds or [0], budget or ["equal_tokens"],  # type: ignore[arg-type]
-            reference=reference or REFERENCE, engine=workers, keep_models=keep_models, reporter=shown,
-        )  # fmt: skip
+            Recipe.load(recipe, overrides(sets)),
+            out,
+            methods,
+            seeds or [0],
+            budget or ["equal_tokens"],  # type: ignore[arg-type]
+            reference=reference or REFERENCE,
+            engine=workers,
+            keep_models=keep_models,
+            reporter=shown,
+        )
     say(markdown(result))
     say(f"\nevery item's outcome is in {out / FILE}")

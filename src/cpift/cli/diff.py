@@ -53,10 +53,15 @@ def diff(
     first = open_checkpoint(origin)
     total = first.nbytes + sum(open_checkpoint(path, first).nbytes for path in places.values())
     found = compare_updates(
-        origin, places, percent, threshold, exclude=exclude or [], threads=threads,
+        origin,
+        places,
+        percent,
+        threshold,
+        exclude=exclude or [],
+        threads=threads,
         max_memory=None if max_memory is None else parse_size(max_memory),
         progress=(lambda nbytes: None) if as_json else byte_progress(total),
-    )  # fmt: skip
+    )
     for text in found.warnings:
         Terminal().warning(text)
     if html is not None:

@@ -49,9 +49,7 @@ def export(
     origin = None if base is None else open_checkpoint(checkpoint_place(base))
     opened = open_checkpoint(checkpoint_place(model), origin)
     if origin is None or form == "whole":
-        write_whole(
-            opened, out, dtype=dtype, max_shard_size=max_shard_size, progress=byte_progress(opened.nbytes)
-        )  # fmt: skip
+        write_whole(opened, out, dtype=dtype, max_shard_size=max_shard_size, progress=byte_progress(opened.nbytes))
         say(f"{out}: {opened.total} parameters")
     elif form == "lora":
         lost = write_low_rank(origin, opened, out, rank, str(base), byte_progress(origin.nbytes + opened.nbytes))

@@ -44,9 +44,14 @@ def make(
 
     places = checkpoint_place(base), checkpoint_place(tuned)
     made = make_patch(
-        *places, out, name=name, region=None if region is None else Region.load(region), max_share=max_share,
-        rounded=rounded, progress=byte_progress(4 * open_checkpoint(places[0]).nbytes),
-    )  # fmt: skip
+        *places,
+        out,
+        name=name,
+        region=None if region is None else Region.load(region),
+        max_share=max_share,
+        rounded=rounded,
+        progress=byte_progress(4 * open_checkpoint(places[0]).nbytes),
+    )
     for text in made.warnings:
         Terminal().warning(text)
     say(

@@ -53,10 +53,18 @@ def protect(
     terminal = Terminal()
     try:
         found = choose(
-            place, base=origin, rows=rows, by=by, percent=percent, unit=unit, only=only or [], exclude=exclude or [],
-            max_length=max_length, threads=threads,
+            place,
+            base=origin,
+            rows=rows,
+            by=by,
+            percent=percent,
+            unit=unit,
+            only=only or [],
+            exclude=exclude or [],
+            max_length=max_length,
+            threads=threads,
             tick=lambda done, all_rows: terminal.progress(done, all_rows, f"{done} of {all_rows} rows"),
-        )  # fmt: skip
+        )
     finally:
         terminal.close()
     region = found.region

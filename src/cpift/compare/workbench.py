@@ -91,10 +91,17 @@ class Work:
         return self.run.model(stage.name)
 
     def train(
-        self, name: str, start: ModelRef, tasks: list[str], tokens: float, *,
-        replay: Mapping[str, int] | None = None, frozen: list[str] | None = None, trainable: str | None = None,
+        self,
+        name: str,
+        start: ModelRef,
+        tasks: list[str],
+        tokens: float,
+        *,
+        replay: Mapping[str, int] | None = None,
+        frozen: list[str] | None = None,
+        trainable: str | None = None,
         training: Mapping[str, Any] | None = None,
-    ) -> ModelRef:  # fmt: skip
+    ) -> ModelRef:
         """Fine-tune on the rows of ``tasks`` for a number of tokens."""
         settings = self.run.recipe.training_of("backbone") if training is None else training
         steps = self.steps(tokens, tasks, replay or {}, settings)
@@ -128,9 +135,17 @@ class Work:
         )
 
     def _fuse(
-        self, name: str, what: str, task: str, tuned: ModelRef, base: ModelRef, backbone: ModelRef | None,
-        given: Mapping[str, Any], transplant: bool = True, **options: Any,
-    ) -> ModelRef:  # fmt: skip
+        self,
+        name: str,
+        what: str,
+        task: str,
+        tuned: ModelRef,
+        base: ModelRef,
+        backbone: ModelRef | None,
+        given: Mapping[str, Any],
+        transplant: bool = True,
+        **options: Any,
+    ) -> ModelRef:
         models = (base, tuned) if backbone is None else (base, tuned, backbone)
         needs = (*(stage for model in models for stage in model.needs), layout.region(task))
 

@@ -28,16 +28,24 @@ _TAKEN = {
 _EMPTY = {"ranking": False, "folder": None, "script_url": None, "cloud_file_name": None}
 # Their name of a column, its default, and ours.
 _ALPACA = {
-    "prompt": ("instruction", "instruction"), "query": ("input", "input"), "response": ("output", "output"),
-    "history": (None, "history"), "system": (None, "system"),
-}  # fmt: skip
+    "prompt": ("instruction", "instruction"),
+    "query": ("input", "input"),
+    "response": ("output", "output"),
+    "history": (None, "history"),
+    "system": (None, "system"),
+}
 _SHAREGPT = {
-    "messages": ("conversations", "conversations"), "system": (None, "system"), "tools": (None, "tools"),
-}  # fmt: skip
+    "messages": ("conversations", "conversations"),
+    "system": (None, "system"),
+    "tools": (None, "tools"),
+}
 _ROLES = {
-    "user_tag": ("human", "user"), "assistant_tag": ("gpt", "assistant"), "observation_tag": ("observation", "tool"),
-    "function_tag": ("function_call", "function_call"), "system_tag": ("system", "system"),
-}  # fmt: skip
+    "user_tag": ("human", "user"),
+    "assistant_tag": ("gpt", "assistant"),
+    "observation_tag": ("observation", "tool"),
+    "function_tag": ("function_call", "function_call"),
+    "system_tag": ("system", "system"),
+}
 
 
 @dataclass(frozen=True)
@@ -107,9 +115,13 @@ def _entry(where: str, folder: Path, given: Mapping[str, Any]) -> Entry:
     theirs = {ours: columns.get(key, default) for key, (default, ours) in names.items()}
     if form == "openai":
         tags = {
-            "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
-            "observation_tag": "tool", **tags,
-        }  # fmt: skip
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+            "observation_tag": "tool",
+            **tags,
+        }
     return Entry(
         os.path.abspath(source) if not hub else source,
         given.get("subset"),

@@ -40,9 +40,30 @@ MESSAGE_KEYS = frozenset(
 )
 # Metadata that data sets put into messages; no template reads them.
 MESSAGE_METADATA = frozenset(
-    ("id", "uuid", "index", "turn", "turn_identifier", "timestamp", "created_at", "date", "language", "model", "source",
-     "score", "rating", "metadata", "state", "country", "hashed_ip", "header", "redacted", "toxic", "annotations")
-)  # fmt: skip
+    (
+        "id",
+        "uuid",
+        "index",
+        "turn",
+        "turn_identifier",
+        "timestamp",
+        "created_at",
+        "date",
+        "language",
+        "model",
+        "source",
+        "score",
+        "rating",
+        "metadata",
+        "state",
+        "country",
+        "hashed_ip",
+        "header",
+        "redacted",
+        "toxic",
+        "annotations",
+    )
+)
 
 
 def check_row_keys(row: Mapping[str, Any], where: str) -> None:

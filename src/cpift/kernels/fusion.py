@@ -150,17 +150,23 @@ def combine(addresses, itemsizes, coefficients, out):  # type: ignore[no-untyped
         done = 0
         if halves:
             _sum_4(
-                _typed(addresses[0], low, n, np.uint16), _typed(addresses[1], low, n, np.uint16),
-                _typed(addresses[2], low, n, np.uint16), _typed(addresses[3], low, n, np.uint16),
-                coefficients, total[:n],
-            )  # fmt: skip
+                _typed(addresses[0], low, n, np.uint16),
+                _typed(addresses[1], low, n, np.uint16),
+                _typed(addresses[2], low, n, np.uint16),
+                _typed(addresses[3], low, n, np.uint16),
+                coefficients,
+                total[:n],
+            )
             done = 4
         elif singles:
             _sum_4(
-                _typed(addresses[0], low, n, np.float32), _typed(addresses[1], low, n, np.float32),
-                _typed(addresses[2], low, n, np.float32), _typed(addresses[3], low, n, np.float32),
-                coefficients, total[:n],
-            )  # fmt: skip
+                _typed(addresses[0], low, n, np.float32),
+                _typed(addresses[1], low, n, np.float32),
+                _typed(addresses[2], low, n, np.float32),
+                _typed(addresses[3], low, n, np.float32),
+                coefficients,
+                total[:n],
+            )
             done = 4
         for a in range(done, models):
             widen_strip(addresses[a], itemsizes[a], low, n, strip[:n])

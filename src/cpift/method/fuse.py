@@ -76,7 +76,7 @@ def fuse(
     check_threads(threads)
     options = FusionOptions(
         overlap, interpolation, space, vector, weight, vocabulary, dtype, parse_size(max_shard_size)
-    )  # fmt: skip
+    )
     inputs = open_inputs(base, backbone, tuned, regions or {}, vocabulary == "union")
     parameters = inputs.layout(dtype)
     layout = {**parameters, **inputs.layout_of_copies(parameters)}

@@ -88,9 +88,15 @@ class Patch:
         try:
             shapes = {name: tuple(int(d) for d in shape) for name, shape in json.loads(metadata["shapes"]).items()}
             patch = cls(
-                path, check_name(metadata["name"], path), metadata["base"], metadata["tuned"], int(metadata["count"]),
-                int(metadata["total"]), shapes, tensors,
-            )  # fmt: skip
+                path,
+                check_name(metadata["name"], path),
+                metadata["base"],
+                metadata["tuned"],
+                int(metadata["count"]),
+                int(metadata["total"]),
+                shapes,
+                tensors,
+            )
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CpiftError(f"{path}: damaged metadata ({error})") from error
         _check_tensors(patch, tensors)
@@ -210,8 +216,15 @@ def make_patch(
             layout[f"positions:{parameter}"] = ("I32" if tensor.size < 2**31 else "I64"), (n,)
             layout[f"values:{parameter}"] = layout[f"before:{parameter}"] = tensor.dtype, (n,)
     shapes = {parameter: list(origin.tensors[parameter].shape) for parameter, n in counts.items() if n}
-    metadata = {"format": FORMAT, "name": name, "base": own, "tuned": hashes[1].hexdigest(), "count": str(count),
-                "total": str(origin.total), "shapes": json.dumps(shapes)}  # fmt: skip
+    metadata = {
+        "format": FORMAT,
+        "name": name,
+        "base": own,
+        "tuned": hashes[1].hexdigest(),
+        "count": str(count),
+        "total": str(origin.total),
+        "shapes": json.dumps(shapes),
+    }
     _write(out, layout, metadata, origin, compare, threads, progress)
     return PatchReport(name, count, origin.total, os.path.getsize(out), warnings)
 

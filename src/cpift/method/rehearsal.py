@@ -39,9 +39,13 @@ def rehearse(
                 kind = type(automatic.from_config(config, trust_remote_code=trust_remote_code))
         tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         return kind.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=torch.float32, device_map={"": "meta"},
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=torch.float32,
+            device_map={"": "meta"},
             ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        )
 
 
 def check_names(checkpoint: Checkpoint, trust_remote_code: bool = False) -> None:

@@ -82,7 +82,7 @@ def transplant(
     if most:
         n, c = gather_core(
             addresses, itemsizes, cores.table, cores.start, positions, values, counts, contested, claimed, claims, sizes
-        )  # fmt: skip
+        )
         positions, values = positions[:n], values[:n]
         if c:
             decision = rule.decide(Claims(claimed[:, :c], claims[:, :c], sizes[:, :c]))

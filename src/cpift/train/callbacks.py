@@ -56,12 +56,14 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Freeze the region."""
         self._frozen = self._stack.enter_context(freeze(kwargs["model"], self.region, kwargs["optimizer"]))
         self.count = self._frozen.count
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Let the region go, and check it."""
         self.changed = self._frozen.changed()
         self.release()
         if self.changed:
@@ -88,6 +90,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Note where the training starts."""
         vocabulary = getattr(kwargs["model"].config, "vocab_size", None)
         self._worse_than_guessing = 2 * math.log(vocabulary) if vocabulary else math.inf
         self._began, self._first_tokens = time.perf_counter(), int(state.num_input_tokens_seen)
@@ -98,6 +101,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         ]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Report progress."""
         tokens = int(state.num_input_tokens_seen) - (self._first_tokens or 0)
         speed = tokens / max(time.perf_counter() - self._began, 1e-9)
         loss = self.losses[-1][1] if self.losses else None
@@ -114,12 +118,14 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Switch schedule-free optimizers to the weights to be saved."""
         if callable(getattr(kwargs["optimizer"], "eval", None)):
             kwargs["optimizer"].eval()  # schedule-free optimizers train on other weights than those to be saved
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
+        """Keep the loss; stop a training that diverges."""
         if not logs or "loss" not in logs:
             return
         loss = float(logs["loss"])

@@ -129,6 +129,15 @@ def max_length(training: Mapping[str, Any]) -> int | None:
 
 
 def sft_config(training: Mapping[str, Any], output: Path, steps: int, seed: int, share: bool = True) -> SFTConfig:
+    """TRL's configuration of a training.
+
+    Args:
+        training: the recipe's settings, on top of :data:`DEFAULTS`.
+        output: folder of the trainer's own checkpoints.
+        steps: optimizer steps.
+        seed: of the order of rows and of dropout.
+        share: divide the rows of a step among the processes of the run.
+    """
     given = typed(training)
     settings: dict[str, Any] = {
         **DEFAULTS,

@@ -14,10 +14,11 @@ _libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """glibc maps a large tensor anew each time and clears its pages, a quarter of a step's time on a processor
-    (docs/benchmarks-notes.md); within this context it takes memory from a heap that does not shrink. Values stay
-    the same. At the end what is free goes back to the system. Without effect elsewhere, and where an accelerator does
-    the work: its tensors are not in this memory.
+    """Take memory for tensors from a heap that does not shrink, and give it back at the end.
+
+    By default glibc maps each large tensor again and clears its memory, which takes a quarter of a step's time on a
+    processor (docs/benchmarks-notes.md). Values stay the same. Without effect on other C libraries, and where an
+    accelerator does the work: its tensors are not in this memory.
     """
     import torch
 

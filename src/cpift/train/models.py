@@ -101,9 +101,12 @@ def load_model(folder: Path, trust_remote_code: bool = False, base: Path | None 
                 model, loaded = load_by_plain_names(folder, wrapped, trust_remote_code)
             else:
                 model, loaded = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code,
+                    folder,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    trust_remote_code=trust_remote_code,
                     output_loading_info=True,
-                )  # fmt: skip
+                )
         except Exception as error:  # a broken configuration raises whatever trips over it first
             raise CpiftError(f"{folder}: transformers cannot load it ({_why(error)})") from error
     refuse_incomplete(loaded, checkpoint)

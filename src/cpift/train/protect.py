@@ -87,7 +87,8 @@ def protect(
         by: one of :data:`CRITERIA`; by default "update" with a base, "fisher" with rows.
         percent: share of the counted elements, 0 < percent <= 100.
         unit: "element", or "column" (see :func:`cpift.method.top_scores.top_columns`).
-        only, exclude: shell-style patterns of parameters; what is not in ``only``, or is in ``exclude``, does not count.
+        only: shell-style patterns; with any, only parameters that match one count.
+        exclude: shell-style patterns; parameters that match one do not count.
         max_length: tokens after which a row is cut.
         threads: worker threads, by default one a core; changes speed only.
         tick: called with the number of rows done, and of all.
