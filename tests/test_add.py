@@ -303,3 +303,17 @@ def test_other_ways_see_the_same_tokens_and_those_ahead_stand_first(
     watch = Listener()
     compare_additions(recipe, place / "compared", watch)
     assert not watch.made
+
+
+def test_an_addition_by_lora_keeps_protected_bits(place: Path) -> None:
+    recipe = arrivals(place, ["upper"], ["reverse"], protect={"percent": 20.0})
+    recipe["arrivals"]["adapter"] = {"type": "lora", "r": 4}
+    with one_thread():
+        run(Recipe.parse(recipe), place / "lora")
+    before, after = values(place / "mine"), values(place / "lora/model")
+    for name, where in region(place / "lora/stages/03-protect").items():
+        at = torch.from_numpy(where.astype(np.int64))
+        assert torch.equal(after[name][at].view(torch.int16), before[name][at].view(torch.int16)), name
+    changed = {name for name in before if not torch.equal(after[name], before[name])}
+    assert changed
+    assert all(name.endswith("proj.weight") for name in changed)  # all-linear: no embedding, no norm

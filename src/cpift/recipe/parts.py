@@ -354,6 +354,8 @@ class Arrivals(_Trained):
     """Passes over the rows of the task that arrives."""
     examples_per_task: int = Field(default=64, ge=0)
     """Rows of each earlier arrival that stay at hand for replay; 0: none."""
+    adapter: MergedAdapter = None
+    """Train an adapter, merged at the end, in place of all parameters: {type: lora, r: 16}; docs/adapters.md."""
 
 
 class Protect(Part):

@@ -52,9 +52,18 @@ def _half_rate(recipe: Recipe) -> Mapping[str, object]:
     return {**_PLAIN, "training.learning_rate": float(rate) / 2}
 
 
+LORA_RATE = 10  # times the rate of full fine-tuning, as is usual for adapters (arXiv:2405.09673)
+
+
+def _lora(recipe: Recipe) -> Mapping[str, Any]:
+    rate = recipe.training_of("arrivals").get("learning_rate", DEFAULTS["learning_rate"])
+    return {**_PLAIN, "arrivals.adapter": {"type": "lora", "r": 16}, "training.learning_rate": LORA_RATE * float(rate)}
+
+
 ALTERNATIVES: tuple[Alternative, ...] = (
     Alternative("sft", "SFT on the new rows", lambda recipe: _PLAIN),
     Alternative("sft_half_rate", "SFT at half the learning rate", _half_rate),
+    Alternative("lora", "LoRA (rank 16) on the new rows, at ten times the learning rate", _lora),
     Alternative("replay", "SFT with replay", lambda recipe: {**_PLAIN, "protect.replay": recipe.protect.replay}),
     Alternative(
         "replay_average",

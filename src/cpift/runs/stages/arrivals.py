@@ -27,7 +27,7 @@ from cpift.runs.stages.fuse import fuse_into
 from cpift.runs.stages.guard import neutral_stage
 from cpift.runs.stages.identify import CODE as IDENTIFY_CODE
 from cpift.runs.stages.identify import region_facts, region_settings
-from cpift.runs.stages.train import spec_of, train_stage
+from cpift.runs.stages.train import merged_adapter, spec_of, train_stage
 from cpift.train.config import max_length
 from cpift.train.protect import MAX_LENGTH, protect
 
@@ -130,6 +130,7 @@ def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[s
         frozen=frozen,
         replay=replay,
         anchor=recipe.protect.anchor,
+        **merged_adapter(recipe.arrivals.adapter if recipe.arrivals else None),
         replay_share=recipe.protect.replay if replay else None,
     )
     train = train_stage(run, layout.arrival(number, "train"), "refine", f"add {task}", before, spec)
