@@ -169,3 +169,16 @@ def test_commands_take_hub_ids(hub: Hub, tmp_path: Path) -> None:
     call("evaluate", local, recipe, "--out", tmp_path / "again.json")
     scores = [json.loads((tmp_path / name).read_text())["tasks"] for name in ("scores.json", "again.json")]
     assert scores[0] == scores[1]
+
+
+def test_a_patch_comes_off_a_model_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    """Its patches are fetched with it."""
+    from cpift.method.apply_patch import apply_patches, remove_patches
+    from cpift.method.patch import make_patch
+
+    origin = tmp_path / "origin"
+    make_patch(origin, tmp_path / "first", tmp_path / "skill.safetensors", max_share=1)
+    apply_patches(origin, [tmp_path / "skill.safetensors"], tmp_path / "patched")
+    hub.repositories["org/patched", None] = tmp_path / "patched"
+    remove_patches(checkpoint_place("org/patched"), ["skill"], tmp_path / "out")
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (origin / "model.safetensors").read_bytes()

@@ -10,7 +10,7 @@ from cpift.errors import CpiftError
 
 # One copy of the weights: the files that transformers loads. Other formats (consolidated.safetensors, pickle, GGUF,
 # ONNX) and variants stay where they are.
-_WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors"]
+_WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors", "patches/*.safetensors"]
 _BESIDE = ["*.json", "*.jinja", "*.model", "*.txt", "README.md"]
 _NEVER = ["onnx/*", "original/*", "openvino/*", "checkpoint-*/*", "runs/*", "trainer_state.json"]
 
