@@ -137,7 +137,7 @@ def test_a_running_run_says_what_is_under_way(tmp_path: Path) -> None:
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         page = report(folder)
-        assert page.h1.startswith("The run is going on with 3 tasks: ")
+        assert page.h1.startswith("The run is under way with 3 tasks: ")
         assert page.h1.endswith("under way: 04-backbone/2.")
     assert report(folder).h1.startswith("The run stopped before its end")
     assert "forgetting" not in page.figures
@@ -200,7 +200,7 @@ def test_a_comparison_says_who_won(tmp_path: Path) -> None:
 def test_a_running_comparison_of_one_seed_has_no_intervals(tmp_path: Path) -> None:
     """What cannot be known is not drawn."""
     page = report(made_comparison(tmp_path / "cmp", seeds=1, running=True))
-    assert "Still going on" in page.text
+    assert "Still running" in page.text
     assert all("lo" not in r for r in page.figures["scores-equal_tokens"]["views"]["raw scores"]["panels"][0]["rows"])
 
 

@@ -11,7 +11,7 @@ import typer
 from cpift.cli.options import Sets, named_paths, overrides, terminal
 from cpift.errors import CpiftError
 
-EVAL_ROWS, EVAL_SHARE = 200, 5  # held out by default: so many rows, or a fifth of few
+EVAL_ROWS, EVAL_SHARE = 200, 5  # held out by default: number of rows, or a fifth of fewer
 
 
 def add(

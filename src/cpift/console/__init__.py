@@ -1,1 +1,1 @@
-"""What is shown while long work goes on."""
+"""Progress and messages of long work."""

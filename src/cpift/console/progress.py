@@ -12,7 +12,7 @@ class Counter:
     """Adds up what is done, and reports it.
 
     Args:
-        reporter: told of each step.
+        reporter: shows each step.
         total: how much there is to do.
         unit: ``bytes``, shown with throughput, or the name of what is counted, such as ``rows``.
     """

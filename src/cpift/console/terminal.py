@@ -156,13 +156,13 @@ def scores_table(result: ScoresRecord) -> None:
         table.add_column(title, justify="right", overflow="fold")
     last = list(result["models"])[-1]
     for model, row in result["models"].items():
-        told = result["summary"][model]
+        row_summary = result["summary"][model]
         cells = [_score(row[task]) if task in row else "" for task in tasks]
-        mean = "" if told["mean_score"] is None else f"{100 * told['mean_score']:.1f}"
-        share = "" if told["mean_share"] is None else f"{told['mean_share']:.2f}"
+        mean = "" if row_summary["mean_score"] is None else f"{100 * row_summary['mean_score']:.1f}"
+        share = "" if row_summary["mean_share"] is None else f"{row_summary['mean_share']:.2f}"
         name = clean(model) + (" = model" if model == last else "")
-        behind = [str(told["below_base"]), str(told["below_specialist"])]
-        table.add_row(Text(name), *cells, mean, share, Text(clean(told["worst_task"] or "")), *behind)
+        behind = [str(row_summary["below_base"]), str(row_summary["below_specialist"])]
+        table.add_row(Text(name), *cells, mean, share, Text(clean(row_summary["worst_task"] or "")), *behind)
     wide = console if console.is_terminal else Console(highlight=False, width=200)
     shown = dict.fromkeys(f"{metric.name} in {metric.unit.short}" for metric in metrics.values())
     wide.print(f"\nscores: {', '.join(shown)}", markup=False)

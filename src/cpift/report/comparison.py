@@ -71,14 +71,14 @@ def _verdicts(record: ComparisonRecord) -> Iterator[tuple[str, str]]:
         tasks = difference.get("tasks", {})
         won = [t for t, d in tasks.items() if d["high"] < 0]
         lost = [t for t, d in tasks.items() if d["low"] > 0]
-        told = "".join(
+        tasks_said = "".join(
             f"; {word} on {_which(some, tasks)}" for word, some in (("ahead", won), ("behind", lost)) if some
         )
         seeds = difference.get("seeds", len(record["seeds"]))
         yield (
             _WHERE.get(budget, budget),
             f"{reference} {verdict} {best}, the best baseline (mean {wording.gap(value, unit(record))}, 95 % "
-            f"{wording.interval(low, high, unit(record))}, {seeds} seed{'s' * (seeds != 1)}){told}",
+            f"{wording.interval(low, high, unit(record))}, {seeds} seed{'s' * (seeds != 1)}){tasks_said}",
         )
 
 
@@ -92,7 +92,7 @@ def _ordered(record: ComparisonRecord) -> list[str]:
 
 def _lead(record: ComparisonRecord) -> list[Html]:
     """What was forgotten, and what in the method matters, where the methods asked for tell it."""
-    reference, told = record["reference"], []
+    reference, sentences = record["reference"], []
     for budget in _ordered(record):
         row = record["summary"].get(budget, {}).get(reference)
         if row and row.get("seesaw") is not None:
@@ -101,11 +101,11 @@ def _lead(record: ComparisonRecord) -> list[Html]:
             at = f"; furthest: {worst}" + (
                 f", {wording.percent(share, 0)} of its specialist's score, seed by seed" if share else ""
             )
-            told.append(
+            sentences.append(
                 f"Against the specialists, {_WHERE.get(budget, budget)}: {reference} ends behind on {row['seesaw']} of {len(record['tasks'])} tasks{at if worst else ''}."
             )
             break
-    told += [f"At each arrival the older tasks change by {text}." for text in [_arrival_costs(record)] if text]
+    sentences += [f"At each arrival the older tasks change by {text}." for text in [_arrival_costs(record)] if text]
     for budget in _ordered(record):
         parts = [
             (d, ablation.without)
@@ -117,9 +117,11 @@ def _lead(record: ComparisonRecord) -> list[Html]:
         ]
         if parts:
             said = "; ".join(f"{name} {_size(d['mean'], unit(record))}" for d, name in parts)
-            told.append(f"What its parts are worth, each taken away in turn, {_WHERE.get(budget, budget)}: {said}.")
+            sentences.append(
+                f"What its parts are worth, each taken away in turn, {_WHERE.get(budget, budget)}: {said}."
+            )
             break
-    return [paragraph(text, "lead") for text in told]
+    return [paragraph(text, "lead") for text in sentences]
 
 
 def _size(gap: Difference, unit: Unit) -> str:
@@ -138,11 +140,11 @@ def _arrival_costs(record: ComparisonRecord) -> str:
     mine = olds.pop(record["reference"], None)
     if mine is None:
         return ""
-    told = [f"{_size(mine, unit(record))} in {record['reference']}"]
+    sentences = [f"{_size(mine, unit(record))} in {record['reference']}"]
     if olds:
         least = max(olds, key=lambda m: float(olds[m]["difference"]))
-        told.append(f"{_size(olds[least], unit(record))} in {least}, the best of the others")
-    return "; ".join(told)
+        sentences.append(f"{_size(olds[least], unit(record))} in {least}, the best of the others")
+    return "; ".join(sentences)
 
 
 def _retrains(name: str) -> bool:
@@ -172,7 +174,7 @@ def _best(record: ComparisonRecord, budget: str) -> tuple[str, MethodDifference 
 def _missing(record: ComparisonRecord) -> Html | None:
     if record["state"] == "done":
         return None
-    wanted, told = len(record["seeds"]), []
+    wanted, sentences = len(record["seeds"]), []
     for budget, methods in record["budgets"].items():
         short: dict[int, list[str]] = {}
         for method, results in methods.items():
@@ -180,10 +182,10 @@ def _missing(record: ComparisonRecord) -> Html | None:
                 short.setdefault(len(results), []).append(method)
         for done, names in sorted(short.items()):
             which = "all methods" if len(names) == len(methods) else ", ".join(names)
-            told.append(f"{_BUDGETS.get(budget, budget)}: {done} of {wanted} seeds of {which}")
+            sentences.append(f"{_BUDGETS.get(budget, budget)}: {done} of {wanted} seeds of {which}")
     return paragraph(
-        "Still going on. "
-        + ("Incomplete so far: " + "; ".join(told) + "." if told else "Some methods have not begun."),
+        "Still running. "
+        + ("Incomplete so far: " + "; ".join(sentences) + "." if sentences else "Some methods have not begun."),
         "soft",
     )
 

@@ -62,9 +62,11 @@ def sentence(found: Comparison) -> str:
     if not found.pairs:
         return f"The core region of {found.models[0].name} has {wording.count(found.models[0].count)} positions"
     most = max(found.pairs, key=lambda pair: pair.overlap)
-    told = f"{most.first} and {most.second} overlap most: {most.overlap:.4f}, {times(most.overlap, most.chance)} chance"
+    largest = (
+        f"{most.first} and {most.second} overlap most: {most.overlap:.4f}, {times(most.overlap, most.chance)} chance"
+    )
     groups = " | ".join(", ".join(members) for members in found.groups)
-    return f"{told}. Groups at τ = {found.threshold:g}: {groups}"
+    return f"{largest}. Groups at τ = {found.threshold:g}: {groups}"
 
 
 def times(value: float, chance: float) -> str:

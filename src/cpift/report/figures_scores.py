@@ -80,7 +80,7 @@ def _seesaw(run: RunFacts, unit: Unit) -> Figure | None:
 
 
 def _apart(points: list[Point], tasks: list[str]) -> list[Point]:
-    """The points; without intervals where there are so many that they would cover each other."""
+    """The points; without intervals where they would cover each other."""
     if len(tasks) <= INTERVALS_UP_TO:
         return points
     return [{key: value for key, value in point.items() if key not in ("lo", "hi")} for point in points]

@@ -80,9 +80,9 @@ def comparison_provenance(found: ComparisonRecord, name: str) -> list[Html]:
 
 def _recipe(rows: Sequence[tuple[str, object, str]]) -> list[Html]:
     """What someone gave stands first; defaults, of which there are many, are folded."""
-    told = [[key, shown(key, value), origin] for key, value, origin in rows]
-    given = [row for row in told if not row[2].endswith("default")]
-    rest = [row for row in told if row[2].endswith("default")]
+    values = [[key, shown(key, value), origin] for key, value, origin in rows]
+    given = [row for row in values if not row[2].endswith("default")]
+    rest = [row for row in values if row[2].endswith("default")]
     headers = ["key", "value", "from"]
     return [
         heading("Recipe, and where each value came from"),

@@ -71,7 +71,7 @@ def _lead(run: RunFacts) -> list[Html]:
     found = drops(run)
     if not found:
         return [
-            paragraph("Forgotten on the way: nothing. No task fell beyond noise from one model to the next.", "lead")
+            paragraph("Forgotten on the way: nothing. No task dropped beyond noise from one model to the next.", "lead")
         ]
     lost = sum(not f.recovered for f in found)
     more = (
@@ -135,20 +135,20 @@ def _forgotten(run: RunFacts) -> list[Html]:
     found = drops(run) if judged(run) else []
     if not found:
         return []
-    told = []
+    parts = []
     if len(found) > LEAD:
         lost, back = [f.text for f in found if not f.recovered], [f.text for f in found if f.recovered]
-        told += [paragraph("Lost on the way, and why:"), bullets(lost)] if lost else []
-        told += [folded(f"Lost on the way, and won back: {len(back)} tasks", bullets(back))] if back else []
+        parts += [paragraph("Lost on the way, and why:"), bullets(lost)] if lost else []
+        parts += [folded(f"Lost on the way, and won back: {len(back)} tasks", bullets(back))] if back else []
     chance = 0.025 * transitions(run)
     by_chance = f"about {chance:.0f} of the {transitions(run)} steps looked at" if chance >= 1 else "less than one"
-    told.append(
+    parts.append(
         paragraph(
-            f"Told of are falls whose 95 % interval excludes zero; {by_chance} would fall so far by chance alone.",
+            f"Listed are drops whose 95 % interval excludes zero; {by_chance} would drop as far by chance alone.",
             "soft",
         )
     )
-    return told
+    return parts
 
 
 def _overlap(run: RunFacts) -> list[Html | Figure | None]:

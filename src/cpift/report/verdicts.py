@@ -123,8 +123,8 @@ def _counted(some: Sequence[Verdict], known: int, other: str, word: str) -> str:
         else f"{len(some)} of {known} tasks"
     )
     most = max(some, key=lambda v: (v.metric.unit == PER_CENT, abs(v.gaps[other].value)))
-    told = f", most {most.task} {wording.gap(most.gaps[other].value, most.metric.unit)}" if len(some) < known else ""
-    return f"{word} on {who} ({_mean(some, other)}{told})"
+    largest = f", most {most.task} {wording.gap(most.gaps[other].value, most.metric.unit)}" if len(some) < known else ""
+    return f"{word} on {who} ({_mean(some, other)}{largest})"
 
 
 def _mean(some: Sequence[Verdict], other: str) -> str:
@@ -160,11 +160,11 @@ def _unfinished(run: RunFacts) -> str:
         return f"The run failed{f' in {where}' if stage else f': {reason}'}"
     if run.state == "running":
         now = f"; under way: {wording.names(run.now)}" if run.now else ""
-        return f"The run is going on with {tasks}: {done} stages are done{now}."
+        return f"The run is under way with {tasks}: {done} stages are done{now}."
     if run.state == "finished":
         return "The run is finished, but its last model has no scores."
     now = f"; it was at {wording.names(run.now)}" if run.now else ""
-    return f"The run stopped before its end with {tasks}: {done} stages are done{now}. The same command goes on from there."
+    return f"The run stopped before its end with {tasks}: {done} stages are done{now}. The same command resumes from there."
 
 
 def path(run: RunFacts, task: str) -> list[str]:
