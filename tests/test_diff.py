@@ -16,6 +16,7 @@ from tiny_run import call
 from cpift.method.compare_updates import Comparison, compare_updates
 from cpift.method.group import group
 from cpift.method.identify import identify
+from cpift.report.diff_page import diff_page
 
 
 def compared(paths: list[Path], **options: Any) -> Comparison:
@@ -111,6 +112,7 @@ def test_a_model_that_is_the_base_itself(tmp_path: Path) -> None:
     found = compare_updates(paths[0], {"same": paths[0], "task": paths[1]})
     assert (found.pairs[0].overlap, found.pairs[0].cosine, found.models[0].count) == (0.0, None, 0)
     assert any("same" in text for text in found.warnings)
+    assert "core region of same has 0 positions" in diff_page(compare_updates(paths[0], {"same": paths[0]}), "base")
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ def diff_page(found: Comparison, base: str) -> str:
     """
     names = [model.name for model in found.models]
     cores = {model.name: model.core for model in found.models}
-    layered = figures_regions.by_layer(_percent(found), cores, found.sizes)
+    layered = figures_regions.by_layer(_percent(found), cores, found.sizes) if _percent(found) else None
     where: list[Html | Figure] = [figures_regions.shares(cores), *([layered] if layered else [])]
     sections = [
         Section("meaning-part", "What these numbers say", [bullets(MEANING)]),
