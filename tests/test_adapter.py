@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import adapters
+import huggingface_hub
 import numpy as np
 import pytest
 import tiny
@@ -308,3 +309,22 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     assert made.nbytes == 134_217_728
     assert peak < 50e6  # blocks of 4 MB in float32, tiles of 8 MB in float64
     assert made.raw("layers.1.weight", 5, 6)[0] == np.float32(4 / np.sqrt(4096 * 16))  # each row brought to length 1
+
+
+def test_a_base_on_the_hub_is_fetched_at_the_adapter_s_revision(
+    bases: dict[str, Path], plain_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def snapshot_download(name: str, revision: str | None = None, **more: Any) -> str:
+        asked.append((name, revision))
+        return str(bases["llama"])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for file in plain_adapter.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    edit(folder, base_model_name_or_path="org/tiny", revision="v2")
+    assert open_checkpoint(folder).total == open_checkpoint(bases["llama"]).total
+    assert asked == [("org/tiny", "v2")]

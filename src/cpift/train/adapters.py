@@ -11,8 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+
 from cpift.checkpoint.adapter_base import hub_name
 from cpift.checkpoint.adapter_config import WEIGHTS
+from cpift.checkpoint.library import library
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.safetensors import header_bytes
 from cpift.checkpoint.writer import layout_bytes
@@ -50,8 +54,6 @@ def wrapped(model: Any, adapter: Adapter, base: Path, seed: int) -> Any:
     Raises:
         CpiftError: no module of the names given, or an adapter that could not be merged into the base afterwards.
     """
-    from transformers import set_seed
-
     set_seed(seed)
     made = _put_in(model, adapter, base)
     check_mergeable(made, base)
@@ -88,10 +90,8 @@ def check_mergeable(model: Any, base: Path) -> None:
         model: with an adapter's layers.
         base: folder of the model beneath.
     """
-    from peft import get_peft_model_state_dict
-
     with tempfile.TemporaryDirectory(prefix="cpift-") as scratch, _without_warnings():
-        parts = get_peft_model_state_dict(model, save_embedding_layers=False)
+        parts = library("peft").get_peft_model_state_dict(model, save_embedding_layers=False)
         layout = {name: ("F32", tuple(tensor.shape)) for name, tensor in parts.items()}
         head, _ = header_bytes(layout)
         file = Path(scratch) / WEIGHTS
@@ -105,9 +105,8 @@ def check_mergeable(model: Any, base: Path) -> None:
 
 
 def _put_in(model: Any, adapter: Adapter, base: Path) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
+    peft = library("peft")  # an extra
+    config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,
         lora_alpha=adapter.scaled,
@@ -119,7 +118,7 @@ def _put_in(model: Any, adapter: Adapter, base: Path) -> Any:
     )
     with _without_warnings():
         try:
-            made = get_peft_model(model, config)
+            made = peft.get_peft_model(model, config)
         except (ValueError, ImportError, RuntimeError) as error:
             raise CpiftError(f"adapter: PEFT refuses it ({' '.join(str(error).split())[:300]})") from error
     made.peft_config["default"].base_model_name_or_path = str(base)
@@ -161,10 +160,6 @@ def load_four_bit(folder: Path, trust_remote_code: bool) -> Any:
     Raises:
         CpiftError: bitsandbytes cannot quantise it on this machine.
     """
-    import torch
-    from peft import prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -182,7 +177,7 @@ def load_four_bit(folder: Path, trust_remote_code: bool) -> Any:
             )
         except Exception as error:  # whatever trips over the device or the model
             raise CpiftError(f"{folder}: cannot be loaded in 4 bit ({' '.join(str(error).split())[:300]})") from error
-        return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        return library("peft").prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def _has_module(model: Any, end: str) -> bool:
