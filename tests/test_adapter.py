@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -328,3 +328,40 @@ def test_a_base_on_the_hub_is_fetched_at_the_adapter_s_revision(
     edit(folder, base_model_name_or_path="org/tiny", revision="v2")
     assert open_checkpoint(folder).total == open_checkpoint(bases["llama"]).total
     assert asked == [("org/tiny", "v2")]
+
+
+def test_an_adapter_may_be_the_base_of_a_fusion(tmp_path: Path) -> None:
+    """The other adapters are still applied to the plain model beneath, and the output has its files."""
+    plain = tiny.base(tmp_path / "base")
+    first, second = (
+        adapters.adapter(tmp_path / f"adapter{i}", plain, seed=i, target_modules=["q_proj", "up_proj"]) for i in (1, 2)
+    )
+    whole = {i: written(open_checkpoint(p), plain, tmp_path / f"whole{i}") for i, p in ((1, first), (2, second))}
+    regions = identify(first, {"b": second}, 2)
+    expected = identify(whole[1], {"b": whole[2]}, 2)
+    assert regions["b"].base == expected["b"].base
+    assert regions["b"].tuned == expected["b"].tuned
+    fuse(first, {"b": second}, tmp_path / "out", regions=regions)
+    fuse(whole[1], {"b": whole[2]}, tmp_path / "expected", regions=expected)
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "expected/model.safetensors").read_bytes()
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (plain / "tokenizer.json").read_bytes()
+    assert load_model(tmp_path / "out") is not None
+
+
+def test_an_adapter_with_more_rows_of_tokens_than_its_base(bases: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_pretrained(bases["llama"])
+    model.resize_token_embeddings(43)
+    settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    wrapped = get_peft_model(model, settings)
+    adapters.noisy(p for p in wrapped.parameters() if p.requires_grad)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    rows = torch.arange(37, 43).view(1, 6)
+    ours = load_model(tmp_path / "adapter")
+    assert ours.config.vocab_size == 43
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(rows).logits, wrapped.eval()(rows).logits, rtol=1e-4, atol=1e-5)
+    with pytest.raises(CpiftError, match=r"vocab_size is 43.*--vocabulary union|vocabularies differ"):
+        identify(bases["llama"], {"a": tmp_path / "adapter"}, 1)
+    region = identify(bases["llama"], {"a": tmp_path / "adapter"}, 1, vocabulary="union")["a"]
+    assert region.count > 0

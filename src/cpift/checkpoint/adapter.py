@@ -108,10 +108,12 @@ def _read(folder: Path) -> tuple[list[_Module], dict[str, StoredTensor]]:
             module = modules.setdefault(name.removesuffix("." + end), _Module(name.removesuffix("." + end)))
             module.parts[_PARTS[end]] = tensor
             module.embedding |= end.startswith("lora_embedding")
-        elif re.search(r"\.(lora_|token_adapter|trainable_tokens|ia3_|vera_|modules_to_save\.)", name):
+        elif re.search(r"\.(lora_|token_adapter|trainable_tokens|ia3_|vera_)", name):
             raise CpiftError(f"{file}: {stored_name} is a part of an adapter that is not supported; merge it with PEFT")
-        else:
-            whole[name.replace(".base_layer.", ".")] = tensor
+        elif ".original_module." not in name:  # what modules_to_save replaces; saved along with resized embeddings
+            own = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+            if not same_elements(whole.setdefault(own, tensor), tensor):
+                raise CpiftError(f"{file}: holds {own} twice, with other values; save the adapter again")
         if not tensor.floating:
             raise CpiftError(
                 f"{file}: {stored_name} is of type {tensor.dtype}; an adapter is of floating-point numbers"
