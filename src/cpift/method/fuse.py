@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+from cpift.checkpoint.completeness import check_complete
 from cpift.checkpoint.vocabulary import Vocabulary
 from cpift.checkpoint.writer import CheckpointWriter, parse_size
 from cpift.errors import CpiftError
@@ -85,7 +87,11 @@ def fuse(
         report: FusionReport = json.loads((out / "fusion.json").read_text())
         return report
     try:
-        tensors, fingerprints = FusionStream(inputs, options, layout, writer, threads, progress).run()
+        # transformers takes seconds to import, and nothing of its answer is needed before the end
+        with ThreadPoolExecutor(1) as beside:
+            check = beside.submit(check_complete, inputs.base)
+            tensors, fingerprints = FusionStream(inputs, options, layout, writer, threads, progress).run()
+            check.result()
         report = fusion_report(inputs, options, tensors, fingerprints)
         writer.finish(report, inputs.write_companions, {kind for kind, _ in parameters.values()})
     except CpiftError:

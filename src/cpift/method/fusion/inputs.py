@@ -14,7 +14,6 @@ import xxhash
 from cpift.checkpoint.align import align
 from cpift.checkpoint.companions import Companions
 from cpift.checkpoint.compatibility import check_compatible
-from cpift.checkpoint.completeness import check_complete
 from cpift.checkpoint.copies import Copies
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import Checkpoint
@@ -138,6 +137,8 @@ def open_inputs(
 ) -> Inputs:
     """Open what is fused. Reads headers, regions and companions, no weights.
 
+    Whether the base is complete is for the caller to check: that takes seconds.
+
     Args:
         base: θ⁰.
         backbone: θ_base; None: θ⁰.
@@ -162,7 +163,6 @@ def open_inputs(
     warnings = check_compatible(origin, others, union=union_of_rows)
     grows = has_rows_of_tokens if union_of_rows else lambda name: False
     aligned = {name: align(origin, model, grows) for name, model in others.items()}
-    check_complete(origin)
     rows = union(origin, aligned) if union_of_rows else Rows()
     cut_off = {name: base_rows(model, origin) for name, model in aligned.items()} if union_of_rows else aligned
     first = cut_off.get("the backbone", origin)
