@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from checkpoints import write
 import cpift.method.fusion.stream as stream
 from cpift.checkpoint.stream import BLOCK
 from cpift.method.fuse import fuse
+from cpift.report import figures_fusion
 
 SIZE = 3 * BLOCK + 17  # elements of a tensor; four blocks
 
@@ -98,3 +101,5 @@ def test_one_vector_for_the_whole_model_reads_all_before_it_writes(
     assert order == ["read"] * 12 + ["write"] * 12
     assert report["reads"] == 2
     assert len({tuple(t["coefficients"]) for t in report["tensors"].values()}) == 1
+    facts: Any = SimpleNamespace(fusion=report, tasks=["a", "b"])
+    assert "The checkpoints were read twice" in figures_fusion.said(facts)

@@ -1,4 +1,4 @@
-"""A few instructions that numba has no words for; they let the loops of ``kernels`` run in vector lanes."""
+"""A few instructions that numba lacks; they let the loops of ``kernels`` run in vector registers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-LANES = 32
+WIDTH = 32
 _BIT = ir.IntType(1)
 
 
@@ -27,17 +27,17 @@ def bits_of(typing: object, value: object) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def above(typing: Any, keys: Any, start: Any, limit: Any) -> Any:
-    """Bit i of the result: ``keys[start + i] > limit``, for i below LANES; keys is int32."""
+    """Bit i of the result: ``keys[start + i] > limit``, for i below WIDTH; keys is int32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes = ir.VectorType(ir.IntType(32), LANES)
+        vector = ir.VectorType(ir.IntType(32), WIDTH)
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        values = builder.load(builder.bitcast(builder.gep(data, [args[1]]), lanes.as_pointer()), align=4)
-        unset, first = ir.Constant(lanes, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        values = builder.load(builder.bitcast(builder.gep(data, [args[1]]), vector.as_pointer()), align=4)
+        unset, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
         limits = builder.shuffle_vector(
-            builder.insert_element(unset, args[2], first), unset, ir.Constant(lanes, [0] * LANES)
+            builder.insert_element(unset, args[2], first), unset, ir.Constant(vector, [0] * WIDTH)
         )
-        return builder.bitcast(builder.icmp_signed(">", values, limits), ir.IntType(LANES))
+        return builder.bitcast(builder.icmp_signed(">", values, limits), ir.IntType(WIDTH))
 
     return types.uint32(keys, types.int64, types.int32), generate
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from cpift.kernels.intrinsics import LANES, above, bits_of, lowest, number
+from cpift.kernels.intrinsics import WIDTH, above, bits_of, lowest, number
 from cpift.kernels.stored import STRIP
 
 SAMPLE = 64  # every 64th update goes into the estimate of the median
@@ -39,7 +39,7 @@ def scan_updates(base, tuned, start, stop, first, bound, candidates, found, samp
             none += np.int32(keys[j] == 0)
         zeros += none
         keys[n:] = -2  # never above the limit
-        for group in range(0, n, LANES):
+        for group in range(0, n, WIDTH):
             mask = above(keys, group, limit)
             while mask:
                 j = group + np.int64(lowest(mask))

@@ -34,6 +34,7 @@ def said(run: RunFacts) -> str:
         f"{wording.count(f['core'])} of {wording.count(f['total'])} parameters ({wording.percent(f['core_share'])}) were transplanted from the specialists; "
         f"the rest is {_label(INTERPOLATIONS, f['options']['interpolation'])} of the {f['options']['space']}. {wording.count(f['contested'])} positions ({wording.percent(share)} "
         "of the transplanted) were claimed by more than one task."
+        + (" The checkpoints were read twice, as the whole model is one vector." if f.get("reads") == 2 else "")
     )
 
 
