@@ -161,6 +161,10 @@ def test_the_plan_counts_the_adapter(tmp_path: Path) -> None:
     assert without["disk"] - with_adapters["disk"] == 2 * 4 * (total - 2 * layer)
 
 
-def test_a_comparison_takes_no_adapters(tmp_path: Path) -> None:
-    with pytest.raises(CpiftError, match=r"probe\.adapter: cpift compare sets methods"):
-        compare(recipe(tmp_path), tmp_path / "out", ["cpi_ft", "multi_task"])
+@pytest.mark.parametrize("stage", ["probe", "backbone", "refine"])
+def test_comparisons_and_arrivals_take_no_adapters(stage: str, tmp_path: Path) -> None:
+    table = {**tiny.recipe(tmp_path, ("reverse", "upper")), stage: {"adapter": {"r": 4}}}
+    with pytest.raises(CpiftError, match=rf"{stage}\.adapter: cpift compare sets methods"):
+        compare(Recipe.parse(table), tmp_path / "out", ["cpi_ft", "multi_task"])
+    with pytest.raises(CpiftError, match=rf"{stage}\.adapter: arrivals train all parameters"):
+        Recipe.parse({**table, "arrivals": ["upper"]})

@@ -70,9 +70,10 @@ def compare(
     if any(METHODS[job.name].merges for job in wanted):
         mergekit()
     distinct = {json.dumps(keys, sort_keys=True): keys for keys in (overrides_of(job.method) for job in wanted)}
-    if any(recipe.changed(overrides).probe.adapter is not None for overrides in distinct.values()):
+    adapted = [stage for overrides in distinct.values() for stage in recipe.changed(overrides).stages_by_adapter]
+    if adapted:
         raise CpiftError(
-            "probe.adapter: cpift compare sets methods that train all parameters side by side; leave it out"
+            f"{adapted[0]}.adapter: cpift compare sets methods that train all parameters side by side; leave it out"
         )
     for overrides in distinct.values():  # most methods change nothing, and the base is read through for each
         check(recipe.changed(overrides), out / "check")

@@ -126,6 +126,8 @@ class Recipe(Part):
             raise ValueError(f"protect.by: {self.protect.by} needs kept rows, and every task is one that arrives")
         if self.protect.by == "update" and self.arrivals and self.base is None:
             raise ValueError("protect.by: update needs base, the checkpoint that the model was fine-tuned from")
+        if self.arrivals and self.stages_by_adapter:
+            raise ValueError(f"{self.stages_by_adapter[0]}.adapter: arrivals train all parameters; leave it out")
         if self.base is not None and not self.arrivals:
             raise ValueError("base: is for arrivals; without them the base is model")
         return self
@@ -228,6 +230,12 @@ class Recipe(Part):
     def dump(self) -> str:
         """As YAML, every default written out."""
         return yaml.safe_dump(self.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
+
+    @property
+    def stages_by_adapter(self) -> list[str]:
+        """Kinds of stages that train an adapter in place of all parameters."""
+        parts = {"probe": self.probe.adapter, "backbone": self.backbone.adapter, "refine": self.refine.adapter}
+        return [stage for stage, adapter in parts.items() if adapter is not None]
 
     def training_of(self, stage: Literal["probe", "backbone", "refine", "arrivals"]) -> dict[str, Any]:
         """The common training settings with the stage's own on top."""
