@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from cpift.data.encoding import encode
 from cpift.errors import CpiftError
+from cpift.method.apply_patch import apply_patches, remove_patches
+from cpift.method.patch import Patch
 from cpift.method.region import Region
 from cpift.planning.plan import plan
 from cpift.recipe.recipe import Recipe
@@ -317,3 +319,33 @@ def test_an_addition_by_lora_keeps_protected_bits(place: Path) -> None:
     changed = {name for name in before if not torch.equal(after[name], before[name])}
     assert changed
     assert all(name.endswith("proj.weight") for name in changed)  # all-linear: no embedding, no norm
+
+
+def test_an_addition_as_a_patch_changes_its_core_alone_and_comes_off_again(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tiny.jsonl(place / "patch.jsonl", tiny.rows("first", 20, 0))
+    options = [option for key, value in TRAINING.items() for option in ("--set", f"training.{key}={value}")]
+    given = ["--task", f"first={rows}", "--base", place / "base", "--as-patch", "--set", "region.percent=5"]
+    with one_thread():
+        code, out, err = call(capsys, "add", "--model", place / "mine", "--out", place / "patch", *given, *options)
+    assert code == 0, err
+    assert "first.patch.safetensors" in out
+    before, after = values(place / "mine"), values(place / "patch/model")
+    core = region(place / "patch/stages/04-arrive/1/identify")
+    assert sum(map(len, core.values())) <= int(0.05 * sum(v.numel() for v in before.values()))
+    changed = 0
+    for name, tensor in after.items():
+        different = np.flatnonzero((tensor.view(torch.int16) != before[name].view(torch.int16)).numpy())
+        assert set(different) <= set(core.get(name, [])), name
+        changed += len(different)
+    assert changed
+    held = region(place / "patch/stages/03-protect")
+    assert not any(len(np.intersect1d(held[name], core[name])) for name in held.keys() & core.keys())
+    patch = Patch.load(place / "patch/first.patch.safetensors")
+    assert patch.count == changed
+    apply_patches(place / "mine", [patch.path], place / "on")
+    on = values(place / "on")
+    assert all(torch.equal(on[name], after[name]) for name in after)
+    remove_patches(place / "on", ["first"], place / "off")
+    assert all(torch.equal(off, before[name]) for name, off in values(place / "off").items())

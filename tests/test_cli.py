@@ -62,7 +62,9 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 OPTIONS = {
-    "add": {"base", "evaluation", "keep", "metric", "model", "out", "recipe", "sets", "task"},
+    "add": {
+        "as_patch", "base", "compare", "evaluation", "keep", "metric", "model", "out", "recipe", "sets", "task",
+    },
     "run": {"recipe", "out", "sets", "until", "mirror", "dry_run", "engine", "jobs", "address", "gpus_per_job"},
     "data": {"recipe", "sets", "examples", "as_json"},
     "patch": set(),

@@ -46,6 +46,10 @@ def add(
         bool,
         typer.Option("--compare", help="Also make it by plain SFT, at half the rate, and by replay, at equal tokens."),
     ] = False,
+    as_patch: Annotated[
+        bool,
+        typer.Option("--as-patch", help="Train inside the task's core alone, and write a patch that comes off again."),
+    ] = False,
     sets: Sets = None,
     recipe: Annotated[
         Path | None, typer.Option("--write-recipe", metavar="FILE", help="Write the recipe, to edit it, and stop.")
@@ -68,8 +72,12 @@ def add(
     from cpift.runs.alternatives import compare_additions
     from cpift.runs.pipeline import run as run_all
 
+    if as_patch and len(task) > 1:
+        raise CpiftError("--as-patch: takes one --task; a patch fits the model that it was made on")
     data = _recipe(_place(model), task, keep or [], base, evaluation or [], metric or [])
     loaded = Recipe.from_data(data, Path.cwd(), overrides(sets), "cpift add")
+    if as_patch:
+        loaded = loaded.changed({"arrivals.train": "inside"})
     if recipe is not None:
         if recipe.exists():
             raise CpiftError(f"{recipe}: exists; name another file, or remove it")
@@ -84,6 +92,10 @@ def add(
     if table:
         say("\nother ways at equal tokens, those ahead first (▲ ahead of cpift add, ▼ behind, beyond noise)")
         numbers_table(table[0], table[1:])
+    if as_patch:
+        say(
+            f"\nthe patch is {out / next(iter(loaded.tasks))}.patch.safetensors; cpift patch apply puts it on the model"
+        )
     say(f"\nthe model is in {out / 'model'}; the report is {out / 'report.html'}")
 
 

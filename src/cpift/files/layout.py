@@ -37,7 +37,7 @@ class Kind(StrEnum):
 
 # The stages that there is one of.
 BASE, GROUP, FUSE, PROTECT = Kind.BASE.value, Kind.GROUP.value, Kind.FUSE.value, Kind.PROTECT.value
-ARRIVAL_PARTS = ("train", "identify", "fuse")  # of an arrival, one after the other
+ARRIVAL_PARTS = ("train", "identify", "inside", "fuse")  # of an arrival, one after the other
 
 _OF_A_TASK = (Kind.ROWS, Kind.PROBE, Kind.REGION)
 _NUMBERED = (Kind.BACKBONE, Kind.REFINE)

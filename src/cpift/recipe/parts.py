@@ -352,6 +352,9 @@ class Arrivals(_Trained):
     """The tasks to add, first to last. Tasks of the recipe that are not listed are kept: replayed and scored."""
     epochs: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
     """Passes over the rows of the task that arrives."""
+    train: Literal["all", "inside"] = "all"
+    """all: whatever is not frozen. inside: find the core so, then train again from the model before, the core alone; the
+    rest keeps every bit, and nothing is averaged."""
     examples_per_task: int = Field(default=64, ge=0)
     """Rows of each earlier arrival that stay at hand for replay; 0: none."""
     adapter: MergedAdapter = None

@@ -13,6 +13,7 @@ import yaml
 
 from cpift.files import layout, manifest
 from cpift.files.findings import distinct, finding
+from cpift.method.patch import make_patch
 from cpift.metrics.change import Change
 from cpift.metrics.loss import LOSS
 from cpift.metrics.score import ScoreEntry, Scores
@@ -24,6 +25,7 @@ from cpift.runs.publish import mixed_precision, publish, scores_of
 from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.arrivals import carried_regions
 from cpift.runs.stages.guard import losses
+from cpift.runs.trim import is_trimmed
 
 NEUTRAL = "neutral text"  # as a task in tables
 
@@ -54,7 +56,15 @@ def write_arrivals(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     manifest.write_whole(run.layout.scores, json.dumps(result))
     folder = run.folder(layout.arrival(last, "fuse"))
     publish(run, folder, _card(run, result), lambda model: _carry(run, model))
+    if arrivals.train == "inside" and last == 1 and not is_trimmed(folder):
+        task = arrivals.order[0]
+        make_patch(run.base.path, folder, patch_file(run, task), name=task)
     return result
+
+
+def patch_file(run: Run, task: str) -> Path:
+    """Where the patch of an addition inside its core lies."""
+    return run.out / f"{task}.patch.safetensors"
 
 
 def changes_of(run: Run, scores: Mapping[str, Scores]) -> list[Change]:

@@ -23,6 +23,7 @@ class TrainSpec:
         examples: rows drawn of each task, by seed; None: all.
         draw: which such sample, from 1.
         frozen: stages whose regions stay bit-identical.
+        inside: the stage whose region alone is trained; None: all that is not frozen.
         replay: rows to mix in from each earlier task. Replayed rows are repeated until they make up about half of the rows.
         replay_share: share of all rows that are replayed ones, exactly; None: the nearest whole number of repetitions.
         mix: what share each of several tasks gets (:mod:`cpift.data.mixture`).
@@ -41,6 +42,7 @@ class TrainSpec:
     examples: int | None = None
     draw: int = 1
     frozen: tuple[str, ...] = ()
+    inside: str | None = None
     replay: Mapping[str, int] = field(default_factory=dict)
     mix: Mix = "rows"
     replay_share: float | None = None

@@ -110,6 +110,12 @@ def _bare(region: Region) -> Region:
     return replace(region, base="", tuned="")
 
 
+def _without(region: Region, frozen: Region) -> Region:
+    """The region without frozen positions; the same object where they share none."""
+    left = _bare(region) - _bare(frozen)
+    return region if left.count == region.count else replace(left, statistics=region.statistics)
+
+
 def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[str, ...]) -> list[Stage]:
     """Train, identify, fuse.
 
@@ -134,18 +140,28 @@ def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[s
         replay_share=recipe.protect.replay if replay else None,
     )
     train = train_stage(run, layout.arrival(number, "train"), "refine", f"add {task}", before, spec)
+    core = _core(run, number, task, before, run.model(train.name), frozen)
+    stages = [train, core]
+    if recipe.arrivals and recipe.arrivals.train == "inside":
+        inside = replace(spec, inside=core.name)
+        name = layout.arrival(number, "inside")
+        stages.append(train_stage(run, name, "refine", f"add {task}, training its core alone", before, inside))
+        trained = run.model(name)
+        return [*stages, _average(run, number, task, before, trained, frozen, 1.0)]
     trained = run.model(train.name)
-    return [train, _core(run, number, task, before, trained), _average(run, number, task, before, trained, frozen)]
+    return [*stages, _average(run, number, task, before, trained, frozen, recipe.protect.average)]
 
 
-def _core(run: Run, number: int, task: str, before: ModelRef, trained: ModelRef) -> Stage:
-    """The core region of an arrival: what its training moved most."""
+def _core(run: Run, number: int, task: str, before: ModelRef, trained: ModelRef, frozen: tuple[str, ...]) -> Stage:
+    """The core region of an arrival: what its training moved most, without what was frozen."""
     name = layout.arrival(number, "identify")
     settings = {**region_settings(run), **settings_of(before, "base")}
 
     def select(folders: Mapping[str, Path]) -> Facts:
         part = run.recipe.region
         region = identify(before.path, {task: trained.path}, str(part.percent), exclude=part.exclude)[task]
+        for stage in frozen:  # where too little moved, positions that did not were filled in
+            region = _without(region, Region.load(run.folder(stage) / layout.REGION_FILE))
         region.save(folders[name] / layout.REGION_FILE)
         for warning in region_warnings(task, region):
             run.add(warning.of(name))
@@ -156,19 +172,21 @@ def _core(run: Run, number: int, task: str, before: ModelRef, trained: ModelRef)
         "identify",
         f"core region of {task}",
         settings,
-        (*before.needs, *trained.needs),
+        (*before.needs, *trained.needs, *frozen),
         select,
         code=IDENTIFY_CODE,
     )
 
 
-def _average(run: Run, number: int, task: str, before: ModelRef, trained: ModelRef, frozen: tuple[str, ...]) -> Stage:
+def _average(
+    run: Run, number: int, task: str, before: ModelRef, trained: ModelRef, frozen: tuple[str, ...], weight: float
+) -> Stage:
     """The model after an arrival, in the dtypes of the model before."""
     part, name = run.recipe.protect, layout.arrival(number, "fuse")
     unchanged = (*frozen, layout.arrival(number, "identify")) if part.transplant else frozen
     settings = {
         "task": task,
-        "weight": part.average,
+        "weight": weight,
         "interpolation": part.interpolation,
         "transplant": part.transplant,
         **settings_of(before, "base"),
@@ -182,7 +200,7 @@ def _average(run: Run, number: int, task: str, before: ModelRef, trained: ModelR
             before.path,
             {task: trained.path},
             regions=None if joined is None else {task: joined},
-            weight=part.average,
+            weight=weight,
             interpolation=part.interpolation,
             dtype="base",
         )
@@ -190,6 +208,6 @@ def _average(run: Run, number: int, task: str, before: ModelRef, trained: ModelR
             run.add(finding("checkpoints-differ", text, name))
         return {name: {key: value for key, value in report.items() if key not in ("tensors", "warnings")}}
 
-    what = f"average with the model before, weight {part.average:g}" if part.average < 1 else "take the trained model"
+    what = f"average with the model before, weight {weight:g}" if weight < 1 else "take the trained model"
     needs = (*before.needs, *trained.needs, *unchanged)
     return Stage(name, "fuse", what, settings, needs, combine, writes_model=True, code=FUSE_CODE)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.encoded import EncodedRows, joined
 from cpift.data.encoding import notes_of
 from cpift.data.lengths import cut_warning, encode_measured
@@ -104,11 +105,11 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
         spec: how, and on which rows.
     """
     needs = [*map(layout.rows, spec.tasks), *start.needs]
-    needs += [*spec.frozen, *map(layout.rows, spec.replay)]
+    needs += [*spec.frozen, *([spec.inside] if spec.inside else []), *map(layout.rows, spec.replay)]
 
     def train(folders: Mapping[str, Path]) -> Facts:
         rows, facts = _rows_of(run, name, kind, start, spec)
-        regions = {stage: Region.load(run.folder(stage) / layout.REGION_FILE) for stage in spec.frozen}
+        frozen = _frozen(run, start, spec)
 
         def tick(event: Step) -> None:
             loss = f"loss {event['loss']:.3f}  " if event["loss"] is not None else ""
@@ -120,7 +121,7 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
                 rows,
                 folders[name],
                 spec,
-                frozen=regions_by_name(regions, list(spec.frozen)),
+                frozen=frozen,
                 work=folders[name] / layout.WORK_FOLDER,
                 tick=tick,
             )
@@ -131,6 +132,18 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
 
     settings = _settings(spec) | settings_of(start, "base")
     return Stage(name, kind, what, settings, tuple(needs), train, writes_model=True, trains=True, code=CODE)
+
+
+def _frozen(run: Run, start: ModelRef, spec: TrainSpec) -> Region | None:
+    """What a training leaves unchanged: the regions of earlier stages, or all that lies outside one region."""
+    regions = {stage: Region.load(run.folder(stage) / layout.REGION_FILE) for stage in spec.frozen}
+    frozen = regions_by_name(regions, list(spec.frozen))
+    if spec.inside is None:
+        return frozen
+    core = Region.load(run.folder(spec.inside) / layout.REGION_FILE)
+    shapes = {name: tensor.shape for name, tensor in open_checkpoint(start.path).tensors.items()}
+    outside = replace(core, base="", tuned="").complement(shapes)
+    return outside if frozen is None else outside | replace(frozen, base="", tuned="")
 
 
 def _settings(spec: TrainSpec) -> dict[str, Any]:
@@ -146,6 +159,8 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
         settings["examples"] = spec.examples
         if spec.draw > 1:
             settings["draw"] = spec.draw
+    if spec.inside is not None:
+        settings["inside"] = True
     if spec.replay:
         settings["replay"] = dict(spec.replay)
         if spec.replay_share is not None:
