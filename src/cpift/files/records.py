@@ -14,6 +14,8 @@ class Facts(TypedDict, total=False):
         seed: the recipe's.
         versions: of Python and the libraries, by name.
         precision: ``fp32``, ``bf16 autocast`` or ``fp16 autocast``.
+        device_batch: rows of a pass of one process, in a training.
+        accumulation: passes in a step of a training.
         peak_memory: bytes of the process.
         device: name of the accelerator.
         peak_device_memory: bytes on it.
@@ -56,6 +58,8 @@ class Facts(TypedDict, total=False):
     seed: int
     versions: dict[str, str]
     precision: str
+    device_batch: int
+    accumulation: int
     peak_memory: int
     device: str
     peak_device_memory: int

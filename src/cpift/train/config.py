@@ -15,7 +15,8 @@ from trl import SFTConfig
 from cpift.distributed import ranks
 from cpift.errors import CpiftError, did_you_mean
 from cpift.train.accelerator import bf16_helps
-from cpift.train.settings import OLDER_NAMES, SETTINGS
+from cpift.train.auto_batch import check_auto_batch
+from cpift.train.settings import OLDER_NAMES, OWN_KEYS, SETTINGS
 from cpift.train.values import check_device, check_optimizer, check_values
 
 # Where these differ from SFTConfig's own defaults there is a reason.
@@ -46,6 +47,7 @@ def check_training(training: Mapping[str, Any], where: str = "training") -> None
     """
     for key in training:
         _check_key(key, where)
+    check_auto_batch(training, where)
     settings = typed(training, where)
     for key, value in settings.items():
         setting = SETTINGS[key]
@@ -68,13 +70,15 @@ def check_training(training: Mapping[str, Any], where: str = "training") -> None
 def _check_key(key: str, where: str) -> None:
     fields = set(SFTConfig.__dataclass_fields__)
     setting = SETTINGS.get(key)
+    if key in OWN_KEYS:
+        return
     if setting and setting.kind == "set by cpift":
         raise CpiftError(f"{where}.{key}: is set by cpift; {setting.note}")
     if key in OLDER_NAMES:
         raise CpiftError(f"{where}.{key}: is an older name; the key today is {OLDER_NAMES[key]}")
     if key not in fields:
         settable = [name for name in fields if name in SETTINGS and SETTINGS[name].kind in ("works", "passed on")]
-        raise CpiftError(f"{where}: unknown key {key!r}{did_you_mean(key, settable)}")
+        raise CpiftError(f"{where}: unknown key {key!r}{did_you_mean(key, [*settable, *OWN_KEYS])}")
     if not setting:
         raise CpiftError(f"{where}.{key}: is newer than this cpift, which was not tried with it; leave it out")
 
@@ -85,9 +89,11 @@ def _default_of(key: str) -> Any:
 
 
 def typed(training: Mapping[str, Any], where: str = "training") -> dict[str, Any]:
-    """The settings in the types that SFTConfig declares. Raises :class:`CpiftError` that names one of another kind."""
+    """SFTConfig's settings in the types that it declares. Raises :class:`CpiftError` that names one of another kind."""
     hints, found = get_type_hints(SFTConfig), {}
     for key, value in training.items():
+        if key in OWN_KEYS:
+            continue
         if value is False and key.endswith("_strategy"):
             value = "no"  # YAML 1.1 reads a bare no as false
         try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from cpift.method.region import Region
 from cpift.train.accelerator import frees_memory, lacking
 from cpift.train.adapters import load_four_bit, save_adapter, wrapped
 from cpift.train.anchor import Anchor
+from cpift.train.auto_batch import asked, describe, halved
 from cpift.train.callbacks import FreezeCallback, Tick, Watch
 from cpift.train.config import DEFAULTS, check_rows, sft_config, shared_rows, typed
 from cpift.train.limits import check_encoded, limits_of
@@ -38,7 +39,7 @@ class Trained:
     """What a training did.
 
     losses: (step, mean loss since the last entry, learning rate). precision: ``bf16 autocast`` or ``fp16 autocast``
-    over fp32 weights, or ``fp32``.
+    over fp32 weights, or ``fp32``. device_batch: rows of a pass of one process; accumulation: passes in a step.
     """
 
     steps: int
@@ -51,9 +52,10 @@ class Trained:
     frozen: int
     frozen_changed: int
     precision: str = "fp32"
+    device_batch: int = 0
+    accumulation: int = 1
 
 
-@frees_memory
 def fine_tune(
     start: Path,
     rows: Sequence[Encoded],
@@ -63,6 +65,7 @@ def fine_tune(
     frozen: Region | None = None,
     work: Path | None = None,
     tick: Tick = lambda event: None,
+    smaller: Callable[[str], None] = lambda text: None,
 ) -> Trained:
     """Fine-tune the checkpoint ``start`` on ``rows`` and save it, fp32, to ``out``; of an adapter, the adapter alone.
 
@@ -74,13 +77,37 @@ def fine_tune(
         frozen: region that stays bit-identical.
         work: folder for the trainer's own checkpoints; one found there is resumed.
         tick: called with step, steps, loss and tokens per second as it goes.
+        smaller: called with one line each time that ``auto_batch`` makes the batch smaller.
 
     Raises:
         CpiftError: no rows, or fewer than a batch where the last is dropped; settings that the trainer refuses for this
             model; a loss that is NaN or infinite, with the step and what to change; fewer steps made than asked; a
             frozen element that changed.
-        OutOfMemory: names the batch, the longest row and the device, and what to change.
+        OutOfMemory: names the batch, the longest row and the device, and what to change. With ``auto_batch`` at a batch
+            of one row only.
     """
+    while True:
+        try:
+            return _attempt(start, rows, out, spec, frozen, work, tick)
+        except OutOfMemory as error:
+            training = halved(spec.training, DEFAULTS["per_device_train_batch_size"]) if asked(spec.training) else None
+            if training is None:
+                raise
+            reason = str(error).partition(" (weights,")[0]
+        smaller(f"{reason}; auto_batch goes to {describe(training)}, and the training starts again")
+        spec = replace(spec, training=training)
+
+
+@frees_memory
+def _attempt(
+    start: Path,
+    rows: Sequence[Encoded],
+    out: Path,
+    spec: TrainSpec,
+    frozen: Region | None,
+    work: Path | None,
+    tick: Tick,
+) -> Trained:
     if not rows:
         raise CpiftError(f"{out.name}: no row to train on is left; raise training.max_length")
     check_rows(len(rows), spec.training)
@@ -121,10 +148,11 @@ def _batch_and_remedy(spec: TrainSpec, rows: Sequence[Encoded], model: Any) -> s
     state = sum(parameter.numel() * (16 if parameter.requires_grad else 4) for parameter in model.parameters())
     remedies = []
     if batch > 1:
-        halved = -(-batch // 2)
+        half = -(-batch // 2)
         same = ", the same rows a step" if batch % 2 == 0 else ""
+        same += "" if asked(spec.training) or ranks.size() > 1 else " (training.auto_batch true does that by itself)"
         remedies.append(
-            f"training.per_device_train_batch_size {halved} with gradient_accumulation_steps {passes * 2}{same}"
+            f"training.per_device_train_batch_size {half} with gradient_accumulation_steps {passes * 2}{same}"
         )
     remedies.append(f"a training.max_length below {longest}")
     if not settings.get("gradient_checkpointing", settings.get("activation_checkpointing")):
@@ -209,6 +237,8 @@ def _fine_tune(
         frozen=frozen_count,
         frozen_changed=changed,
         precision="bf16 autocast" if config.bf16 else "fp16 autocast" if config.fp16 else "fp32",
+        device_batch=config.per_device_train_batch_size,
+        accumulation=config.gradient_accumulation_steps,
     )
 
 

@@ -75,7 +75,7 @@ _LIST = [
     *_all("refused", "it is for generation; no training reads the cache", "use_cache"),
     *_all(
         "refused",
-        "it would change the rows of a step; lower per_device_train_batch_size and raise gradient_accumulation_steps",
+        "it would change the rows of a step; use auto_batch: true, which keeps them",
         "auto_find_batch_size",
     ),
     *_all("works", "trains on the processor; scores still use the accelerator", "use_cpu"),
@@ -161,6 +161,9 @@ _LOADING = (
 _BETWEEN_PROCESSES = (
     "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
 )
+OWN_KEYS = frozenset({"auto_batch"})
+"""Keys of ``training:`` that are cpift's own, not SFTConfig's (:mod:`cpift.train.auto_batch`). They decide nothing."""
+
 DECIDES_NOTHING = frozenset(f"{_SHOWN_AND_SAVED} {_MEMORY_FOR_TIME} {_LOADING} {_BETWEEN_PROCESSES}".split())
 """Settings that decide nothing about the weights: a change of them makes no stage again."""
 
@@ -171,7 +174,7 @@ def deciding(training: Mapping[str, object]) -> dict[str, object]:
     Args:
         training: the recipe's settings.
     """
-    return {name: value for name, value in training.items() if name not in DECIDES_NOTHING}
+    return {name: value for name, value in training.items() if name not in DECIDES_NOTHING | OWN_KEYS}
 
 
 # Names that TRL or transformers had before, in many a recipe, and what stands for them now.

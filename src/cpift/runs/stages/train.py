@@ -124,6 +124,7 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
                 frozen=frozen,
                 work=folders[name] / layout.WORK_FOLDER,
                 tick=tick,
+                smaller=lambda text: run.add(finding("batch-made-smaller", f"{name}: {text}", name)),
             )
         except CpiftError as error:
             raise CpiftError(f"{name} ({', '.join(spec.tasks)}): {error}") from error
