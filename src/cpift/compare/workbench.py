@@ -15,7 +15,9 @@ from cpift.data.lengths import encode_measured
 from cpift.data.mixture import pooled_rows
 from cpift.files import layout, manifest
 from cpift.files.layout import RunLayout
+from cpift.method.region import Region
 from cpift.metrics.score import Scores
+from cpift.recipe.parts import Fuse
 from cpift.recipe.recipe import Recipe
 from cpift.runs.executor import Runner
 from cpift.runs.identity import settings_of
@@ -125,14 +127,28 @@ class Work:
         given = settings_of(self.base, "base")
         return self._fuse(name, what, task, probe, self.base, current, given, interpolation="sum")
 
-    def blend(self, name: str, task: str, trained: ModelRef, before: ModelRef) -> ModelRef:
-        """SLERP from the model before to the one trained from it, the task's core transplanted."""
-        part = self.run.recipe.fuse
+    def blend(self, name: str, task: str, trained: ModelRef, before: ModelRef, earlier: Sequence[str] = ()) -> ModelRef:
+        """From the model before to the one trained from it, as ``fuse`` of the recipe has it, the core transplanted.
+
+        Args:
+            name: of the stage.
+            task: whose core is transplanted.
+            trained: the model trained on it.
+            before: the model that training started from.
+            earlier: tasks whose cores the new one may not overwrite. With ``fuse.overlap: order`` it may: the last wins.
+        """
+        part, default = self.run.recipe.fuse, Fuse()
         what = f"interpolate the model so far and the one trained on {task}"
+        options = {"vector": part.vector, "weight": part.weight}
+        # Keys of earlier comparisons stand where these are what they were.
+        options |= {
+            key: getattr(part, key)
+            for key in ("space", "interpolation", "overlap")
+            if getattr(part, key) != getattr(default, key)
+        }
+        kept = tuple(earlier) if part.overlap != "order" else ()
         given = {"transplant": part.transplant}
-        return self._fuse(
-            name, what, task, trained, before, None, given, part.transplant, vector=part.vector, weight=part.weight
-        )
+        return self._fuse(name, what, task, trained, before, None, given, part.transplant, kept, **options)
 
     def _fuse(
         self,
@@ -144,19 +160,28 @@ class Work:
         backbone: ModelRef | None,
         given: Mapping[str, Any],
         transplant: bool = True,
+        kept: tuple[str, ...] = (),
         **options: Any,
     ) -> ModelRef:
         models = (base, tuned) if backbone is None else (base, tuned, backbone)
-        needs = (*(stage for model in models for stage in model.needs), layout.region(task))
+        needs = (*(stage for model in models for stage in model.needs), *map(layout.region, (task, *kept)))
 
         def combine(folders: Mapping[str, Path]) -> Facts:
-            regions = {task: self.run.layout.region(task)} if transplant else {}
+            regions = {task: self._core_without(task, kept)} if transplant else {}
             start = backbone.path if backbone else None
             fuse_into(folders[name], base.path, {task: tuned.path}, backbone=start, regions=regions, **options)
             return {name: {}}
 
         settings = {"task": task, **options, **given}
         return self.make(Stage(name, "fuse", what, settings, needs, combine, writes_model=True, code=FUSE_CODE))
+
+    def _core_without(self, task: str, kept: Sequence[str]) -> Region:
+        """The core of a task without the positions of earlier cores."""
+        core = Region.load(self.run.layout.region(task))
+        for other in kept:
+            left = core - replace(Region.load(self.run.layout.region(other)), base=core.base)
+            core = replace(left, tuned=core.tuned) if left.count < core.count else core
+        return core
 
     def merge(
         self, name: str, method: str, models: Mapping[str, ModelRef], parameters: Mapping[str, float]

@@ -45,7 +45,7 @@ def _cpi_ft_sequential(work: Work) -> list[Arrival]:
             frozen=earlier if earlier and work.run.recipe.refine.freeze else None,
         )
         work.core_of(task, current, trained)
-        current = work.blend(f"{name}/fused", task, trained, current) if earlier else trained
+        current = work.blend(f"{name}/fused", task, trained, current, earlier) if earlier else trained
         arrivals.append(arrival(work, task, name, current, work.spent(name)))
     return arrivals
 
