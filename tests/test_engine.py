@@ -228,8 +228,10 @@ def test_seeds_of_a_comparison(tmp_path: Path) -> None:
 def test_bad_options(
     command: list[str], options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line, before anything is read."""
-    code, _, errors = call(capsys, command[0], "nowhere.yaml", "--out", tmp_path / "out", *command[1:], *options)
+    """One line, before anything is made."""
+    file = tmp_path / "r.yaml"
+    file.write_text(json.dumps(tiny.recipe(tmp_path)))
+    code, _, errors = call(capsys, command[0], file, "--out", tmp_path / "out", *command[1:], *options)
     assert code == 2
     assert said in errors
     assert errors.count("\n") == 1
@@ -245,11 +247,59 @@ def test_not_under_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_worker_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In turn, of those that are visible; nothing is set where there is one or none."""
+    """Of those that are visible; nothing is set where there is one or none."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [_gpu(n)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["4", "6", "4"]
+    assert [_gpu(n)["CUDA_VISIBLE_DEVICES"] for n in range(2)] == ["4", "6"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert [_gpu(n)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["0", "1", "0"]
+    assert [_gpu(n)["CUDA_VISIBLE_DEVICES"] for n in range(2)] == ["0", "1"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert _gpu(1) == {}
+
+
+def test_more_jobs_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two jobs on one card would run out of its memory; as many as there are, and any number without a GPU, are fine."""
+    for gpus, jobs, remedy in ((1, 2, "there is 1 GPU here; leave --jobs out"), (4, 5, "4 GPUs here; set --jobs 4")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        with pytest.raises(CpiftError, match=rf"^--jobs {jobs}: each job takes a GPU.*{remedy}"):
+            make_engine("local", jobs)
+    assert make_engine("local", 4) is not None
+    assert make_engine("local", 1) is None
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert make_engine("local", 64) is not None
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "launched", "lines"),
+    [
+        (8, None, False, 1),
+        (8, 8, False, 0),
+        (8, 1, False, 0),
+        (8, None, True, 0),
+        (1, None, False, 0),
+        (0, None, False, 0),
+    ],
+)
+def test_unused_gpus_are_named_once(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, jobs: int | None, launched: bool, lines: int
+) -> None:
+    """With several GPUs, where neither --jobs nor a launcher says that one is meant."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost"}.items() if launched else ():
+        monkeypatch.setenv(name, value)
+    said: list[str] = []
+    make_engine("local", jobs, say=said.append)
+    assert len(said) == lines
+    assert all("there are 8 GPUs here" in text and "--jobs 8" in text and "torchrun" in text for text in said)
+
+
+def test_the_command_names_unused_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``cpift run`` as well as the function."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    file = tmp_path / "r.yaml"
+    file.write_text(json.dumps(tiny.recipe(tmp_path)))
+    code, out, errors = call(capsys, "run", file, "--out", tmp_path / "out", "--dry-run")
+    assert code == 0
+    assert (out + errors).count("there are 8 GPUs here") == 1

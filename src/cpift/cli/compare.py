@@ -80,7 +80,7 @@ def compare(
     from cpift.distributed.engine import make_engine
     from cpift.recipe.recipe import Recipe
 
-    workers = make_engine(engine, jobs, address, gpus_per_job)
+    workers = make_engine(engine, jobs, address, gpus_per_job, say)
     with terminal() as shown:
         result = run_all(
             Recipe.load(recipe, overrides(sets)),

@@ -59,7 +59,7 @@ def run(
     from cpift.runs.pipeline import check
     from cpift.runs.pipeline import run as run_all
 
-    workers = make_engine(engine, jobs, address, gpus_per_job)
+    workers = make_engine(engine, jobs, address, gpus_per_job, say)
     if dry_run:
         check(loaded, out)
         if mirror is not None:

@@ -14,13 +14,24 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from cpift.distributed.jobs import Engine, Job, Reply
+from cpift.errors import CpiftError
 from cpift.kernels.threads import core_count
 
 
 class Local(Engine):
-    """A number of processes that share the cores and take the GPUs in turn. They last as long as one call of ``run``."""
+    """A number of processes that share the cores, each with a GPU of its own where there are GPUs.
+
+    They last as long as one call of ``run``. Raises :class:`CpiftError` for more jobs than GPUs.
+    """
 
     def __init__(self, jobs: int) -> None:
+        gpus = torch.cuda.device_count()
+        if 0 < gpus < jobs:
+            fewer = f"set --jobs {gpus}" if gpus > 1 else "leave --jobs out"
+            raise CpiftError(
+                f"--jobs {jobs}: each job takes a GPU, and {_gpus(gpus)} here; {fewer}. Several small jobs on one GPU: "
+                "--engine ray --gpus-per-job 0.5. On the processor: hide the GPUs (CUDA_VISIBLE_DEVICES=)"
+            )
         super().__init__(jobs, max(1, core_count() // jobs))
         self._idle: list[_Worker] = []
         self._busy: dict[Connection, tuple[_Worker, Job]] = {}
@@ -89,10 +100,25 @@ class _Worker:
         self._process.stdin.close()
 
 
+def unused_gpus() -> str:
+    """What to do about the GPUs that one process leaves unused, as one line; "" where there are none."""
+    gpus = torch.cuda.device_count()
+    if gpus < 2:
+        return ""
+    return (
+        f"{_gpus(gpus)} here, and one process uses the first alone. To use all: --jobs {gpus} for one job a GPU, or "
+        f"torchrun --nproc-per-node {gpus} -m cpift.cli … for one training on all of them (docs/cluster.md)"
+    )
+
+
+def _gpus(count: int) -> str:
+    return "there is 1 GPU" if count == 1 else f"there are {count} GPUs"
+
+
 def _gpu(number: int) -> dict[str, str]:
     """Where there are several GPUs, the one that this worker sees."""
     count = torch.cuda.device_count()
     if count < 2:
         return {}
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return {"CUDA_VISIBLE_DEVICES": (names if len(names) >= count else list(map(str, range(count))))[number % count]}
+    return {"CUDA_VISIBLE_DEVICES": (names if len(names) >= count else list(map(str, range(count))))[number]}
