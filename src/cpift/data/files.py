@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from cpift.checkpoint.library import library
+from cpift.data.loading import loaded
 from cpift.errors import CpiftError
 
 Located = tuple[str, Any]  # where a row stands, for messages; and the row as it was given
@@ -74,9 +76,7 @@ def _open_bytes(path: Path) -> Any:
     if name.endswith(".gz"):
         return gzip.open(path, "rb")
     if name.endswith(".zst"):
-        import pyarrow
-
-        return pyarrow.input_stream(str(path), compression="zstd")
+        return library("pyarrow").input_stream(str(path), compression="zstd")
     return path.open("rb")
 
 
@@ -193,11 +193,7 @@ def _cell(key: str, cell: str) -> Any:
 
 
 def _parquet(path: Path) -> Iterator[Located]:
-    import datasets
-
-    from cpift.data.hub import loaded
-
-    data = loaded(str(path), lambda: datasets.load_dataset("parquet", data_files=str(path), split="train"))
+    data = loaded(str(path), lambda: library("datasets").load_dataset("parquet", data_files=str(path), split="train"))
     for i, row in enumerate(data):
         yield f"{path}, row {i}", from_arrow(row)
 

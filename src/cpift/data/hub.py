@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from cpift.data.files import Located, from_arrow
-from cpift.errors import CpiftError
+from cpift.data.loading import loaded
 
 
 def read_set(source: str, split: str, config: str | None, revision: str | None) -> Iterator[Located]:
@@ -49,20 +49,3 @@ def _from_disk(source: str, split: str) -> Any:
     if bracket:
         raise ValueError(f"a part of a split ({bracket}{rows}) is not read from a folder of save_to_disk")
     return data
-
-
-def loaded(what: str, load: Callable[[], object]) -> Any:
-    """What ``load`` gives.
-
-    Raises:
-        CpiftError: it fails, for whatever reason: the library raises many kinds, some of its dependencies.
-    """
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it has to report comes with the exception
-    try:
-        return load()
-    except Exception as error:
-        raise CpiftError(f"{what} cannot be loaded: {' '.join(str(error).split())}{_hint(str(error))}") from error
-
-
-def _hint(text: str) -> str:
-    return "; config: in the recipe names it" if "Config name is missing" in text else ""

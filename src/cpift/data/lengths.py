@@ -19,7 +19,7 @@ WARN_FROM = 0.01  # share of rows cut
 
 @dataclass(frozen=True)
 class Bin:
-    """A bar of a histogram: rows of at least and at most so many tokens."""
+    """A bar of a histogram: rows of ``first`` to ``last`` tokens."""
 
     first: int
     last: int

@@ -159,16 +159,24 @@ def _text_and_spans(
         messages = [_in_parts(message) for message in messages]
     if not marked:
         text: str = tokenizer.apply_chat_template(
-            messages, tools=conversation.tools, chat_template=used, tokenize=False,
-            add_generation_prompt=add_generation_prompt, **conversation.kwargs,
-        )  # fmt: skip
+            messages,
+            tools=conversation.tools,
+            chat_template=used,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **conversation.kwargs,
+        )
         return text, []
     texts, spans = render_jinja_template(
         conversations=[[{k: v for k, v in message.items() if v is not None} for message in messages]],
-        tools=conversation.tools, documents=None, chat_template=used, return_assistant_tokens_mask=True,
-        continue_final_message=False, add_generation_prompt=False,
+        tools=conversation.tools,
+        documents=None,
+        chat_template=used,
+        return_assistant_tokens_mask=True,
+        continue_final_message=False,
+        add_generation_prompt=False,
         **{**tokenizer.special_tokens_map, **conversation.kwargs},
-    )  # fmt: skip
+    )
     return texts[0], [(int(start), int(end)) for start, end in spans[0]]
 
 

@@ -1,4 +1,4 @@
-"""What a chat template puts around the assistant's words, and which tokens end a turn: found by rendering probes."""
+"""What a chat template puts around an assistant's turn, and which tokens end it: determined by rendering probes."""
 
 from __future__ import annotations
 

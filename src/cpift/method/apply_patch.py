@@ -35,7 +35,13 @@ SEVERAL = (
 
 @dataclass(frozen=True)
 class CarriedPatch:
-    """A patch that a model carries: its name, number of positions, and the fingerprint of the base with it alone."""
+    """A patch that a model carries.
+
+    Attributes:
+        name: of the patch.
+        count: number of positions.
+        tuned: fingerprint of the base with this patch alone.
+    """
 
     name: str
     count: int
@@ -46,7 +52,10 @@ class CarriedPatch:
 class Carried:
     """What a model's ``patches.json`` holds.
 
-    base: fingerprint of the model without any patch. model: fingerprint of the model as it is. patches: by name, sorted.
+    Attributes:
+        base: fingerprint of the model without any patch.
+        model: fingerprint of the model as it is.
+        patches: by name, sorted.
     """
 
     base: str
@@ -55,6 +64,7 @@ class Carried:
 
     @property
     def names(self) -> list[str]:
+        """Of the patches, sorted."""
         return [patch.name for patch in self.patches]
 
 

@@ -131,4 +131,5 @@ def cut(histogram: np.ndarray, count: int) -> tuple[int, int]:
 
 
 def value_of(bits: int) -> float:
+    """The float32 of these bits."""
     return float(np.array(bits, np.uint32).view(np.float32))

@@ -32,8 +32,10 @@ OUTSIDE = "outside"  # of the layers: embeddings, the last norm, the head
 class Parts:
     """Numbers by part of the model, each part's name to its number.
 
-    kinds: embedding, attention, MLP, norm, other. modules: ``q_proj``, ``down_proj`` and so on. layers: number of the
-    layer as text, or "outside".
+    Attributes:
+        kinds: embedding, attention, MLP, norm, other.
+        modules: ``q_proj``, ``down_proj`` and so on.
+        layers: number of the layer as text, or "outside".
     """
 
     kinds: dict[str, float]
@@ -45,9 +47,15 @@ class Parts:
 class Update:
     """The update of one fine-tuned checkpoint.
 
-    core: positions of its core region by parameter. count: their number. threshold: smallest \\|Δ\\| among them; None
-    where the region holds all that changed.
-    zero_share: share of the counted elements that did not change. norm: of Δ (L2). share: share of the region by part.
+    Attributes:
+        name: of the checkpoint.
+        fingerprint: of its weights.
+        count: number of core positions.
+        threshold: smallest |Δ| among them; None where the region holds all that changed.
+        zero_share: share of the counted elements that did not change.
+        norm: of Δ (L2).
+        share: share of the core region by part.
+        core: number of core positions by parameter.
     """
 
     name: str
@@ -64,10 +72,16 @@ class Update:
 class Pair:
     """Two updates beside each other.
 
-    overlap: Jaccard of the core regions. chance: its expected value for two random regions of these sizes.
-    chance_by_tensor: the same where each random region also has as many positions in each tensor as the real one.
-    shared: number of common positions. same_sign: share of these at which both updates have one sign; None without any.
-    cosine: of the whole updates; None where one is zero. shared_share: share of the common positions by part.
+    Attributes:
+        first: name of one checkpoint.
+        second: name of the other.
+        overlap: Jaccard of the core regions.
+        chance: its expected value for two random regions of these sizes.
+        chance_by_tensor: the same where each random region also has as many positions in each tensor as the real one.
+        shared: number of common positions.
+        same_sign: share of these at which both updates have one sign; None without any.
+        cosine: of the whole updates; None where one is zero.
+        shared_share: share of the common positions by part.
     """
 
     first: str
@@ -85,8 +99,19 @@ class Pair:
 class Comparison:
     """What ``cpift diff --json`` prints.
 
-    base: fingerprint. total: counted elements (D). size_share: share of these by part. sizes: counted elements by
-    parameter. groups: connected components of the pairs whose overlap is at or above ``threshold``.
+    Attributes:
+        base: fingerprint of the base's weights.
+        total: number of counted elements (D).
+        percent: p, as it was given.
+        threshold: of the overlap, from which two checkpoints share a group.
+        exclude: patterns of the parameters that do not count.
+        size_share: share of the counted elements by part.
+        models: the updates, in the order given.
+        pairs: each two of them.
+        groups: connected components of the pairs whose overlap is at or above ``threshold``.
+        warnings: what a user should know before trusting the numbers.
+        sizes: counted elements by parameter.
+        schema: of this record.
     """
 
     base: str
@@ -103,6 +128,7 @@ class Comparison:
     schema: str = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
+        """The record as JSON takes it."""
         return {"schema": self.schema, **asdict(self)}
 
     def overlaps(self) -> list[list[float]]:
@@ -175,7 +201,7 @@ def compare_updates(
     pairs = [
         _pair(names[i], names[j], regions, sizes, _cosine(gram, i, j)) for j in range(len(names)) for i in range(j)
     ]
-    found = Comparison(
+    comparison = Comparison(
         base=regions[names[0]].base,
         total=sum(sizes.values()),
         percent=str(percent),
@@ -188,7 +214,7 @@ def compare_updates(
         warnings=warnings,
         sizes=sizes,
     )
-    return replace(found, groups=components(names, found.overlaps(), threshold))
+    return replace(comparison, groups=components(names, comparison.overlaps(), threshold))
 
 
 class _Grams:
@@ -198,10 +224,10 @@ class _Grams:
         self._sum = np.zeros((models, models))
 
     def measure(self, stored: Sequence[np.ndarray]) -> np.ndarray:
-        found = np.zeros_like(self._sum)
+        products = np.zeros_like(self._sum)
         addresses, itemsizes = np.array([s.ctypes.data for s in stored]), np.array([s.itemsize for s in stored])
-        add_gram(addresses, itemsizes, len(stored[0]), NO_CORE, 0, found)
-        return found
+        add_gram(addresses, itemsizes, len(stored[0]), NO_CORE, 0, products)
+        return products
 
     def add(self, measured: np.ndarray) -> None:
         self._sum += measured

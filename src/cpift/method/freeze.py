@@ -152,7 +152,7 @@ def match_parameters(model: nn.Module, region: Region) -> dict[str, nn.Parameter
     if any(name.endswith("_flat_param") or name == "flat_param" for name in parameters):
         raise CpiftError("freeze: FSDP1's flat parameters have no positions of their own; use FSDP2 (fully_shard)")
     prefixes = prefixes_of(model, parameters, region.positions)
-    found: dict[str, nn.Parameter] = {}
+    matches: dict[str, nn.Parameter] = {}
     taken: set[int] = set()
     missing = []
     for name, positions in region.positions.items():
@@ -167,12 +167,12 @@ def match_parameters(model: nn.Module, region: Region) -> dict[str, nn.Parameter
         ):
             missing.append(name)
         else:
-            found[name] = match
+            matches[name] = match
             taken.add(id(match))
     if missing:
         more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise CpiftError(f"freeze: no parameter of the same name and shape for {', '.join(missing[:5])}{more}")
-    return found
+    return matches
 
 
 def _shape(parameter: Any) -> tuple[int, ...]:
@@ -211,7 +211,8 @@ def _local_positions(parameter: Any, positions: Any) -> Any:
     """Global row-major positions to positions in this process's shard; those held elsewhere are dropped."""
     if not hasattr(parameter, "device_mesh"):
         return np.asarray(positions, dtype=np.int64)
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+    # Not every torch has it; where there is a mesh it does.
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # noqa: PLC0415
 
     shape, offset = compute_local_shape_and_global_offset(
         parameter.shape,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cpift.checkpoint.library import library
 from cpift.errors import CpiftError
 from cpift.method.freeze_hooks import after_changes
 
@@ -73,21 +74,16 @@ class _Partition(_Part):
     """Of stage 3: each process has an equal part of each parameter."""
 
     def master(self) -> torch.Tensor:
-        from deepspeed.utils import safe_get_local_fp32_param
-
-        return safe_get_local_fp32_param(self.parameter).data.view(-1)  # type: ignore[no-any-return]
+        return library("deepspeed.utils").safe_get_local_fp32_param(self.parameter).data.view(-1)  # type: ignore[no-any-return]
 
     def write(self, master: torch.Tensor) -> None:
-        from deepspeed.utils import safe_set_local_fp32_param
-
-        safe_set_local_fp32_param(self.parameter, master)
+        library("deepspeed.utils").safe_set_local_fp32_param(self.parameter, master)
 
     def clear_gradient(self) -> None:
-        from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
-
-        gradient = safe_get_local_grad(self.parameter).view(-1)
+        utils = library("deepspeed.utils")
+        gradient = utils.safe_get_local_grad(self.parameter).view(-1)
         gradient.index_fill_(0, self.positions.to(gradient.device), 0)
-        safe_set_local_grad(self.parameter, gradient)
+        utils.safe_set_local_grad(self.parameter, gradient)
 
 
 def zero_optimizer(optimizer: object) -> Any:

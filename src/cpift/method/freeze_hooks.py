@@ -37,12 +37,12 @@ def after_changes(optimizer: object, call: Callable[..., None]) -> Iterator[None
 
 def chain(optimizer: object) -> list[Any]:
     """The optimizer, the one that it wraps, and so on."""
-    found: list[Any] = []
-    while optimizer is not None and not any(optimizer is one for one in found) and hasattr(optimizer, "step"):
-        found.append(optimizer)
+    optimizers: list[Any] = []
+    while optimizer is not None and not any(optimizer is one for one in optimizers) and hasattr(optimizer, "step"):
+        optimizers.append(optimizer)
         held = (getattr(optimizer, name, None) for name in _INNER)
         optimizer = next((one for one in held if callable(getattr(one, "step", None))), None)
-    return found
+    return optimizers
 
 
 def _has_step_hooks(optimizer: Any) -> bool:
@@ -56,7 +56,7 @@ def _has_step_hooks(optimizer: Any) -> bool:
 
 
 def _only_passes_on(optimizer: object) -> bool:
-    """accelerate's wrapper changes no weights itself, and swaps its own step now and then."""
+    """Accelerate's wrapper changes no weights itself, and swaps its own step now and then."""
     return type(optimizer).__module__.partition(".")[0] == "accelerate"
 
 

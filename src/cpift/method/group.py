@@ -15,10 +15,13 @@ from cpift.method.region import Region
 class Grouping:
     """Overlaps, groups and the order of the stages.
 
-    tasks: names; the rows and columns of the two matrices.
-    jaccard: \\|Cᵢ∩Cⱼ\\| / \\|Cᵢ∪Cⱼ\\|, 1 on the diagonal (0 for an empty region).
-    sign_agreement: share of the common positions at which both updates have the same sign; None if unknown.
-    groups: the tasks of each group. order: indices into ``groups``, the stages first to last.
+    Attributes:
+        tasks: names; the rows and columns of the two matrices.
+        jaccard: |Cᵢ∩Cⱼ| / |Cᵢ∪Cⱼ|, 1 on the diagonal (0 for an empty region).
+        sign_agreement: share of the common positions at which both updates have the same sign; None if unknown.
+        groups: the tasks of each group.
+        order: indices into ``groups``, the stages first to last.
+        threshold: τ.
     """
 
     tasks: list[str]
@@ -34,6 +37,7 @@ class Grouping:
         return [self.groups[i] for i in self.order]
 
     def to_dict(self) -> dict[str, object]:
+        """The record as JSON takes it."""
         return asdict(self)
 
 
@@ -48,7 +52,8 @@ def group(
     Args:
         regions: core regions by task, of one base, in the recipe's order.
         threshold: τ; 0 puts all tasks in one group.
-        order: "random" shuffles the groups with ``seed``; a list of lists gives groups and order instead.
+        order: "random" shuffles the groups; a list of lists gives groups and order instead.
+        seed: of the random order.
 
     Raises:
         CpiftError: regions of different bases, a negative threshold, given groups that do not hold each task once.

@@ -50,7 +50,15 @@ class Observer(Protocol):
 
 
 def core_count(percent: str | float | int, total: int) -> int:
-    """k = ⌊p·D/100⌋ with p taken as the exact decimal written. Raises :class:`CpiftError` outside (0, 100]."""
+    """Number of core positions, k = ⌊p·D/100⌋, with p taken as the exact decimal written (paper section 3.1).
+
+    Args:
+        percent: p, 0 < p <= 100.
+        total: number of counted elements (D).
+
+    Raises:
+        CpiftError: a percent out of range.
+    """
     try:
         exact = Fraction(str(percent))
     except (ValueError, ZeroDivisionError):
@@ -76,7 +84,8 @@ def identify(
     """Core region of each tuned checkpoint against ``base``.
 
     Args:
-        base, tuned: checkpoints (folders or ``.safetensors`` files); ``tuned`` by task name. An adapter is applied to ``base``.
+        base: a checkpoint, as a folder or a ``.safetensors`` file.
+        tuned: checkpoints by task name. An adapter is applied to ``base``.
         percent: share of the counted elements, 0 < percent <= 100.
         exclude: shell-style patterns of parameters that do not count.
         chunk: elements in work at a time, 1 to 2**20; changes speed only.
@@ -88,7 +97,7 @@ def identify(
 
     Returns:
         Task name to :class:`Region`; ``Region.statistics`` holds the share of zero updates, the estimated median
-        of \\|Δ\\|, and where the candidates were held.
+        of |Δ|, and where the candidates were held.
 
     Raises:
         CpiftError: checkpoints that do not match, NaN or infinite weights, a percent out of range.
@@ -184,10 +193,10 @@ class _Job:
         zeros = {name: Counter[str]() for name in names}
         base_hash, hashes = self.origin.hasher(), {name: model.hasher() for name, model in self.models.items()}
 
-        def work(block: Block) -> tuple[bytes, list[_Found], np.ndarray | None]:
+        def work(block: Block) -> tuple[bytes, list[_Scanned], np.ndarray | None]:
             now = [held[name].bound for name in names] if block.name not in self.skipped else None
-            mine = samples.setdefault(threading.get_ident(), np.zeros((len(names), 2**16), np.int64))
-            return _scan(self.origin, models, block, now, mine, self.chunk, self.observer)
+            thread_samples = samples.setdefault(threading.get_ident(), np.zeros((len(names), 2**16), np.int64))
+            return _scan(self.origin, models, block, now, thread_samples, self.chunk, self.observer)
 
         for block, (checksum, results, measured) in ordered_map(work, blocks(self.origin), self.threads):
             base_hash.add(checksum)
@@ -221,8 +230,8 @@ def _first_bounds(job: _Job, total: int) -> dict[str, int]:
     histograms = np.zeros((len(job.models), 2**16), np.int64)
     unused, everything = np.zeros_like(histograms), [-1] * len(job.models)
     for window in windows:
-        _, found, _ = _scan(job.origin, list(job.models.values()), window, everything, unused, _WINDOW)
-        for histogram, result in zip(histograms, found, strict=True):
+        _, results, _ = _scan(job.origin, list(job.models.values()), window, everything, unused, _WINDOW)
+        for histogram, result in zip(histograms, results, strict=True):
             count_keys(result.entries, -1, histogram)
     rank = int(1.3 * job.count * seen / total) + 2000
     return {name: (cut(histograms[i], min(rank, seen))[0] << 15) - 1 for i, name in enumerate(job.models)}
@@ -233,7 +242,7 @@ def _median(sample: np.ndarray) -> float | None:
     return value_of(int(np.searchsorted(np.cumsum(sample), half)) << 15) if half else None
 
 
-class _Found(NamedTuple):
+class _Scanned(NamedTuple):
     checksum: bytes
     entries: np.ndarray  # candidates
     bound: int  # that they lie above
@@ -249,13 +258,13 @@ def _scan(
     samples: np.ndarray,
     chunk: int,
     observer: Observer | None = None,
-) -> tuple[bytes, list[_Found], np.ndarray | None]:
+) -> tuple[bytes, list[_Scanned], np.ndarray | None]:
     """One block of all checkpoints, chunk by chunk; ``bounds`` is None where the parameter does not count."""
     size, both = block.stop - block.start, (base, *models)
     whole = [model.raw(*block, ahead=True) for model in both]
     hashes = [xxhash.xxh3_64() for _ in both]
     candidates = [thread_local_scratch(f"candidates {i}", size, np.uint64) for i in range(len(models))]
-    found, zeros = [0] * len(models), [0] * len(models)
+    counts, zeros = [0] * len(models), [0] * len(models)
     origin, *tuned = (native(raw) if bounds is not None else raw for raw in whole)
     first = block.start % SEGMENT
     for start in range(0, size, chunk):
@@ -265,15 +274,15 @@ def _scan(
         if bounds is None:
             continue
         for i, raw in enumerate(tuned):
-            found[i], none = scan_updates(
-                origin, raw, start, stop, first, bounds[i], candidates[i], found[i], samples[i]
+            counts[i], none = scan_updates(
+                origin, raw, start, stop, first, bounds[i], candidates[i], counts[i], samples[i]
             )
             zeros[i] += none
     result = []
     for i, hashed in enumerate(hashes[1:]):
-        entries = candidates[i][: found[i]].copy()
+        entries = candidates[i][: counts[i]].copy()
         bound = bounds[i] if bounds is not None else 0
-        result.append(_Found(hashed.digest(), entries, bound, zeros[i], not has_infinite(entries)))
+        result.append(_Scanned(hashed.digest(), entries, bound, zeros[i], not has_infinite(entries)))
     measured = observer.measure([origin, *tuned]) if observer is not None and bounds is not None else None
     return hashes[0].digest(), result, measured
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cpift.checkpoint.library import library
 from cpift.checkpoint.names import plain_name
 from cpift.errors import CpiftError
 from cpift.method.region import Region, merged
@@ -30,8 +31,8 @@ def resolve(name: str, known: Iterable[str], prefixes: Iterable[str]) -> str | N
     if name in known:
         return name
     meant = {start + name for start in prefixes} | {name.removeprefix(start) for start in prefixes}
-    found = [other for other in meant if other in known]
-    return found[0] if len(found) == 1 else None
+    candidates = [other for other in meant if other in known]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def prefixes_of(model: object, *names: Iterable[str]) -> set[str]:
@@ -44,9 +45,12 @@ def prefixes_of(model: object, *names: Iterable[str]) -> set[str]:
 class DiskNames:
     """How a model of transformers is named once it is saved.
 
-    same: name on disk to name in memory, where a tensor is only renamed, or not even that.
-    moved: name on disk to the names in memory of the group whose elements it is made of.
-    shapes: of each name on disk. memory: of each name in memory.
+    Attributes:
+        network: the model.
+        same: name on disk to name in memory, where a tensor is only renamed, or not even that.
+        moved: name on disk to the names in memory of the group whose elements it is made of.
+        shapes: of each name on disk.
+        memory: shape of each name in memory.
     """
 
     network: Network
@@ -72,15 +76,15 @@ class DiskNames:
             for name, first, size in zip(group, starts, sizes, strict=False)
         }
         on_disk = _as_saved(self.network, numbered)
-        found: dict[str, list[np.ndarray]] = {}
+        by_parameter: dict[str, list[np.ndarray]] = {}
         for name, positions in wanted.items():
             numbers = on_disk[name].reshape(-1)[torch.as_tensor(np.asarray(positions, np.int64))].numpy()
             numbers = np.sort(numbers.astype(np.int64))
             edges = np.searchsorted(numbers, starts)
             for i, parameter in enumerate(group):
                 if edges[i] < edges[i + 1]:
-                    found.setdefault(parameter, []).append(numbers[edges[i] : edges[i + 1]] - starts[i])
-        return found
+                    by_parameter.setdefault(parameter, []).append(numbers[edges[i] : edges[i + 1]] - starts[i])
+        return by_parameter
 
 
 def disk_names(model: nn.Module) -> DiskNames | None:
@@ -131,8 +135,8 @@ def region_in_memory(model: nn.Module, region: Region) -> Region:
         else:
             groups.setdefault(names.moved[on_disk], {})[on_disk] = np.asarray(wanted)
     for group, parts in groups.items():
-        for parameter, found in names.positions(group, parts).items():
-            positions.setdefault(parameter, []).extend(found)
+        for parameter, numbers in names.positions(group, parts).items():
+            positions.setdefault(parameter, []).extend(numbers)
     shapes |= {name: names.memory[name] for name in positions if name in names.memory}
     joined = {name: merged([np.asarray(part, np.int64) for part in parts]) for name, parts in positions.items()}
     if sum(map(len, joined.values())) != region.count:
@@ -166,10 +170,9 @@ def _shape(tensor: Any) -> Shape:
 
 def _as_saved(network: Network, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What save_pretrained would write for these tensors."""
-    from transformers.core_model_loading import revert_weight_conversion
-
+    conversion = library("transformers.core_model_loading")
     try:
-        saved: dict[str, torch.Tensor] = revert_weight_conversion(network, dict(tensors))
+        saved: dict[str, torch.Tensor] = conversion.revert_weight_conversion(network, dict(tensors))
     except Exception as error:
         raise CpiftError(
             f"{type(network).__name__}: transformers cannot undo the conversion of its weights ({error})"

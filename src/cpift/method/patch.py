@@ -146,7 +146,7 @@ class PatchReport:
     warnings: list[str]
 
 
-class _Found(NamedTuple):
+class _Changes(NamedTuple):
     """What differs in a block: positions in it, both values, checksums of the two, and how many lie outside the region."""
 
     at: np.ndarray
@@ -195,15 +195,15 @@ def make_patch(
     if region is not None:
         _check_region(origin, region)
 
-    def compare(block: Block) -> _Found:
+    def compare(block: Block) -> _Changes:
         return _compared(origin, model, block, region)
 
     hashes, counts, outside = (origin.hasher(), origin.hasher()), Counter[str](), Counter[str]()
-    for block, found in ordered_map(compare, blocks(origin), threads):
-        for hashed, checksum in zip(hashes, found.checksums, strict=True):
+    for block, changes in ordered_map(compare, blocks(origin), threads):
+        for hashed, checksum in zip(hashes, changes.checksums, strict=True):
             hashed.add(checksum)
-        counts[block.name] += len(found.at)
-        outside[block.name] += found.outside
+        counts[block.name] += len(changes.at)
+        outside[block.name] += changes.outside
         progress(2 * (block.stop - block.start) * origin.tensors[block.name].itemsize)
     own, count = hashes[0].hexdigest(), sum(counts.values())
     if region is not None and region.base and region.base != own:
@@ -229,7 +229,7 @@ def make_patch(
     return PatchReport(name, count, origin.total, os.path.getsize(out), warnings)
 
 
-def _compared(origin: Checkpoint, model: Checkpoint, block: Block, region: Region | None) -> _Found:
+def _compared(origin: Checkpoint, model: Checkpoint, block: Block, region: Region | None) -> _Changes:
     tensor = origin.tensors[block.name]
     before = origin.raw(*block, ahead=True)
     after = converted(model.raw(*block, ahead=True), model.tensors[block.name].dtype, tensor.dtype, block.name)
@@ -240,7 +240,7 @@ def _compared(origin: Checkpoint, model: Checkpoint, block: Block, region: Regio
         (allowed,) = core_positions({"": region}, [""], block)
         outside = len(at) - (0 if allowed is None else int(np.isin(at, allowed, assume_unique=True).sum()))
     sums = (xxhash.xxh3_64_digest(before.data), xxhash.xxh3_64_digest(np.ascontiguousarray(after).data))
-    return _Found(at, after[at], before[at], sums, outside)
+    return _Changes(at, after[at], before[at], sums, outside)
 
 
 def _write(
@@ -248,7 +248,7 @@ def _write(
     layout: Layout,
     metadata: Mapping[str, str],
     origin: Checkpoint,
-    compare: Callable[[Block], _Found],
+    compare: Callable[[Block], _Changes],
     threads: int | None,
     progress: Callable[[int], None],
 ) -> None:
@@ -260,12 +260,12 @@ def _write(
     try:
         shard.open()
         done = Counter[str]()
-        for block, found in ordered_map(compare, blocks(changed), threads):
+        for block, changes in ordered_map(compare, blocks(changed), threads):
             kind = np.int32 if layout[f"positions:{block.name}"][0] == "I32" else np.int64
-            shard.write(f"positions:{block.name}", done[block.name], (found.at + block.start).astype(kind).data)
-            shard.write(f"values:{block.name}", done[block.name], np.ascontiguousarray(found.values).data)
-            shard.write(f"before:{block.name}", done[block.name], np.ascontiguousarray(found.before).data)
-            done[block.name] += len(found.at)
+            shard.write(f"positions:{block.name}", done[block.name], (changes.at + block.start).astype(kind).data)
+            shard.write(f"values:{block.name}", done[block.name], np.ascontiguousarray(changes.values).data)
+            shard.write(f"before:{block.name}", done[block.name], np.ascontiguousarray(changes.before).data)
+            done[block.name] += len(changes.at)
             progress(2 * (block.stop - block.start) * origin.tensors[block.name].itemsize)
         shard.close()
     finally:

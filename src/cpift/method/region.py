@@ -114,22 +114,22 @@ class Region:
         _same_base(self, other)
         common, agree = 0, 0
         signed = self.negative is not None and other.negative is not None
-        for name, mine in self.positions.items():
+        for name, own in self.positions.items():
             theirs = other.positions.get(name)
             if theirs is None:
                 continue
             signs = (self.negative[name], other.negative[name]) if self.negative and other.negative else None
-            for a, b in _windows(mine, theirs):
-                low = min(mine[a.start], theirs[b.start])
-                width = int(max(mine[a.stop - 1], theirs[b.stop - 1]) - low) + 1
+            for a, b in _windows(own, theirs):
+                low = min(own[a.start], theirs[b.start])
+                width = int(max(own[a.stop - 1], theirs[b.stop - 1]) - low) + 1
                 present = np.zeros(width, np.bool_)
-                present[mine[a] - low] = True
+                present[own[a] - low] = True
                 place = theirs[b] - low
                 hit = present[place]
                 common += int(np.count_nonzero(hit))
                 if signs is not None:
                     minus = np.zeros(width, np.bool_)
-                    minus[mine[a] - low] = signs[0][a]
+                    minus[own[a] - low] = signs[0][a]
                     agree += int(np.count_nonzero(hit & (minus[place] == signs[1][b])))
         return common, agree if signed else None
 

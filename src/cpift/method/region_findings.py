@@ -9,15 +9,15 @@ from cpift.method.zero_updates import zero_warnings
 
 def region_warnings(name: str, region: Region) -> list[Finding]:
     """What a user should know before trusting the region."""
-    found = []
+    warnings = []
     if not region.count:
-        found.append(finding("empty-region", f"{name}: the core region is empty; raise the percent"))
-    found += zero_warnings(name, region.statistics)
+        warnings.append(finding("empty-region", f"{name}: the core region is empty; raise the percent"))
+    warnings += zero_warnings(name, region.statistics)
     if region.count and not region.threshold:
-        found.append(
+        warnings.append(
             finding(
                 "core-filled",
                 f"{name}: fewer updates than the region holds are not zero; the rest was filled by position",
             )
         )
-    return found
+    return warnings

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from cpift.checkpoint.completeness import silent
 from cpift.checkpoint.names import plain_name
@@ -28,8 +29,6 @@ def rehearse(
         trust_remote_code: may code that lies in the folder be run?
         architecture: class to build; by default the causal language model of the configuration.
     """
-    import transformers
-
     with silent():
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         kind = getattr(transformers, architecture, None) if architecture else None

@@ -27,9 +27,11 @@ Read = Callable[[Block], np.ndarray]
 class Selected:
     """The chosen positions.
 
-    positions: parameter to sorted positions, int32 (int64 from 2**31 elements on), never empty.
-    negative: parameter to bool array beside ``positions``: the score's sign.
-    threshold: the smallest score chosen; None where nothing is. zeros: number of scores that are zero, by parameter.
+    Attributes:
+        positions: parameter to sorted positions, int32 (int64 from 2**31 elements on), never empty.
+        negative: parameter to bool array beside ``positions``: the score's sign.
+        threshold: the smallest score chosen; None where nothing is.
+        zeros: number of scores that are zero, by parameter.
     """
 
     positions: dict[str, np.ndarray]

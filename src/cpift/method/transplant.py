@@ -26,7 +26,7 @@ class Cores:
 
     def __init__(self, regions: Mapping[str, Region], tasks: Iterable[str], block: Block) -> None:
         none = np.empty(0, np.int32)
-        slices = [none if found is None else found for found in _slices(regions, tasks, block)]
+        slices = [none if positions is None else positions for positions in _slices(regions, tasks, block)]
         self._slices = slices  # kept alive: the kernels see addresses alone
         self.table = (
             np.array([part.ctypes.data for part in slices], np.int64),
@@ -39,7 +39,8 @@ class Cores:
 
 def core_positions(regions: Mapping[str, Region], tasks: Iterable[str], block: Block) -> list[np.ndarray | None]:
     """For each task, its core positions within the block, counted from the block's start; None without any."""
-    return [None if found is None else found.astype(np.int64) - block.start for found in _slices(regions, tasks, block)]
+    slices = _slices(regions, tasks, block)
+    return [None if positions is None else positions.astype(np.int64) - block.start for positions in slices]
 
 
 def _slices(regions: Mapping[str, Region], tasks: Iterable[str], block: Block) -> list[np.ndarray | None]:

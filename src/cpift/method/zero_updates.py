@@ -22,7 +22,8 @@ def reasons(base: Checkpoint, tuned: Checkpoint, zeros: Mapping[str, int], total
     """Where the zero updates lie; only an embedding with whole rows of them is read for it.
 
     Args:
-        base, tuned: the two checkpoints.
+        base: the checkpoint before the training.
+        tuned: the checkpoint after it.
         zeros: number of zero updates by counted parameter.
         total: number of counted elements.
 
@@ -51,7 +52,7 @@ def reasons(base: Checkpoint, tuned: Checkpoint, zeros: Mapping[str, int], total
 
 def _unchanged_rows(base: Checkpoint, tuned: Checkpoint, name: str) -> int:
     rows, width = base.tensors[name].shape
-    step, found = max(1, BLOCK // width), 0
+    step, unchanged = max(1, BLOCK // width), 0
     scratch = np.empty((2, step * width), np.float32)
     for first in range(0, rows, step):
         last = min(first + step, rows)
@@ -59,8 +60,8 @@ def _unchanged_rows(base: Checkpoint, tuned: Checkpoint, name: str) -> int:
             widen(c.raw(name, first * width, last * width), c.tensors[name].dtype, out).astype(np.float32)
             for c, out in zip((base, tuned), scratch, strict=True)
         )
-        found += int((before == after).reshape(-1, width).all(axis=1).sum())
-    return found
+        unchanged += int((before == after).reshape(-1, width).all(axis=1).sum())
+    return unchanged
 
 
 def zero_warnings(name: str, statistics: Mapping[str, Any]) -> list[Finding]:
@@ -69,7 +70,9 @@ def zero_warnings(name: str, statistics: Mapping[str, Any]) -> list[Finding]:
     if zeros <= MANY:
         return []
     stored = statistics.get("dtype")
-    if stored is None or stored in _HALF:  # whole rows and parameters may be hidden as well: nothing can be told apart
+    if (
+        stored is None or stored in _HALF
+    ):  # whole rows and parameters may be hidden as well: the reasons cannot be separated
         text = (
             f"{name}: {zeros:.0%} of the updates are exactly zero; half precision hides them. "
             "Save the fine-tuned checkpoint in fp32, trained with fp32 master weights"
@@ -77,21 +80,21 @@ def zero_warnings(name: str, statistics: Mapping[str, Any]) -> list[Finding]:
         return [finding("zero-updates-half", text)]
     untrained = float(statistics.get("zero_share_untrained", 0.0))
     unseen = float(statistics.get("zero_share_unseen", 0.0))
-    found = []
+    warnings = []
     if untrained > MANY:
         text = f"{name}: {untrained:.0%} of the updates are in parameters that were not trained, with no update at all"
-        found.append(finding("untrained-parameters", text))
+        warnings.append(finding("untrained-parameters", text))
     if unseen > MANY:
         text = (
             f"{name}: {unseen:.0%} of the updates are in rows of the embedding of tokens never seen in the training, "
             "with no update at all; this is no loss of precision"
         )
-        found.append(finding("unseen-tokens", text))
+        warnings.append(finding("unseen-tokens", text))
     rest = zeros - untrained - unseen
     if rest > MANY:
         text = (
             f"{name}: {rest:.0%} of the updates are exactly zero, though the checkpoint is stored in fp32: either its weights "
             "were trained in half precision, or only a part of each parameter was trained"
         )
-        found.append(finding("zero-updates-fp32", text))
-    return found
+        warnings.append(finding("zero-updates-fp32", text))
+    return warnings

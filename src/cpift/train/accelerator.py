@@ -24,8 +24,8 @@ _OWN_CONTEXT = 2 * 2**30  # bytes: more than CUDA itself takes for a process
 
 def device() -> torch.device:
     """Where models run: the accelerator, or the processor where there is none."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
 
 
 def bf16_helps(on_cpu: bool | None = False) -> bool:
@@ -60,8 +60,8 @@ def describe() -> str:
     """The device and its memory, for a message: ``NVIDIA H100 80GB HBM3 (79.2 GiB)``."""
     kind = device().type
     if kind == "cuda":
-        found = torch.cuda.get_device_properties(torch.cuda.current_device())
-        return f"{found.name} ({found.total_memory / 2**30:.1f} GiB)"
+        card = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return f"{card.name} ({card.total_memory / 2**30:.1f} GiB)"
     return "the processor" if kind == "cpu" else f"the {kind} device"
 
 

@@ -90,7 +90,7 @@ def _default_of(key: str) -> Any:
 
 def typed(training: Mapping[str, Any], where: str = "training") -> dict[str, Any]:
     """SFTConfig's settings in the types that it declares. Raises :class:`CpiftError` that names one of another kind."""
-    hints, found = get_type_hints(SFTConfig), {}
+    hints, settings = get_type_hints(SFTConfig), {}
     for key, value in training.items():
         if key in OWN_KEYS:
             continue
@@ -98,10 +98,10 @@ def typed(training: Mapping[str, Any], where: str = "training") -> dict[str, Any
             value = "no"  # YAML 1.1 reads a bare no as false
         try:
             read = TypeAdapter(hints[key], config={"arbitrary_types_allowed": True}).validate_python(value)
-            found[key] = read if isinstance(value, str) or type(read) is float else value
+            settings[key] = read if isinstance(value, str) or type(read) is float else value
         except ValidationError as error:
             raise CpiftError(f"{where}.{key}: {error.errors()[0]['msg']} (got {value!r})") from None
-    return found
+    return settings
 
 
 def batch_rows(training: Mapping[str, Any]) -> int:

@@ -75,7 +75,7 @@ def fine_tune(
         out: the folder to save to.
         spec: settings, steps, seed and what is trainable.
         frozen: region that stays bit-identical.
-        work: folder for the trainer's own checkpoints; one found there is resumed.
+        work: folder for the trainer's own checkpoints; the last one in it is resumed.
         tick: called with step, steps, loss and tokens per second as it goes.
         smaller: called with one line each time that ``auto_batch`` makes the batch smaller.
 
@@ -301,5 +301,5 @@ def _only_our_progress(trainer: SFTTrainer) -> None:
 
 
 def _last_checkpoint(work: Path) -> str | None:
-    found = list(work.glob("checkpoint-*/trainer_state.json"))
-    return str(max(found, key=lambda f: int(f.parent.name.split("-")[1])).parent) if found else None
+    states = list(work.glob("checkpoint-*/trainer_state.json"))
+    return str(max(states, key=lambda f: int(f.parent.name.split("-")[1])).parent) if states else None

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from cpift.checkpoint.library import library
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.encoded import encode_rows
 from cpift.data.encoding import IGNORED, Encoded, forced_rows, prompt_ids
@@ -89,9 +90,7 @@ def limits_of_place(model: Path, trust_remote_code: bool = False) -> Limits:
         trust_remote_code: may code that lies in the folder be run?
     """
     if model.suffix == ".gguf":
-        from gguf import GGUFReader
-
-        names = [tensor.name for tensor in GGUFReader(model).tensors]
+        names = [tensor.name for tensor in library("gguf").GGUFReader(model).tensors]  # an extra
         return limits_of(AutoConfig.from_pretrained(model.parent, gguf_file=model.name), names)
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     return limits_of(config, list(open_checkpoint(model).tensors))

@@ -7,6 +7,8 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
 _DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 _libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
@@ -20,8 +22,6 @@ def kept_memory() -> Iterator[None]:
     processor (docs/benchmarks-notes.md). Values stay the same. Without effect on other C libraries, and where an
     accelerator does the work: its tensors are not in this memory.
     """
-    import torch
-
     if _libc is None or torch.accelerator.is_available():
         yield
         return

@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
 from cpift.checkpoint.adapter import is_adapter
 from cpift.checkpoint.completeness import (
     check_complete,
@@ -19,19 +23,12 @@ from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import write_stop_ids
 from cpift.errors import CpiftError
+from cpift.train.accelerator import frees_memory
 
 
+@frees_memory
 def convert_gguf(file: Path, out: Path) -> None:
     """Write a GGUF file as a plain fp32 checkpoint with its tokenizer and chat template."""
-    from cpift.train.accelerator import frees_memory
-
-    frees_memory(_convert_gguf)(file, out)
-
-
-def _convert_gguf(file: Path, out: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -57,8 +54,6 @@ def check_model(folder: Path, trust_remote_code: bool = False, base: Path | None
     Raises:
         CpiftError: transformers does not know the configuration, or would fill weights in at random.
     """
-    from transformers import AutoConfig
-
     checkpoint = open_checkpoint(folder, None if base is None else open_checkpoint(base))
     if checkpoint.beneath is not None:
         checkpoint = checkpoint.beneath
@@ -85,9 +80,6 @@ def load_model(folder: Path, trust_remote_code: bool = False, base: Path | None 
     Raises:
         CpiftError: no plain checkpoint, a damaged one, or one that lacks weights of the model.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     check_model(folder, trust_remote_code, base)
     checkpoint = open_checkpoint(folder, None if base is None else open_checkpoint(base))
     with quiet():
@@ -130,8 +122,6 @@ def load_tokenizer(
     if is_adapter(folder):
         folders = open_checkpoint(folder, None if base is None else open_checkpoint(base)).folders
         folder = next((f for f in reversed(folders) if (f / "tokenizer_config.json").is_file()), folders[0])
-    from transformers import AutoTokenizer
-
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -156,7 +146,8 @@ def gathered(model: Any) -> Any:
     """
     if not is_sharded(model):
         return None
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    # Not every torch has it; where a model is in shards it does.
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # noqa: PLC0415
 
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
@@ -181,8 +172,6 @@ def _why(error: Exception) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the library's own progress bars, which would tear ours."""
-    from transformers.utils import logging
-
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

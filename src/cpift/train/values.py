@@ -1,4 +1,4 @@
-"""Values of ``training:`` that SFTConfig takes and that could not work here: found before anything is trained."""
+"""Values of ``training:`` that SFTConfig takes and that could not work here: refused before anything is trained."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from typing import Any
+
+import torch
+from accelerate.utils import DynamoBackend
+from torch._inductor import list_mode_options
+from transformers import Trainer, get_scheduler
 
 from cpift.errors import CpiftError
 from cpift.typing import Settings
@@ -135,9 +140,6 @@ def check_optimizer(config: Any, where: str) -> None:
     Raises:
         CpiftError: PyTorch or transformers refuse their arguments.
     """
-    import torch
-    from transformers import Trainer, get_scheduler
-
     name = str(config.optim.value)
     if any(name.startswith(beginning) for beginning in OPTIMIZER_PACKAGES):
         return  # some of these need the model itself, or its device
@@ -164,20 +166,14 @@ def check_optimizer(config: Any, where: str) -> None:
 
 def check_device(training: Settings, where: str) -> None:
     """Check what hangs on this machine. Raises :class:`CpiftError` that names the key."""
-    import torch
-    from accelerate.utils import DynamoBackend
-
     for key in ("fp16", "activation_offloading"):
         if training.get(key) and (training.get("use_cpu") or not torch.accelerator.is_available()):
             raise CpiftError(f"{where}.{key}: needs a GPU, and there is none here; leave it out")
     backend, mode = training.get("torch_compile_backend"), training.get("torch_compile_mode")
     if backend is not None and backend.upper() not in DynamoBackend.__members__:
         raise CpiftError(f"{where}.torch_compile_backend: {backend!r} is not a backend of torch.compile")
-    if mode is not None:
-        from torch._inductor import list_mode_options
-
-        if mode not in list_mode_options():
-            raise CpiftError(f"{where}.torch_compile_mode: {mode!r} is not one of {', '.join(list_mode_options())}")
+    if mode is not None and mode not in list_mode_options():
+        raise CpiftError(f"{where}.torch_compile_mode: {mode!r} is not one of {', '.join(list_mode_options())}")
 
 
 def _line(error: Exception) -> str:

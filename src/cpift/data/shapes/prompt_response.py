@@ -29,8 +29,8 @@ def _pairs(row: Mapping[str, object]) -> list[tuple[str, str]]:
 def _convert(row: Mapping[str, object]) -> Row | None:
     prompts = _pairs(row)
     if len(prompts) > 1:
-        told = "; ".join(" and ".join(pair) for pair in prompts)
-        raise ValueError(f"could be {told}; columns: {{question: …, answer: …}} in the recipe says which")
+        choices = "; ".join(" and ".join(pair) for pair in prompts)
+        raise ValueError(f"could be {choices}; columns: {{question: …, answer: …}} in the recipe says which")
     prompt, response = prompts[0]
     used = (prompt, *_SYSTEM, *(() if response == "answer" else (response,)))
     return chat(row, used, text_of(row, *_SYSTEM), text_of(row, prompt), text_of(row, response))

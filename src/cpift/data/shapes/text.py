@@ -8,9 +8,10 @@ from cpift.data.shapes.shape import Row, Shape, others, text_of
 
 # Beside one of these, a text is only a part of the row.
 NOT_ALONE = (
-    "prompt", "question", "query", "problem", "instruction", "input", "output", "response", "answer", "completion",
-    "label", "labels", "target", "summary", "intent",
-)  # fmt: skip
+    *("prompt", "question", "query", "problem", "instruction", "input"),
+    *("output", "response", "answer", "completion"),
+    *("label", "labels", "target", "summary", "intent"),
+)
 
 
 def _convert(row: Mapping[str, object]) -> Row | None:

@@ -15,7 +15,7 @@ class Claims:
     Attributes:
         claimed: bool (N, n), is the position in the task's region? At least two tasks claim each.
         values: float64 (N, n), θᵢ there; 0 where it is not claimed.
-        sizes: float32 (N, n), \\|Δᵢ\\| there; -1 where it is not claimed.
+        sizes: float32 (N, n), |Δᵢ| there; -1 where it is not claimed.
     """
 
     claimed: np.ndarray
