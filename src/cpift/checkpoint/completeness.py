@@ -106,10 +106,10 @@ def wrapped_weights(folder: Path) -> dict[str, Untyped] | None:
 
 
 def load_by_plain_names(
-    folder: Path, weights: dict[str, Untyped], trust_remote_code: bool
+    folder: Path, weights: dict[str, Untyped], trust_remote_code: bool, options: Mapping[str, str]
 ) -> tuple[Untyped, dict[str, Untyped]]:
-    """The fp32 model with these weights, and transformers' report of the loading."""
-    model, loaded = _load(folder, weights, trust_remote_code)
+    """The fp32 model with these weights, and transformers' report of the loading; ``options``: of from_pretrained."""
+    model, loaded = _load(folder, weights, trust_remote_code, None, **options)
     if (folder / "generation_config.json").is_file():
         model.generation_config = library("transformers").GenerationConfig.from_pretrained(folder)
     return model, loaded
@@ -135,12 +135,15 @@ class _ComputedSlice:
         return values.view(self._tensor.shape)[index]
 
 
-def load_computed(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Untyped, dict[str, Untyped]]:
+def load_computed(
+    checkpoint: Checkpoint, trust_remote_code: bool, options: Mapping[str, str]
+) -> tuple[Untyped, dict[str, Untyped]]:
     """The fp32 model of an adapter and its base, and transformers' report of the loading.
 
     Args:
         checkpoint: of an adapter.
         trust_remote_code: may code that lies in the base's folder be run?
+        options: of from_pretrained.
     """
     weights: dict[str, Untyped] = {
         name: _ComputedSlice(checkpoint, name) for name in (*checkpoint.tensors, *checkpoint.others)
@@ -150,7 +153,7 @@ def load_computed(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[Unty
         if checkpoint.beneath is None
         else {key: value for key, value in checkpoint.config.items() if checkpoint.beneath.config.get(key) != value}
     )
-    model, loaded = _load(checkpoint.folders[0], weights, trust_remote_code, changes)
+    model, loaded = _load(checkpoint.folders[0], weights, trust_remote_code, changes, **options)
     folder = next((f for f in reversed(checkpoint.folders) if (f / "generation_config.json").is_file()), None)
     if folder is not None:
         model.generation_config = library("transformers").GenerationConfig.from_pretrained(folder)

@@ -40,7 +40,9 @@ class NeutralLoss(TypedDict):
 
 
 @accelerator.frees_memory
-def neutral_loss(model: str | Path, *, trust_remote_code: bool = False, base: Path | None = None) -> NeutralLoss:
+def neutral_loss(
+    model: str | Path, *, trust_remote_code: bool = False, base: Path | None = None, attention: str | None = None
+) -> NeutralLoss:
     """Mean loss in nats over the tokens of the neutral text, as plain text without a chat template.
 
     Each paragraph is read on its own.
@@ -49,9 +51,10 @@ def neutral_loss(model: str | Path, *, trust_remote_code: bool = False, base: Pa
         model: a checkpoint folder, or an adapter.
         trust_remote_code: run code that the model's repository carries.
         base: of an adapter; None: the one that it names.
+        attention: transformers' name of how attention is computed; None: its choice.
     """
     path = Path(model)
-    network = load_model(path, trust_remote_code, base)
+    network = load_model(path, trust_remote_code, base, attention)
     tokenizer = load_tokenizer(path, trust_remote_code, base=base)
     accelerator.place(network)
     window = min(WINDOW, int(getattr(network.config, "max_position_embeddings", None) or WINDOW))

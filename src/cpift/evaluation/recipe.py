@@ -49,6 +49,7 @@ def evaluate_recipe(
         trust_remote_code=recipe.trust_remote_code,
         chat=recipe.chat,
         base=base,
+        attention=recipe.attn_implementation,
     )
     for name, score in scores.items():
         if score.left_out:

@@ -47,6 +47,7 @@ def evaluate(
     trust_remote_code: bool = False,
     chat: ChatSettings | None = None,
     base: Path | None = None,
+    attention: str | None = None,
 ) -> dict[str, Score]:
     """Score a checkpoint, or an adapter merged into its base, on tasks by their metrics.
 
@@ -62,13 +63,14 @@ def evaluate(
         trust_remote_code: run code that the model's repository carries.
         chat: what the recipe sets of the tokenizer.
         base: the base of an adapter; None: the one that it names.
+        attention: transformers' name of how attention is computed; None: its choice.
 
     Raises:
         CpiftError: no row of a task has a token to score.
         OutOfMemory: names the task, the row's length and the device, where there is no memory for one row.
     """
     path = Path(model)
-    network = load_model(path, trust_remote_code, base)
+    network = load_model(path, trust_remote_code, base, attention)
     tokenizer = load_tokenizer(path, trust_remote_code, chat, base)
     accelerator.place(network)
     scores = {}

@@ -33,10 +33,12 @@ def measure_scoring(
     max_length: int | None,
     trust_remote_code: bool = False,
     chat: ChatSettings | None = None,
+    attention: str | None = None,
 ) -> tuple[float, dict[str, float]]:
     """Seconds that a model takes to load, and seconds a row of each task, timed on a batch of its rows."""
     began = time.perf_counter()
-    network, tokenizer = load_model(model, trust_remote_code), load_tokenizer(model, trust_remote_code, chat)
+    network = load_model(model, trust_remote_code, None, attention)
+    tokenizer = load_tokenizer(model, trust_remote_code, chat)
     accelerator.place(network)
     loaded = time.perf_counter() - began
     found: dict[str, float] = {}

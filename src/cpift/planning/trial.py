@@ -115,7 +115,14 @@ def _training(recipe: Recipe, base: Path, encoded: Mapping[str, Sequence[Encoded
     training["train_sampling_strategy"] = "sequential"
     lengths, width = [len(row.input_ids) for row in rows], batch_rows(training)
     each = int(training["per_device_train_batch_size"])
-    spec = TrainSpec(training, STEPS, recipe.seed, chat=recipe.chat, trust_remote_code=recipe.trust_remote_code)
+    spec = TrainSpec(
+        training,
+        STEPS,
+        recipe.seed,
+        chat=recipe.chat,
+        trust_remote_code=recipe.trust_remote_code,
+        attention=recipe.attn_implementation,
+    )
     reset_peak()
     began = time.perf_counter()
     trained = fine_tune(
@@ -163,9 +170,11 @@ def _merging(recipe: Recipe, base: Path, scratch: Path) -> MergingTrial:
 
 def _scoring(recipe: Recipe, model: Path, tests: Mapping[str, EvalTask]) -> ScoringTrial:
     reset_peak()
-    loaded, rows = measure_scoring(model, tests, max_length(recipe.training), recipe.trust_remote_code, recipe.chat)
+    loaded, rows = measure_scoring(
+        model, tests, max_length(recipe.training), recipe.trust_remote_code, recipe.chat, recipe.attn_implementation
+    )
     began = time.perf_counter()
-    neutral_loss(model, trust_remote_code=recipe.trust_remote_code)
+    neutral_loss(model, trust_remote_code=recipe.trust_remote_code, attention=recipe.attn_implementation)
     return {
         "load_seconds": loaded,
         "row_seconds": rows,

@@ -61,6 +61,17 @@ SelectionName = Annotated[str, AfterValidator(SELECTIONS.check)]
 MetricName = Annotated[str, AfterValidator(_known_metric)]
 
 
+class ModelPart(Part):
+    """``model:`` as a record."""
+
+    path: str
+    """A local folder, a hub id, perhaps with @revision, or a GGUF file."""
+    revision: str | None = None
+    """Branch, tag or commit of a model from the hub."""
+    attn_implementation: str | None = None
+    """How attention is computed, by transformers' name."""
+
+
 class Source(Part):
     """One of several sets of a task. What is not given is the task's."""
 

@@ -19,6 +19,7 @@ from cpift.recipe.parts import (
     Backbone,
     Fuse,
     Group,
+    ModelPart,
     Output,
     Part,
     Probe,
@@ -40,9 +41,11 @@ class Recipe(Part):
     """A whole run: base model, tasks, and the settings of each stage. Defaults are the paper's method."""
 
     model: str
-    """A local folder, a hub id, perhaps with @revision, or a GGUF file."""
+    """A local folder, a hub id, perhaps with @revision, or a GGUF file; or a record {path, revision, attn_implementation}."""
     revision: str | None = None
     """Branch, tag or commit of a model from the hub."""
+    attn_implementation: str | None = None
+    """How attention is computed in training and scoring: sdpa, eager, flash_attention_2; by default transformers' choice."""
     tasks: dict[str, Task]
     """Tasks by name; their order is the order of fusion."""
     probe: Probe = Probe()
@@ -69,6 +72,23 @@ class Recipe(Part):
     """Of everything that is drawn: data, order, training."""
     trust_remote_code: bool = False
     """Run code that the model's repository carries."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _record_of_the_model(cls, data: Any) -> Any:
+        """A record of the model as the keys that it stands for."""
+        if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
+            return data
+        try:
+            record = ModelPart.model_validate(data["model"])
+        except ValidationError as error:
+            problems = (_explain(problem, ModelPart) for problem in error.errors())
+            raise ValueError("; ".join(f"model: {problem}" for problem in problems)) from None
+        given = {name: value for name in ("revision", "attn_implementation") if (value := getattr(record, name))}
+        for name, value in given.items():
+            if data.get(name) not in (None, value):
+                raise ValueError(f"model.{name}: is given twice, as {value} and as {data[name]}; leave one out")
+        return {**data, **given, "model": record.path}
 
     @field_validator("backbone", mode="before")
     @classmethod
@@ -264,13 +284,13 @@ def _is_file_name(value: str) -> bool:
     return is_file_name(value.partition("#")[0]) or value.endswith(ends) or value.startswith(("./", "../"))
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, root: type[BaseModel] = Recipe) -> str:
     where = ".".join(
         str(part) for part in problem["loc"] if not str(part).startswith(("literal[", "list[", "constrained"))
     )
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
-        return f"unknown key {where!r}{did_you_mean(key, _known(problem['loc'][:-1]), cutoff=0.5)}"
+        return f"unknown key {where!r}{did_you_mean(key, _known(problem['loc'][:-1], root), cutoff=0.5)}"
     if problem["type"] == "missing":
         return f"{where!r} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
@@ -283,8 +303,8 @@ def _explain(problem: Any) -> str:
     )
 
 
-def _known(location: tuple[Any, ...]) -> list[str]:
-    model: Any = Recipe
+def _known(location: tuple[Any, ...], root: type[BaseModel] = Recipe) -> list[str]:
+    model: Any = root
     for part in location:
         if model is Recipe and part == "tasks":
             if "list[sets]" in location:

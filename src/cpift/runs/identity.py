@@ -12,6 +12,7 @@ from cpift.checkpoint.companions import TEMPLATE, TEMPLATE_FOLDERS, TOKENIZER
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import fingerprint
 from cpift.files import manifest
+from cpift.recipe.recipe import Recipe
 from cpift.runs.stage import ModelRef
 
 identities: dict[
@@ -62,6 +63,12 @@ def _matching(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
     """Files of a folder that match, by their name there."""
     files = sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
     return {file.relative_to(folder).as_posix(): file for file in files}
+
+
+def attention_of(recipe: Recipe) -> dict[str, str]:
+    """What stands for the kind of attention in the settings of a stage; nothing where the recipe leaves it open."""
+    name = recipe.attn_implementation
+    return {} if name is None else {"attn_implementation": name}
 
 
 def settings_of(model: ModelRef, name: str) -> dict[str, str]:

@@ -30,7 +30,7 @@ from cpift.runs.survey import measure, tokenizer_of
 from cpift.train.adapters import check_adapter
 from cpift.train.config import check_rows, max_length
 from cpift.train.limits import Rows, check_fits, check_generation, check_tokenizer, limits_of_place
-from cpift.train.models import check_model, load_tokenizer
+from cpift.train.models import check_attention, check_model, load_tokenizer
 from cpift.typing import Tokenizer
 
 _TRAINED: tuple[Literal["probe", "backbone", "refine"], ...] = ("probe", "backbone", "refine")
@@ -59,6 +59,8 @@ def check_models(recipe: Recipe) -> None:
         except CpiftError as error:
             raise CpiftError(f"base: {error}") from error
     check_model(model, recipe.trust_remote_code)
+    if recipe.attn_implementation is not None:
+        check_attention(model, recipe.attn_implementation, recipe.trust_remote_code)
     check_names(base, recipe.trust_remote_code)
     if recipe.probe.adapter is not None:
         check_adapter(recipe.probe.adapter, model, "probe.adapter", recipe.trust_remote_code)

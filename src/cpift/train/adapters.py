@@ -150,12 +150,13 @@ def save_adapter(model: Any, tokenizer: Any, out: Path, base: Path, weights: Any
     (out / "README.md").unlink(missing_ok=True)  # an empty model card
 
 
-def load_four_bit(folder: Path, trust_remote_code: bool) -> Any:
+def load_four_bit(folder: Path, trust_remote_code: bool, attention: str | None = None) -> Any:
     """A model quantised to 4 bit (NF4) as it is loaded, ready for an adapter.
 
     Args:
         folder: of a checkpoint of plain numbers.
         trust_remote_code: may code that lies in the folder be run?
+        attention: transformers' name of how attention is computed; None: its choice.
 
     Raises:
         CpiftError: bitsandbytes cannot quantise it on this machine.
@@ -174,6 +175,7 @@ def load_four_bit(folder: Path, trust_remote_code: bool) -> Any:
                 device_map={"": device},
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
+                **({} if attention is None else {"attn_implementation": attention}),
             )
         except Exception as error:  # whatever trips over the device or the model
             raise CpiftError(f"{folder}: cannot be loaded in 4 bit ({' '.join(str(error).split())[:300]})") from error

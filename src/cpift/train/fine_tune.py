@@ -113,9 +113,9 @@ def _attempt(
     check_rows(len(rows), spec.training)
     began = time.perf_counter()
     if spec.adapter is not None and spec.adapter.kind.four_bit:
-        model = load_four_bit(start, spec.trust_remote_code)
+        model = load_four_bit(start, spec.trust_remote_code, spec.attention)
     else:
-        model = load_model(start, spec.trust_remote_code)
+        model = load_model(start, spec.trust_remote_code, None, spec.attention)
     tokenizer = load_tokenizer(start, spec.trust_remote_code, spec.chat)
     if spec.trainable is not None:
         for name, parameter in model.named_parameters():
@@ -244,7 +244,7 @@ def _fine_tune(
 
 def _reference(start: Path, spec: TrainSpec, device: torch.device) -> Any:
     """The model before, in evaluation mode, on the device of the training."""
-    reference = load_model(start, spec.trust_remote_code).to(device).eval()
+    reference = load_model(start, spec.trust_remote_code, None, spec.attention).to(device).eval()
     return reference.requires_grad_(False)
 
 

@@ -69,28 +69,57 @@ def check_model(folder: Path, trust_remote_code: bool = False, base: Path | None
     check_complete(checkpoint, trust_remote_code)
 
 
-def load_model(folder: Path, trust_remote_code: bool = False, base: Path | None = None) -> Any:
+def check_attention(folder: Path, attention: str, trust_remote_code: bool = False) -> None:
+    """Make the model, without weights, with this attention.
+
+    Args:
+        folder: of the checkpoint.
+        attention: transformers' name of it.
+        trust_remote_code: may code that lies in the folder be run?
+
+    Raises:
+        CpiftError: transformers refuses it for this model, or a package that it needs is not installed.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        try:
+            with torch.device("meta"):
+                AutoModelForCausalLM.from_config(
+                    config, attn_implementation=attention, trust_remote_code=trust_remote_code
+                )
+        except Exception as error:  # an unknown name, a package, a model without it: each has a class of its own
+            raise CpiftError(f"attn_implementation: transformers refuses {attention!r} here ({_why(error)})") from error
+
+
+def load_model(
+    folder: Path, trust_remote_code: bool = False, base: Path | None = None, attention: str | None = None
+) -> Any:
     """A causal language model with fp32 weights, all of which come from the checkpoint.
 
     Args:
         folder: of the checkpoint, or of an adapter, which is merged into its base.
         trust_remote_code: may code that lies in the folder be run?
         base: of an adapter; by default the one that it names.
+        attention: transformers' name of how attention is computed; None: its choice.
 
     Raises:
         CpiftError: no plain checkpoint, a damaged one, or one that lacks weights of the model.
     """
     check_model(folder, trust_remote_code, base)
     checkpoint = open_checkpoint(folder, None if base is None else open_checkpoint(base))
+    options = {} if attention is None else {"attn_implementation": attention}
     with quiet():
         try:
             if checkpoint.beneath is not None:
-                model, loaded = load_computed(checkpoint, trust_remote_code)
+                model, loaded = load_computed(checkpoint, trust_remote_code, options)
                 refuse_incomplete(loaded, checkpoint)
                 return model
             wrapped = wrapped_weights(folder)
             if wrapped is not None:  # names that transformers does not know
-                model, loaded = load_by_plain_names(folder, wrapped, trust_remote_code)
+                model, loaded = load_by_plain_names(folder, wrapped, trust_remote_code, options)
             else:
                 model, loaded = AutoModelForCausalLM.from_pretrained(
                     folder,
@@ -98,6 +127,7 @@ def load_model(folder: Path, trust_remote_code: bool = False, base: Path | None 
                     use_safetensors=True,
                     trust_remote_code=trust_remote_code,
                     output_loading_info=True,
+                    **options,
                 )
         except Exception as error:  # a broken configuration raises whatever trips over it first
             raise CpiftError(f"{folder}: transformers cannot load it ({_why(error)})") from error

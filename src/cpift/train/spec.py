@@ -32,6 +32,7 @@ class TrainSpec:
         chat: the recipe's chat template and end token, saved with the model.
         trust_remote_code: may the checkpoint bring code of its own?
         adapter: train this in place of all parameters; None: all parameters.
+        attention: transformers' name of how attention is computed; None: its choice.
         merge: save whole weights, the adapter merged, frozen positions as they were; False: the adapter alone.
     """
 
@@ -52,3 +53,4 @@ class TrainSpec:
     trust_remote_code: bool = False
     adapter: Adapter | None = None
     merge: bool = False
+    attention: str | None = None

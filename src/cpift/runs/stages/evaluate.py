@@ -12,7 +12,7 @@ from cpift.data.lengths import cut_warning, encode_measured
 from cpift.evaluation.scores import EvalTask, Score, evaluate, left_out_warning, scoring_identity
 from cpift.files import layout
 from cpift.files.findings import Finding
-from cpift.runs.identity import settings_of
+from cpift.runs.identity import attention_of, settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.train.config import max_length
 from cpift.train.models import load_tokenizer
@@ -41,6 +41,7 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
         "pattern": asked.pattern,
         "max_new_tokens": asked.max_new_tokens,
         **run.recipe.chat.identity(),
+        **attention_of(run.recipe),
         **scoring_identity(asked, metric),
         **settings_of(model, "base" if model == run.base else "model"),
     }
@@ -57,6 +58,7 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
             trust_remote_code=run.recipe.trust_remote_code,
             chat=run.recipe.chat,
             base=model.base,
+            attention=run.recipe.attn_implementation,
         )
         facts = {}
         for stage, folder in folders.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 from cpift.evaluation.guard import digest, neutral_loss
 from cpift.files import layout, manifest
-from cpift.runs.identity import settings_of
+from cpift.runs.identity import attention_of, settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 
 CODE = 1  # raise it when the same settings and inputs would give another result
@@ -26,11 +26,17 @@ def neutral_stage(run: Run, name: str, model: ModelRef) -> Stage:
     stage = layout.neutral(name)
     settings: dict[str, Any] = {
         "text": digest(),
+        **attention_of(run.recipe),
         **settings_of(model, "base" if model == run.base else "model"),
     }
 
     def score(folders: Mapping[str, Path]) -> Facts:
-        result = neutral_loss(model.path, trust_remote_code=run.recipe.trust_remote_code, base=model.base)
+        result = neutral_loss(
+            model.path,
+            trust_remote_code=run.recipe.trust_remote_code,
+            base=model.base,
+            attention=run.recipe.attn_implementation,
+        )
         (folders[stage] / layout.NEUTRAL_FILE).write_text(json.dumps(result))
         return {stage: {"loss": result["loss"], "precision": result["precision"]}}
 

@@ -89,6 +89,7 @@ def spec_of(run: Run, training: Mapping[str, Any], steps: int, tasks: tuple[str,
         mix=shares,
         chat=recipe.chat,
         trust_remote_code=recipe.trust_remote_code,
+        attention=recipe.attn_implementation,
         **more,
     )
 
@@ -170,6 +171,8 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
         settings["mix"] = spec.mix
     if spec.anchor:
         settings["anchor"] = spec.anchor
+    if spec.attention is not None:
+        settings["attn_implementation"] = spec.attention
     if spec.trainable is not None:
         settings["trainable"] = spec.trainable
     if spec.adapter is not None:
