@@ -229,3 +229,24 @@ def test_a_run_needs_no_installed_package_but_its_source(monkeypatch: pytest.Mon
     versions.cache_clear()
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert versions()["cpift"] == cpift.__version__
+
+
+def test_adapters_are_compared_at_the_tiny_size(tmp_path: Path) -> None:
+    """Regions of LoRA beside those of the whole model, with chance; the loss of each."""
+    command = [sys.executable, str(GPU / "adapters.py"), "--tiny", "--steps", "adapter-probes", "--out", str(tmp_path)]
+    call = subprocess.run([*command, "--budget", "200"], capture_output=True, text=True)
+    assert call.returncode == 0, call.stdout + call.stderr
+    (step,) = json.loads((tmp_path / "adapters.json").read_text())["steps"]
+    measured, notes = values(step), {measure["what"]: measure["note"] for measure in step["measures"]}
+    for rank in (8, 64):
+        what = f"LoRA r = {rank}: Jaccard with full, "
+        assert 0 <= measured[f"{what}all"] < 1
+        assert f"{what}q_proj" in measured
+        assert f"{what}embed_tokens" not in measured  # no adapter there, so no agreement to speak of
+        total, full, lora = 1 / 0.01, *map(int, re.findall(r"(\d+) and (\d+) positions", notes[f"{what}all"])[0])
+        assert full == lora  # both are 1 % of the model: two random regions meet at 1 % of either
+        assert float(notes[f"{what}all"].split()[2].strip(";")) == pytest.approx(1 / (2 * total - 1), rel=0.02)
+    losses = [measured[f"{name}: loss"] for name in ("base", "full", "LoRA r = 8", "LoRA r = 64")]
+    assert all(loss > 0 for loss in losses)
+    assert len(set(losses)) == 4
+    assert "adapter-probes" in call.stdout

@@ -35,12 +35,12 @@ STEPS = (
 NAMES = [plan.name for plan in STEPS]
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None, names: Sequence[str] = NAMES) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=300.0, help="seconds for all steps (default 300)")
     parser.add_argument("--out", type=Path, default=ROOT / "scratch" / "gpu", help="folder for the results")
     parser.add_argument("--scratch", type=Path, help="where checkpoints go, 10 GB, removed at the end (default: /tmp)")
-    parser.add_argument("--steps", nargs="+", metavar="STEP", choices=NAMES, default=NAMES, help=", ".join(NAMES))
+    parser.add_argument("--steps", nargs="+", metavar="STEP", choices=names, default=names, help=", ".join(names))
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes, to try this script on a CPU")
     parser.add_argument("--model", type=Path, help="a checkpoint's folder or a GGUF file")
     parser.add_argument("--data", type=Path, help="a folder with SET/train.jsonl and SET/eval.jsonl")
@@ -61,18 +61,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     broken = {}
     for text in given.broken:  # STEP or STEP=HOW
         name, _, how = text.partition("=")
-        if name not in NAMES or (how or "raise") not in MODES:
+        if name not in names or (how or "raise") not in MODES:
             parser.error(f"--break: {text} is not STEP or STEP={'|'.join(MODES)}")
         broken[name] = how or "raise"
     given.broken = broken
     return given
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the steps; the exit code says whether any failed."""
-    given = parse(arguments)
+def main(arguments: Sequence[str] | None = None, name: str = "first_contact", steps: Sequence[StepPlan] = STEPS) -> int:
+    """Run the steps of a script by this name; the exit code says whether any failed."""
+    given = parse(arguments, [plan.name for plan in steps])
     given.out.mkdir(parents=True, exist_ok=True)
-    log = given.out / "first_contact.log"
+    log = given.out / f"{name}.log"
     log.write_bytes(b"")
     head: dict[str, object] = {
         "card": "",
@@ -91,19 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def after(outcomes: list[Outcome]) -> None:
         head["card"] = head["card"] or card(outcomes)
-        write_results(given.out, "first_contact", head, outcomes)
+        write_results(given.out, name, head, outcomes)
         last = outcomes[-1]
         print(f"{last.name}: {last.state}, {last.seconds:.1f} of {last.limit:.0f} s  {last.reason}", flush=True)
         for line in last.last_lines:
             print(f"    {line}", flush=True)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step under way is ended, too
-    plans = [plan for plan in STEPS if plan.name in given.steps]
+    plans = [plan for plan in steps if plan.name in given.steps]
     try:
         outcomes = run_steps(plans, given.budget, scratch, log, common=common, broken=given.broken, after=after)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    print(f"\n{table(outcomes)}\n\n{given.out / 'first_contact.json'}")
+    print(f"\n{table(outcomes)}\n\n{given.out / f'{name}.json'}")
     return 1 if any(outcome.failed for outcome in outcomes) else 0
 
 

@@ -80,9 +80,6 @@ def check_attention(folder: Path, attention: str, trust_remote_code: bool = Fals
     Raises:
         CpiftError: transformers refuses it for this model, or a package that it needs is not installed.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     with quiet():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         try:
