@@ -27,9 +27,12 @@ SPANS_BORDER = (
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a row, and the same with everything but the assistant's part replaced by ``IGNORED``.
+    """A row as token ids.
 
-    notes: what the user should know about the row.
+    Attributes:
+        input_ids: of the whole row.
+        labels: the same, with everything but the assistant's part replaced by ``IGNORED``.
+        notes: what the user should know about the row.
     """
 
     input_ids: list[int]

@@ -98,6 +98,14 @@ def freeze(model: nn.Module, region: Region, optimizer: torch.optim.Optimizer) -
     Names may lack or have the base-model prefix, or a wrapper's. Memory: 8 bytes for each position held by this
     process, and its value; where most of a parameter is frozen, one byte and its value for each of its elements.
 
+    Args:
+        model: whose parameters are trained, wrapped or not.
+        region: the elements to keep.
+        optimizer: the one whose step changes the parameters.
+
+    Yields:
+        A handle that counts the frozen elements, and those among them that have changed.
+
     Raises:
         CpiftError: lists the tensors of the region that have no parameter of the same name and shape, or need no
             gradient; a flat parameter of FSDP1; parameters of ZeRO with another optimizer than its own.

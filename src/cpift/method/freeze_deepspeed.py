@@ -112,7 +112,16 @@ def is_zeros(parameter: nn.Parameter) -> bool:
 def frozen_under_zero(
     zero: Any, parameters: Mapping[str, nn.Parameter], positions: Mapping[str, Any]
 ) -> Iterator[list[_Part]]:
-    """Keep ``positions`` of ``parameters`` bit-identical in the fp32 weights; yields the parts that this process holds."""
+    """Keep elements of parameters bit-identical in the fp32 weights.
+
+    Args:
+        zero: DeepSpeed's optimizer, see :func:`zero_optimizer`.
+        parameters: by name.
+        positions: row-major positions to keep, by the same names.
+
+    Yields:
+        The frozen elements that this process holds, by parameter.
+    """
     parts = [part for name, parameter in parameters.items() if (part := _part(parameter, positions[name])) is not None]
     parts = [part for part in parts if part.count]
     step = zero.step

@@ -87,7 +87,16 @@ def group(
 
 
 def components(tasks: Sequence[str], jaccard: Sequence[Sequence[float]], threshold: float) -> list[list[str]]:
-    """Connected components, each in the order of ``tasks``, ordered by their first task."""
+    """Connected components of the graph with an edge where J >= threshold, ordered by their first task.
+
+    Args:
+        tasks: names.
+        jaccard: overlaps, the rows and columns in the order of ``tasks``.
+        threshold: τ.
+
+    Returns:
+        The tasks of each component, in the order of ``tasks``.
+    """
     left, result = list(range(len(tasks))), []
     while left:
         members, frontier = set(), [left[0]]

@@ -26,7 +26,13 @@ Shape = tuple[int, ...]
 
 
 def resolve(name: str, known: Iterable[str], prefixes: Iterable[str]) -> str | None:
-    """The one of ``known`` that ``name`` means, a prefix added or removed; None where there is none, or more than one."""
+    """The known name that a name means, a prefix added or removed; None where there is none, or more than one.
+
+    Args:
+        name: to look up.
+        known: the names to choose from.
+        prefixes: that may be added or removed, see :func:`prefixes_of`.
+    """
     known = known if isinstance(known, Mapping | set | frozenset) else set(known)
     if name in known:
         return name
@@ -200,7 +206,18 @@ def _groups(network: Network, changed: dict[str, torch.Tensor], on_disk: set[str
 
 
 def check_shape(name: str, given: Shape | None, own: Shape, last: int, where: str = "freeze") -> None:
-    """Raise :class:`CpiftError` where ``given`` is not the model's ``own`` shape, or ``last`` lies beyond it."""
+    """Check a region's tensor against the model's.
+
+    Args:
+        name: of the tensor.
+        given: its shape in the region; None if unknown.
+        own: its shape as the model saves it.
+        last: its last position in the region.
+        where: the beginning of the message.
+
+    Raises:
+        CpiftError: the shapes differ, or the position lies beyond the tensor.
+    """
     size = int(np.prod(own, dtype=np.int64))
     if (given is not None and tuple(given) != own) or last >= size:
         raise CpiftError(f"{where}: {name} has shape {list(given or ())} there, the model saves it as {list(own)}")

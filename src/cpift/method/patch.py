@@ -41,8 +41,15 @@ _NAME = re.compile(r"[^./\\\0][^/\\\0]{0,99}")
 class Patch:
     """A patch file, opened; its arrays are read by memory map.
 
-    name: what it is called where it is applied. base: fingerprint of the model it fits. tuned: fingerprint of that model
-    with this patch alone. count: number of positions. total: elements of the model. shapes: of the parameters it changes.
+    Attributes:
+        path: of the file.
+        name: what it is called where it is applied.
+        base: fingerprint of the model it fits.
+        tuned: fingerprint of that model with this patch alone.
+        count: number of positions.
+        total: elements of the model.
+        shapes: of the parameters it changes.
+        tensors: of the file: positions, values, and the values before, by parameter.
     """
 
     path: Path
@@ -137,7 +144,15 @@ def _check_tensors(patch: Patch, tensors: Mapping[str, StoredTensor]) -> None:
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What :func:`make_patch` wrote."""
+    """What :func:`make_patch` wrote.
+
+    Attributes:
+        name: of the patch.
+        count: number of positions.
+        total: elements of the model.
+        nbytes: size of the file.
+        warnings: what a user should know of the two checkpoints.
+    """
 
     name: str
     count: int

@@ -29,12 +29,16 @@ _SIGN_LIMIT = HEADER_LIMIT // 2  # above, the header would grow over what safete
 class Region:
     """A set of parameter positions.
 
-    positions: parameter name to sorted 1-D int32 (int64 for a parameter of 2**31 elements or more), never empty.
-    total: number of elements that were in the running (D).
-    negative: parameter name to bool array beside ``positions``: the update is below zero there; absent if unknown.
-    shapes: shape of each parameter named in ``positions``, where known.
-    percent, threshold: how the region was selected; None for a joined one.
-    base, tuned: fingerprints of the two checkpoints; "" if unknown.
+    Attributes:
+        positions: parameter name to sorted 1-D int32 (int64 for a parameter of 2**31 elements or more), never empty.
+        total: number of counted elements (D).
+        negative: parameter name to bool array beside ``positions``: the update is below zero there; None if unknown.
+        shapes: shape of each parameter named in ``positions``, where known.
+        percent: p, with which the region was selected; None for a joined one.
+        threshold: smallest |Δ| of the region; None for a joined one.
+        base: fingerprint of the base; "" if unknown.
+        tuned: fingerprint of the fine-tuned checkpoint; "" if unknown.
+        statistics: of the selection, see :func:`cpift.method.identify.identify`.
     """
 
     positions: Mapping[str, np.ndarray]

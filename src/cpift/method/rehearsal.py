@@ -89,7 +89,12 @@ def check_names(checkpoint: Checkpoint, trust_remote_code: bool = False) -> None
 def class_buffers(folder: Path, shapes: Mapping[str, Shape], config: Mapping[str, object]) -> dict[str, bool]:
     """For each name on disk that the model's class knows: is it no parameter, but a buffer or a weight that it ignores?
 
-    Empty where the class cannot be built: no transformers, no known ``model_type``, code of its own.
+    Empty where the class cannot be built: no known ``model_type``, code of its own.
+
+    Args:
+        folder: of the checkpoint.
+        shapes: of all tensors on disk.
+        config: what its ``config.json`` holds.
     """
     key = json.dumps([dict(config), sorted(shapes)], sort_keys=True, default=str)
     if key not in _known_buffers:

@@ -38,7 +38,16 @@ class Cores:
 
 
 def core_positions(regions: Mapping[str, Region], tasks: Iterable[str], block: Block) -> list[np.ndarray | None]:
-    """For each task, its core positions within the block, counted from the block's start; None without any."""
+    """Core positions within a block.
+
+    Args:
+        regions: core regions by task.
+        tasks: names; one without a region has no core positions.
+        block: where to look.
+
+    Returns:
+        For each task its sorted positions, int64, counted from the block's start; None where it has none.
+    """
     slices = _slices(regions, tasks, block)
     return [None if positions is None else positions.astype(np.int64) - block.start for positions in slices]
 
@@ -94,7 +103,16 @@ def transplant(
 
 
 def values_at(model: Checkpoint, block: Block, positions: np.ndarray) -> np.ndarray:
-    """Stored elements of the block at these positions, as float64."""
+    """Stored elements at positions of a block.
+
+    Args:
+        model: the checkpoint.
+        block: where to look.
+        positions: int64 (n,), counted from the block's start.
+
+    Returns:
+        The values, float64 (n,).
+    """
     picked = np.ascontiguousarray(model.raw(*block)[positions])
     out = np.empty(len(picked))
     as_float64(native(picked), out)

@@ -111,7 +111,16 @@ def batch_rows(training: Mapping[str, Any]) -> int:
 
 
 def check_rows(count: int, training: Mapping[str, Any], what: str = "there are") -> None:
-    """Raise :class:`CpiftError` where ``dataloader_drop_last`` would drop all of ``count`` rows, and no step were made."""
+    """Check that ``dataloader_drop_last`` leaves rows for at least one step.
+
+    Args:
+        count: number of rows.
+        training: the recipe's settings.
+        what: the beginning of the message.
+
+    Raises:
+        CpiftError: all rows would be dropped.
+    """
     settings = typed(training)
     batch = shared_rows(settings)["per_device_train_batch_size"] * ranks.size()
     if settings.get("dataloader_drop_last") and count < batch:

@@ -38,8 +38,19 @@ from cpift.train.spec import TrainSpec
 class Trained:
     """What a training did.
 
-    losses: (step, mean loss since the last entry, learning rate). precision: ``bf16 autocast`` or ``fp16 autocast``
-    over fp32 weights, or ``fp32``. device_batch: rows of a pass of one process; accumulation: passes in a step.
+    Attributes:
+        steps: of the optimizer.
+        tokens: seen in all steps, without padding.
+        trained_tokens: those among them that the loss is taken on.
+        train_seconds: time of the steps.
+        load_seconds: time to load the model.
+        save_seconds: time to save it.
+        losses: (step, mean loss since the last entry, learning rate).
+        frozen: number of frozen elements.
+        frozen_changed: number of those that have changed: 0, unless something is wrong.
+        precision: ``bf16 autocast`` or ``fp16 autocast`` over fp32 weights, or ``fp32``.
+        device_batch: rows of a pass of one process.
+        accumulation: passes in a step.
     """
 
     steps: int

@@ -30,7 +30,14 @@ Importance = Callable[[Any, Sequence[Encoded], Tick], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Measured:
-    """What scores were taken on: rows, their trained tokens, and rows left out for having none after ``max_length``."""
+    """What scores were taken on.
+
+    Attributes:
+        rows: number of rows.
+        tokens: their trained tokens.
+        left_out: rows left out, as ``max_length`` leaves them no trained token.
+        warnings: what a user should know of the rows.
+    """
 
     rows: int
     tokens: int

@@ -180,9 +180,15 @@ def gathered(model: Any) -> Any:
 
 
 def save(model: Any, tokenizer: Any, out: Path, weights: Any = None) -> None:
-    """Write a plain Hugging Face checkpoint; ``weights``: gathered from all processes that hold a part of them.
+    """Write a plain Hugging Face checkpoint.
 
     Its generation configuration lists all that ends a turn, so that whoever loads it stops there.
+
+    Args:
+        model: as it was trained.
+        tokenizer: as it was trained with.
+        out: the folder.
+        weights: gathered from all processes that hold a part of them; None: the model's own.
     """
     write_stop_ids(model, tokenizer)
     with quiet():

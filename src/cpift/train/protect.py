@@ -34,7 +34,10 @@ MAX_LENGTH = 1024  # tokens of a row, as TRL has it
 class Criterion:
     """A score of parameters.
 
-    about: what it is. needs: what it needs beside the model, "base", "rows" or "". score: from rows, where it needs these.
+    Attributes:
+        about: what it is.
+        needs: what it needs beside the model: "base", "rows" or "".
+        score: gives it from rows; None where it needs none.
     """
 
     about: str

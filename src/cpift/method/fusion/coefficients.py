@@ -96,7 +96,13 @@ def block_gram(inputs: Inputs, block: Block) -> BlockGram:
 
 
 def interpolated(gram: np.ndarray, free: int, options: FusionOptions) -> Combination:
-    """Coefficients of a vector with this Gram matrix and this number of free entries."""
+    """Coefficients of a vector.
+
+    Args:
+        gram: float64 (N + 2, N + 2), see :class:`cpift.method.interpolations.vectors.Vectors`.
+        free: number of entries outside the core regions.
+        options: interpolation, space and weight.
+    """
     return combination(gram, free, options.interpolation, options.space, options.weight)
 
 
