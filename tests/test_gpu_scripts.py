@@ -250,3 +250,22 @@ def test_adapters_are_compared_at_the_tiny_size(tmp_path: Path) -> None:
     assert all(loss > 0 for loss in losses)
     assert len(set(losses)) == 4
     assert "adapter-probes" in call.stdout
+
+
+def test_the_stages_of_a_size_are_set_beside_the_plan_at_the_tiny_size(tmp_path: Path) -> None:
+    """Parameters of Qwen3's shape, counted by hand, and the plan's memory: 16 bytes a parameter at least."""
+    command = [sys.executable, str(GPU / "size.py"), "--tiny", "--steps", "size", "--out", str(tmp_path)]
+    call = subprocess.run([*command, "--budget", "200"], capture_output=True, text=True)
+    assert call.returncode == 0, call.stdout + call.stderr
+    (step,) = json.loads((tmp_path / "size.json").read_text())["steps"]
+    measured = values(step)
+    layer = 64 * 64 * 2 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64 + 2 * 16  # q, o; k, v; the feed-forward; norms
+    count = 512 * 64 + 2 * layer + 64
+    assert measured["tiny: parameters"] == count
+    for stage in ("probe", "refine"):
+        assert measured[f"tiny: {stage}: planned memory"] * 2**30 >= 16 * count
+        assert measured[f"tiny: {stage}: measured memory"] is None  # no device
+        assert measured[f"tiny: {stage}: seconds of training"] > 0
+    assert measured["tiny: refine: predicted time"] > 0
+    assert measured["tiny: identify"] > 0
+    assert measured["tiny: fuse"] > 0
