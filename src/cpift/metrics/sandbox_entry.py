@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import signal
 import struct
 import sys
+from functools import cache
 
 NO_ISOLATION = 97
 _NEW_MOUNTS, _NEW_IPC, _NEW_USER, _NEW_PIDS, _NEW_NETWORK = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
@@ -20,7 +20,10 @@ _MOUNT_SETATTR = 442  # the same number on every architecture
 _NO_NEW_PRIVILEGES, _DEATH_SIGNAL = 38, 1
 _UID = 1000  # within the namespace; not root, so that starting the program drops every capability
 
-_libc = ctypes.CDLL(None, use_errno=True)
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _checked(result: int, what: str) -> None:
@@ -31,19 +34,21 @@ def _checked(result: int, what: str) -> None:
 def _isolate(folder: str, room: int) -> None:
     """Own users, processes and network; every file system read-only but for a small one in memory at the folder."""
     user, group = os.geteuid(), os.getegid()
-    _checked(_libc.unshare(_NEW_USER | _NEW_MOUNTS | _NEW_IPC | _NEW_PIDS | _NEW_NETWORK), "unshare")
+    _checked(_libc().unshare(_NEW_USER | _NEW_MOUNTS | _NEW_IPC | _NEW_PIDS | _NEW_NETWORK), "unshare")
     for file, text in (("setgroups", "deny"), ("uid_map", f"{_UID} {user} 1"), ("gid_map", f"{_UID} {group} 1")):
         with open(f"/proc/self/{file}", "w") as opened:
             opened.write(text)
-    _checked(_libc.mount(None, b"/", None, _MS_RECURSIVE_PRIVATE, None), "mount")
+    _checked(_libc().mount(None, b"/", None, _MS_RECURSIVE_PRIVATE, None), "mount")
     attributes = ctypes.create_string_buffer(struct.pack("QQQQ", _READ_ONLY, 0, 0, 0))
-    done = _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, ctypes.c_size_t(32))
+    done = _libc().syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, ctypes.c_size_t(32))
     _checked(done, "mount_setattr")
     options = f"size={room},nr_inodes=1000,mode=700,uid={_UID},gid={_UID}".encode()
-    _checked(_libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, options), "mount tmpfs")
+    _checked(_libc().mount(b"tmpfs", folder.encode(), b"tmpfs", 0, options), "mount tmpfs")
 
 
 def _limit(memory: int, size: int, processes: int, seconds: int) -> None:
+    import resource  # noqa: PLC0415 - not on Windows
+
     limits = {
         resource.RLIMIT_AS: memory,
         resource.RLIMIT_FSIZE: size,
@@ -90,13 +95,13 @@ def main() -> int:
     else:
         processes += _of_this_user()
     if sys.platform == "linux":
-        _libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        _libc().prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     os.chdir(folder)
     if isolated:
         first = os.fork()  # process 1 of the namespace: as it ends, the kernel ends all others in it
         if first:
             return abs(_exit_of(first))
-        _libc.prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        _libc().prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
         program = os.fork()
         if program:
             return abs(_exit_of(program))
