@@ -1,6 +1,6 @@
 """Does a checkpoint hold every weight of the model that its configuration describes? Asked of transformers itself.
 
-transformers fills a weight that is missing in at random, and goes on. Here that is an error.
+transformers initialises a missing weight at random and continues. Here that is an error.
 """
 
 from __future__ import annotations

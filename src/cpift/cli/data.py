@@ -29,7 +29,8 @@ def data(
     """Show what the model will see: rows, lengths, what is cut, the mixture, and rendered examples.
 
     The part of an example that the loss is taken on is green on a terminal, and in brackets elsewhere or under
-    NO_COLOR. Needs the model's tokenizer, not its weights. Writes nothing.
+    NO_COLOR. Needs the model's tokenizer, not its weights. Changes no file; encoded sets of
+    10,000 rows or more are cached, see docs/data.md.
     """
     from cpift.recipe.recipe import Recipe
     from cpift.runs.survey import mixture_lines, survey

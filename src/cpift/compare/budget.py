@@ -26,7 +26,7 @@ def equal_tokens(recipe: Recipe, own: Recipe, out: Path, job: Job, reporter: Rep
         own: the recipe with the method's own settings and seed.
         out: folder of the comparison.
         job: the method, its budget and its seed.
-        reporter: is told of progress.
+        reporter: receives progress.
 
     Returns:
         The changed recipe, and the budget in tokens.

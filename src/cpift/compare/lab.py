@@ -55,7 +55,7 @@ def compare(
         reference: the method that all others are set against.
         engine: where seeds are worked on side by side (:func:`cpift.distributed.engine.make_engine`); None: one by one, here.
         keep_models: keep the weights of what has been scored.
-        reporter: is told of progress and warnings; None: nobody is.
+        reporter: receives progress and warnings; None prints nothing.
 
     Returns:
         What ``comparison.json`` in ``out`` holds: every item's outcome, summaries, differences with intervals.

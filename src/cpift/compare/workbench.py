@@ -41,7 +41,7 @@ class Work:
         recipe: with the method's own settings and seed.
         out: folder of the method.
         shared: folders whose finished stages may be taken over.
-        reporter: is told of progress.
+        reporter: receives progress.
         tokens: training tokens that the method may see in all; None: as many as the paper gives it.
     """
 

@@ -118,7 +118,7 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
 def stop_ids(tokenizer: Tokenizer, model: Network | None = None) -> list[int]:
     """All ids that end an answer: the model's, the tokenizer's end token, and the template's end of turn.
 
-    The order is that of the generation configuration, which others come after.
+    Ids of the generation configuration come first, in its order.
     """
     ends: list[int] = []
     sources = []

@@ -23,7 +23,7 @@ def evaluate_recipe(
     Args:
         model: a folder; that of an adapter is merged into its base.
         recipe: gives the tasks.
-        reporter: is told of warnings and progress.
+        reporter: receives warnings and progress.
         base: of an adapter; by default the one that it names.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Stages on disk: a folder that is either there whole, with a ``stage.json`` that says what it was made of, or not at all."""
+"""Stages on disk: a stage's folder is complete, with a ``stage.json`` that lists its inputs, or it is absent."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Made:
 
 
 def key_of(settings: Mapping[str, object], needs: Mapping[str, str]) -> str:
-    """Equal for two stages that would make the same."""
+    """Hash of a stage's settings and of its inputs' digests; equal keys stand for equal results."""
     return hashlib.sha256(json.dumps([settings, needs], sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -69,7 +69,7 @@ def verify(folder: Path, made: Made) -> None:
 
 
 def verify_stage(folder: Path) -> None:
-    """As :func:`verify`, with what the folder says of itself. Raises :class:`CpiftError` where it says nothing, too."""
+    """Check a stage's files against its own ``stage.json``; raise :class:`CpiftError` where that is missing or damaged."""
     made = read(folder)
     if made is None:
         raise CpiftError(f"{folder}: this stage is needed, but is not there; run again to make it")
@@ -170,7 +170,7 @@ def file_hash(path: Path) -> str:
 
 
 def differences(made: Made, settings: Mapping[str, object], needs: Mapping[str, str]) -> list[str]:
-    """What has changed since the stage was made, in words."""
+    """Why a stage is stale: each setting and each input that differs from when it was made."""
     found = [f"{name} changed" for name in _changed(made.settings, settings)]
     for name in sorted({*made.needs, *needs}):
         if name not in needs:

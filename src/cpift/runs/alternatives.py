@@ -83,7 +83,7 @@ def compare_additions(recipe: Recipe, out: Path, reporter: Reporter) -> list[Add
     Args:
         recipe: the recipe of ``out``, with arrivals.
         out: a finished run folder.
-        reporter: told what happens.
+        reporter: receives progress and warnings.
 
     Returns:
         All ways, those that are ahead first.

@@ -1,4 +1,4 @@
-"""Making what is missing of a run's stages, each once: here, or side by side by the workers of an engine."""
+"""Run the missing and stale stages of a run, each once: in this process, or side by side on an engine's workers."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def make_stages(recipe: Recipe, out: Path, names: Sequence[str], known: Mapping[
 def _batches(stages: Sequence[Stage], engine: Engine | None) -> Iterator[list[list[Stage]]]:
     """What is made together; and with an engine, side by side: neighbours of a kind that do not need one another.
 
-    What is there already counts, too: the same stages go the same way, with as many threads, when a run goes on.
+    Finished stages count as well, so that a resumed run places every stage alike and uses the same thread counts.
     """
     units: dict[str, list[Stage]] = {}
     for stage in stages:
@@ -197,7 +197,7 @@ def _independent(unit: Sequence[Stage]) -> bool:
 
 
 def _goes_out(batch: Sequence[Sequence[Stage]], engine: Engine) -> bool:
-    """A stage beside which nothing runs is made here, with all threads, but where the engine has other machines."""
+    """Do workers run this batch? A single stage runs here with all threads, unless the engine has other machines."""
     return _independent(batch[0]) and (len(batch) > 1 or engine.elsewhere)
 
 

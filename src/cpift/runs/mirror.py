@@ -99,7 +99,7 @@ class Mirror:
         return True
 
     def store(self, names: Iterable[str]) -> None:
-        """Copy stages that are not there yet; what fails is told, and tried again with the next stage."""
+        """Copy stages that are not there yet; a failure is reported, and the copy is tried again with the next stage."""
         self._waiting |= dict.fromkeys(names)
         try:
             for name in list(self._waiting):

@@ -93,12 +93,12 @@ def _scores(run: Run, models: Mapping[str, Any], last: str) -> str:
             for m in (layout.BASE_MODEL, layout.probe_model(name), last)
         ]
         band = intervals.of_score(mine)
-        told = " … ".join(_number(v, mine["metric"]) for v in band) if band else "–"
+        noise = " … ".join(_number(v, mine["metric"]) for v in band) if band else "–"
         named = [] if task.generate else [str(_name(source.path)) for source in task.sources("train")]
         source = f"made by reasoning_gym: {task.generate}" if task.generate else ", ".join(named)
         licence = plain(task.licence or "not stated")
         lines.append(
-            f"| {plain(name)} | {plain(source)} | {facts['train_rows']} | {licence} | {facts['metric']} | {' | '.join(cells)} | {told} |"
+            f"| {plain(name)} | {plain(source)} | {facts['train_rows']} | {licence} | {facts['metric']} | {' | '.join(cells)} | {noise} |"
         )
     return "\n".join(lines)
 
@@ -116,33 +116,33 @@ def _about_scores() -> str:
 
 
 def _limits(run: Run, result: Mapping[str, Any], last: str) -> str:
-    told = [f"- One run with one seed ({run.recipe.seed}), scored on the evaluation rows of the recipe only."]
+    limits = [f"- One run with one seed ({run.recipe.seed}), scored on the evaluation rows of the recipe only."]
     neutral = result.get("neutral_loss", {})
     if "base" in neutral and last in neutral:
         before, after = neutral["base"], neutral[last]
-        told.append(
+        limits.append(
             f"- Other abilities of the base may have been lost: the loss on a short neutral English text went from {before:.3f} to {after:.3f} nats."
         )
     else:
-        told.append("- Other abilities of the base may have been lost; none was measured.")
+        limits.append("- Other abilities of the base may have been lost; none was measured.")
     licence = _of_base(run.base.path).get("license")
     if licence:
-        told.append(
+        limits.append(
             f"- The licence above ({plain(str(licence))}) is the base model's; the data's, in the table, may ask for more."
         )
     else:
-        told.append(
+        limits.append(
             "- No licence is stated: it follows from the base model's, which is not known here, and the data's."
         )
     behind = result["summary"][last]["below_specialist"]
-    told.append(
+    limits.append(
         f"- {behind} of {len(run.tasks)} tasks ended more than 5 % of their score below their own specialist."
         if behind
         else "- No task ended more than 5 % of its score below its own specialist."
     )
-    told += [f"- {plain(found.text)}" for found in read_findings(result)]
-    told.append("- No test of safety, bias or truthfulness was made. The base model's limits hold for this one, too.")
-    return "\n".join(told)
+    limits += [f"- {plain(found.text)}" for found in read_findings(result)]
+    limits.append("- No test of safety, bias or truthfulness was made. The base model's limits hold for this one, too.")
+    return "\n".join(limits)
 
 
 def _recipe(run: Run) -> str:

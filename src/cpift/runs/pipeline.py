@@ -41,13 +41,13 @@ def run(
     mirror: str | None = None,
     shared: Sequence[Path] = (),
 ) -> dict[str, object]:
-    """Run the whole method; called again, it goes on where it stopped, and redoes only what changed.
+    """Run the whole method. Called again, it resumes, and redoes only what changed.
 
     Args:
         recipe: a recipe, or the path of one.
         out: the run folder.
         until: last kind of stage to run, one of ``STAGES``.
-        reporter: told what happens.
+        reporter: receives progress and warnings.
         given: for the report, dotted keys to where they were given (:func:`cpift.recipe.yaml.origins`); a path tells itself.
         engine: where probes and scores are made side by side (:func:`cpift.distributed.engine.make_engine`); None: one at a time, here.
         mirror: a URL that fsspec knows; finished stages are copied there, and those that ``out`` lacks taken back.
@@ -127,7 +127,7 @@ def _all(current: Run, runner: Runner, until: str | None) -> dict[str, object]:
 
 
 def report(out: Path, reporter: Reporter) -> None:
-    """Write ``report.html``; what goes wrong in it is told, and costs nothing but the page."""
+    """Write ``report.html``; an error in it is reported, and leaves the run as it is."""
     try:
         make_report(out)
     except Exception as error:

@@ -88,7 +88,7 @@ class Run:
     Attributes:
         recipe: its recipe.
         out: its folder.
-        reporter: told what happens.
+        reporter: receives progress and warnings.
         findings: of the stages that were made or were there.
         shared: other run folders; a stage that one of them has made is taken over.
         loaded: rows that were read before their stage, kept until it stores them.

@@ -181,7 +181,11 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
 
 
 def _rows_of(run: Run, name: str, kind: str, start: ModelRef, spec: TrainSpec) -> tuple[EncodedRows, dict[str, int]]:
-    """The encoded rows of a training, and how many there are, were cut and were left out."""
+    """The encoded rows of a training, and how many there are, were cut and were left out.
+
+    Replayed rows are drawn from each earlier task by seed, ``spec.replay`` gives their number. They are repeated in
+    order until they are about as many as the new rows, or ``spec.replay_share`` of all rows.
+    """
     limit = max_length(spec.training)
     tokenizer = load_tokenizer(start.path, spec.trust_remote_code, spec.chat)
     parts: dict[str, EncodedRows] = {}
