@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,34 @@ def test_the_next_addition_protects_what_the_model_carries(
     assert "upper.region.safetensors" in {f.name for f in (place / "three/model/cpift_regions").iterdir()}
 
 
+def test_a_task_added_again_keeps_the_core_of_its_first_addition(place: Path, two: Path) -> None:
+    recipe = arrivals(place, ["upper"], []) | {"model": str(two / "model"), "base": None}
+    with one_thread():
+        run(Recipe.parse(recipe), place / "twice")
+    first = Region.load(two / "model/cpift_regions/upper.region.safetensors").positions
+    second = region(place / "twice/stages/04-arrive/1/identify")
+    carried = Region.load(place / "twice/model/cpift_regions/upper.region.safetensors").positions
+    for part in (first, second):
+        assert all(np.isin(at, carried[name]).all() for name, at in part.items())
+
+
+def test_regions_of_another_model_are_refused_before_anything_is_written(two: Path, tmp_path: Path) -> None:
+    tiny.base(tmp_path / "mine", hidden_size=64)
+    shutil.copytree(two / "model/cpift_regions", tmp_path / "mine/cpift_regions")
+    with pytest.raises(CpiftError, match="is of another model") as error:
+        run(Recipe.parse(arrivals(tmp_path, ["upper"], []) | {"base": None}), tmp_path / "out")
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_until_ends_before_what_needs_a_later_stage(place: Path) -> None:
+    watch = Listener()
+    with one_thread():
+        run(Recipe.parse(arrivals(place, ["upper"], [])), place / "until", until="identify", reporter=watch)
+    assert watch.made == ["00-tasks/upper", "03-protect"]
+    assert make_report(place / "until")
+
+
 def test_no_old_row_at_all_is_a_case_like_any_other(place: Path) -> None:
     recipe = arrivals(place, ["upper", "double"], [], protect={"average": 1.0, "freeze": False})
     recipe["arrivals"]["examples_per_task"] = 0
@@ -193,6 +222,7 @@ def test_no_old_row_at_all_is_a_case_like_any_other(place: Path) -> None:
         ({"protect": {"by": "update"}, "base": None}, "needs base"),
         ({"protect": {"forget": 1}}, "unknown key 'protect.forget'"),
         ({"arrivals": None}, "base: is for arrivals"),
+        ({"tasks": {"neutral text": {"train": "a.jsonl", "eval": 1}}, "arrivals": ["neutral text"]}, "neutral text"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(place: Path, changes: dict[str, Any], message: str) -> None:
@@ -278,6 +308,8 @@ def test_a_region_by_fisher_information_of_the_kept_rows_is_protected(place: Pat
     assert sum(map(len, held.values())) == count
     expected = torch.cat([values.flatten() for values in squares.values()]).sort(descending=True).values[count - 1]
     assert least == pytest.approx(float(expected), rel=1e-3)
+    carried = Region.load(place / "fisher/model/cpift_regions/_protected.region.safetensors").positions
+    assert all(np.array_equal(carried[name], at) for name, at in held.items())
     before, after = values(place / "mine"), values(place / "fisher/model")
     for name, where in held.items():
         at = torch.from_numpy(where.astype(np.int64))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_run import Listener, copy, finished_run, one_thread, stamps
 from transformers import AutoModelForCausalLM
 
@@ -73,6 +73,26 @@ def test_what_a_later_stage_needs_is_made_again_with_the_same_bits(whole: Path, 
     # A refine stage's key holds the digest of what it starts from: it stands only if the fused model has the same bits.
     assert not [name for name in watch.made if name.startswith(("06-refine", "07-"))]
     assert any("is made again" in line for line in watch.said)
+    assert not weights(out)
+
+
+def test_a_final_model_that_is_another_ones_is_put_there_anew(whole: Path, tmp_path: Path) -> None:
+    out = copy(whole, tmp_path / "run")
+    before = load_file(out / "model/model.safetensors")
+    again(out, keep="final")
+    watch = again(out, keep="final", dtype="bfloat16")
+    after = load_file(out / "model/model.safetensors")
+    assert all(torch.equal(after[name], before[name].to(torch.bfloat16)) for name in before)
+    assert any("model/ needs its weights" in line for line in watch.said)
+    assert not weights(out)
+
+
+def test_a_removal_that_was_cut_off_is_finished(whole: Path, tmp_path: Path) -> None:
+    out = copy(whole, tmp_path / "run")
+    left = load_file(out / "stages/01-probe/upper/model.safetensors")
+    again(out, keep="final")
+    save_file(left, out / "stages/01-probe/upper/model.safetensors")
+    again(out, keep="final")
     assert not weights(out)
 
 

@@ -227,6 +227,11 @@ class RunLayout:
         return self.out / "model"
 
     @property
+    def published(self) -> Path:
+        """Which stage's checkpoint ``model/`` holds, and in which type."""
+        return self.out / ".model.json"
+
+    @property
     def stages(self) -> Path:
         """All stages."""
         return self.out / "stages"

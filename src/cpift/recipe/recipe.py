@@ -31,6 +31,8 @@ from cpift.recipe.parts import (
 )
 from cpift.recipe.yaml import read_yaml, set_key
 
+NEUTRAL = "neutral text"  # as a task in tables of arrivals
+
 _LIMIT = 2**20  # bytes of a recipe
 STAGES = ("probe", "identify", "group", "backbone", "fuse", "refine", "evaluate")
 
@@ -141,6 +143,8 @@ class Recipe(Part):
                 raise ValueError(f"arrivals: {task!r} is none of the tasks ({', '.join(self.tasks)})")
         if len(set(order)) < len(order):
             raise ValueError("arrivals: a task is listed twice")
+        if order and NEUTRAL in self.tasks:
+            raise ValueError(f"tasks: {NEUTRAL!r} is what the report calls the neutral text; name the task otherwise")
         kept = set(self.tasks) - set(order)
         if self.protect.by in ("fisher", "magnitude_gradient") and self.arrivals and not kept:
             raise ValueError(f"protect.by: {self.protect.by} needs kept rows, and every task is one that arrives")

@@ -19,6 +19,8 @@ _KINDS = {
     Kind.BACKBONE: "backbone",
     Kind.FUSE: "fuse",
     Kind.REFINE: "refine",
+    Kind.PROTECT: "identify",
+    Kind.ARRIVAL: "additions",
     Kind.SCORE: "evaluate",
     Kind.NEUTRAL: "evaluate",
 }

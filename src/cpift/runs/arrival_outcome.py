@@ -14,20 +14,20 @@ import yaml
 from cpift.files import layout, manifest
 from cpift.files.findings import distinct, finding
 from cpift.method.patch import make_patch
+from cpift.method.region import Region
 from cpift.metrics.change import Change
 from cpift.metrics.loss import LOSS
 from cpift.metrics.score import ScoreEntry, Scores
 from cpift.metrics.summary import summary
+from cpift.recipe.recipe import NEUTRAL
 from cpift.report.arrivals import ARRIVALS, change_line
 from cpift.report.arrivals import changes_of as arrival_changes
 from cpift.runs.model_card import is_hub_id, plain
 from cpift.runs.publish import mixed_precision, publish, scores_of
 from cpift.runs.stage import Run, Stage
-from cpift.runs.stages.arrivals import carried_regions
+from cpift.runs.stages.arrivals import bare, carried_regions
 from cpift.runs.stages.guard import losses
 from cpift.runs.trim import is_trimmed
-
-NEUTRAL = "neutral text"  # as a task in tables
 
 
 def write_arrivals(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
@@ -55,7 +55,9 @@ def write_arrivals(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     }
     manifest.write_whole(run.layout.scores, json.dumps(result))
     folder = run.folder(layout.arrival(last, "fuse"))
-    publish(run, folder, _card(run, result), lambda model: _carry(run, model))
+    # Without a criterion of its own, the protected region is the union of those that came along.
+    own = protected is not None and protected.settings["by"] != "none"
+    publish(run, folder, _card(run, result), lambda model: _carry(run, model, own))
     if arrivals.train == "inside" and last == 1 and not is_trimmed(folder):
         task = arrivals.order[0]
         make_patch(run.base.path, folder, patch_file(run, task), name=task)
@@ -93,19 +95,26 @@ def _neutral(run: Run, model: str) -> ScoreEntry:
     return {"metric": LOSS.name, "score": loss["loss"], "items": loss["items"], "tokens": loss["tokens"]}
 
 
-def _carry(run: Run, model: Path) -> None:
-    """Put the regions beside the weights: those that came along, the protected one, and the new cores."""
+def _carry(run: Run, model: Path, protected: bool) -> None:
+    """Put the regions beside the weights: those that came along, the protected one, and the new cores.
+
+    A core of a name that came along is joined with it: a task added again loses nothing of its first addition.
+    """
     arrivals = run.recipe.arrivals
     assert arrivals is not None
     folder = model / layout.CARRIED_REGIONS
     folder.mkdir()
     for name, file in carried_regions(run.base.path).items():
         shutil.copyfile(file, folder / f"{name}.region.safetensors")
-    if (run.folder(layout.PROTECT) / layout.REGION_FILE).is_file() and run.recipe.base is not None:
+    if protected:
         shutil.copyfile(run.folder(layout.PROTECT) / layout.REGION_FILE, folder / "_protected.region.safetensors")
     for number, task in enumerate(arrivals.order, start=1):
         core = run.folder(layout.arrival(number, "identify")) / layout.REGION_FILE
-        shutil.copyfile(core, folder / f"{task}.region.safetensors")
+        target = folder / f"{task}.region.safetensors"
+        if target.exists():
+            (bare(Region.load(target)) | bare(Region.load(core))).save(target)
+        else:
+            shutil.copyfile(core, target)
 
 
 def _card(run: Run, result: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from cpift.recipe.recipe import Recipe
 from cpift.runs.identity import identities
 from cpift.runs.make import make, needs_of
 from cpift.runs.mirror import Mirror
+from cpift.runs.publish import is_published
 from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.graph import phases
 from cpift.runs.trim import is_trimmed
@@ -70,6 +71,13 @@ class Runner:
                         self._mirror.store([stage.name])
                 if stage.kind in ("group", "evaluate"):  # read by no stage, but by the run itself
                     self._verify(stage.name)
+
+    def bring_back(self, stage: Stage) -> None:
+        """Make a finished stage again where its weights were removed and ``model/`` holds another checkpoint."""
+        folder = self._run.folder(stage.name)
+        if is_trimmed(folder) and not is_published(self._run, folder):
+            self._run.reporter.message(f"{stage.name} is made again: model/ needs its weights")
+            self._make([stage])
 
     def _missing(self, stage: Stage) -> bool:
         made = manifest.read(self._run.folder(stage.name))

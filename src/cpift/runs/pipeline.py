@@ -24,7 +24,7 @@ from cpift.runs.executor import Runner, log
 from cpift.runs.mirror import Mirror
 from cpift.runs.preflight import check_models, read_rows
 from cpift.runs.publish import write_outcome
-from cpift.runs.stage import Run
+from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.graph import phases
 from cpift.runs.trim import trim
 from cpift.train.config import check_training, join
@@ -111,7 +111,7 @@ def _lead(
 def _all(current: Run, runner: Runner, until: str | None) -> dict[str, object]:
     began = time.perf_counter()
     for stages in phases(current):
-        wanted = [s for s in stages if until is None or STAGES.index(s.kind) <= STAGES.index(until)]
+        wanted = _until(stages, until)
         runner.make(wanted)
         if len(wanted) < len(stages):
             return {}
@@ -119,11 +119,25 @@ def _all(current: Run, runner: Runner, until: str | None) -> dict[str, object]:
         return {}
     write = write_arrivals if current.recipe.arrivals else write_outcome
     stages = [stage for part in phases(current) for stage in part]
+    runner.bring_back([stage for stage in stages if stage.writes_model][-1])
     result = write(current, stages)
     if current.recipe.output.keep == "final" and (freed := trim(current, stages)):
         current.reporter.message(f"output.keep: final: the weights of earlier stages are removed, {size(freed)} free")
     log(current.out, {"event": "run", "seconds": time.perf_counter() - began})
     return result
+
+
+def _until(stages: Sequence[Stage], until: str | None) -> list[Stage]:
+    """The stages up to a kind. One that needs a stage after it, as the core of an arrival does, is left out, too."""
+    if until is None:
+        return list(stages)
+    wanted, left_out = list[Stage](), set[str]()
+    for stage in stages:
+        if STAGES.index(stage.kind) > STAGES.index(until) or left_out.intersection(stage.needs):
+            left_out.add(stage.name)
+        else:
+            wanted.append(stage)
+    return wanted
 
 
 def report(out: Path, reporter: Reporter) -> None:

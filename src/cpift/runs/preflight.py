@@ -12,19 +12,22 @@ from transformers import AutoConfig
 from cpift.checkpoint.align import align, excluded
 from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.hub import checkpoint_place, locate
+from cpift.checkpoint.names import plain_name
 from cpift.checkpoint.reader import open_checkpoint, open_plain
-from cpift.checkpoint.stream import check_finite
+from cpift.checkpoint.stream import Checkpoint, check_finite
 from cpift.data.lengths import cut_warning
 from cpift.data.row_checks import Row
 from cpift.data.rows import load_task, metric_of
 from cpift.errors import CpiftError, nearest
 from cpift.files import layout, manifest
 from cpift.files.findings import Finding
+from cpift.method.region import Region
 from cpift.method.rehearsal import check_names
 from cpift.metrics import named
 from cpift.recipe.backbones import BACKBONES
 from cpift.recipe.recipe import Recipe
 from cpift.runs.stage import Run
+from cpift.runs.stages.arrivals import carried_regions
 from cpift.runs.stages.graph import first_stages
 from cpift.runs.survey import measure, tokenizer_of
 from cpift.train.adapters import check_adapter
@@ -58,6 +61,8 @@ def check_models(recipe: Recipe) -> None:
             align(origin, base)
         except CpiftError as error:
             raise CpiftError(f"base: {error}") from error
+    if recipe.arrivals and recipe.protect.freeze:
+        check_carried(base)
     check_model(model, recipe.trust_remote_code)
     if recipe.attn_implementation is not None:
         check_attention(model, recipe.attn_implementation, recipe.trust_remote_code)
@@ -67,6 +72,19 @@ def check_models(recipe: Recipe) -> None:
     load_tokenizer(model, recipe.trust_remote_code, recipe.chat)
     check_router(recipe, model)
     check_finite(base)
+
+
+def check_carried(model: Checkpoint) -> None:
+    """Read the regions that a model carries. Raises :class:`CpiftError` for one that is damaged or another model's."""
+    shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in model.tensors.items()}
+    for file in carried_regions(model.path).values():
+        for name, shape in Region.load(file).shapes.items():
+            held = shapes.get(plain_name(name))
+            if held is not None and held != tuple(shape):
+                raise CpiftError(
+                    f"{file}: is of another model ({name} is {list(shape)} there, {list(held)} here); remove it, or give "
+                    "the model that it belongs to"
+                )
 
 
 def read_rows(current: Run) -> None:

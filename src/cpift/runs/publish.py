@@ -81,7 +81,8 @@ def publish(run: Run, source: Path, text: str, complete: Callable[[Path], None] 
         complete: adds what else belongs into the folder, before it is put in place.
     """
     target, partial = run.layout.model, run.out / ".model.partial"
-    if is_trimmed(source) and target.is_dir():  # it was put there before the stage's weights were removed
+    if is_trimmed(source):  # it was put there before the stage's weights were removed; scores may be newer
+        manifest.write_whole(target / "README.md", text)
         return
     manifest.verify_stage(source)
     shutil.rmtree(partial, ignore_errors=True)
@@ -93,12 +94,27 @@ def publish(run: Run, source: Path, text: str, complete: Callable[[Path], None] 
     (partial / "README.md").unlink(missing_ok=True)
     (partial / "README.md").write_text(text, encoding="utf-8")
     complete(partial)
-    old = run.out / ".model.old"
+    old, record = run.out / ".model.old", run.layout.published
+    record.unlink(missing_ok=True)
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         target.replace(old)
     partial.replace(target)
+    manifest.write_whole(record, json.dumps(_made_of(run, source)))
     shutil.rmtree(old, ignore_errors=True)
+
+
+def is_published(run: Run, source: Path) -> bool:
+    """Is what lies in ``model/`` this stage's checkpoint, in the type that the recipe asks for?"""
+    record = run.layout.published
+    if not run.layout.model.is_dir() or not record.is_file():
+        return False
+    return bool(json.loads(record.read_text()) == _made_of(run, source))
+
+
+def _made_of(run: Run, source: Path) -> dict[str, str | None]:
+    made = manifest.read(source)
+    return {"stage": run.layout.name_of(source), "digest": made.digest if made else "", "dtype": _dtype(run)}
 
 
 def _link(source: Path, target: Path) -> None:

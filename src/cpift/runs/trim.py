@@ -33,10 +33,11 @@ def trim(run: Run, stages: Sequence[Stage]) -> int:
     for stage in stages:
         folder = run.folder(stage.name)
         made = manifest.read(folder)
-        if not stage.writes_model or stage.name == layout.BASE or made is None or is_trimmed(folder):
+        if not stage.writes_model or stage.name == layout.BASE or made is None:
             continue
         files = [folder / name for name in made.outputs if name.endswith(_WEIGHTS) and name != layout.REGION_FILE]
-        manifest.write_whole(folder / MARKER, json.dumps([file.name for file in files]))
+        if not is_trimmed(folder):  # one that was cut off in the removal is finished
+            manifest.write_whole(folder / MARKER, json.dumps([file.name for file in files]))
         for file in files:
             if file.is_file():
                 freed += file.stat().st_size if file.stat().st_nlink == 1 else 0

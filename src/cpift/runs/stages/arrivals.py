@@ -79,7 +79,7 @@ def _protect(run: Run) -> Stage | None:
         settings["tuned_from"] = checkpoint_identity(origin)
 
     def select(folders: Mapping[str, Path]) -> Facts:
-        regions = {name: _bare(Region.load(file)) for name, file in carried.items()}
+        regions = {name: bare(Region.load(file)) for name, file in carried.items()}
         if by != "none":
             own = protect(
                 run.base.path,
@@ -94,7 +94,7 @@ def _protect(run: Run) -> Stage | None:
             )
             for text in own.warnings:
                 run.add(finding("protected-region", text, layout.PROTECT))
-            regions[""] = _bare(own.region)
+            regions[""] = bare(own.region)
         joined = regions_by_name(regions, list(regions))
         assert joined is not None
         joined.save(folders[layout.PROTECT] / layout.REGION_FILE)
@@ -105,14 +105,14 @@ def _protect(run: Run) -> Stage | None:
     return Stage(layout.PROTECT, "identify", what, settings, needs, select, code=IDENTIFY_CODE)
 
 
-def _bare(region: Region) -> Region:
+def bare(region: Region) -> Region:
     """Without the checkpoints that it was made from: regions that are frozen together come from several."""
     return replace(region, base="", tuned="")
 
 
 def _without(region: Region, frozen: Region) -> Region:
     """The region without frozen positions; the same object where they share none."""
-    left = _bare(region) - _bare(frozen)
+    left = bare(region) - bare(frozen)
     return region if left.count == region.count else replace(left, statistics=region.statistics)
 
 
@@ -193,7 +193,7 @@ def _average(
     }
 
     def combine(folders: Mapping[str, Path]) -> Facts:
-        regions = {stage: _bare(Region.load(run.folder(stage) / layout.REGION_FILE)) for stage in unchanged}
+        regions = {stage: bare(Region.load(run.folder(stage) / layout.REGION_FILE)) for stage in unchanged}
         joined = regions_by_name(regions, list(regions))
         report = fuse_into(
             folders[name],
