@@ -104,6 +104,11 @@ def test_limits_hold(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - start < 6
 
 
+def test_memory_is_limited() -> None:
+    outcome = run_python("x = bytearray(1 << 28)", isolation_problem() is None, Limits(memory=1 << 27))
+    assert "MemoryError" in outcome.output
+
+
 def processes() -> int:
     return sum(entry.isdigit() for entry in os.listdir("/proc"))
 
