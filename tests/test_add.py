@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import zoo
 from safetensors.torch import load_file
 from tiny_run import Listener, call, one_thread
 from transformers import AutoModelForCausalLM
 
+from cpift.console.reporter import Reporter
 from cpift.data.encoding import encode
 from cpift.errors import CpiftError
+from cpift.files import manifest
 from cpift.method.apply_patch import apply_patches, remove_patches
 from cpift.method.patch import Patch
 from cpift.method.region import Region
@@ -25,7 +28,11 @@ from cpift.recipe.recipe import Recipe
 from cpift.report import make_report
 from cpift.runs.alternatives import ALTERNATIVES, compare_additions
 from cpift.runs.arrival_rows import arrival_steps, replayed_rows
+from cpift.runs.make import make
 from cpift.runs.pipeline import run
+from cpift.runs.stage import Run
+from cpift.runs.stages.arrivals import arrival_stages
+from cpift.runs.stages.graph import first_stages
 from cpift.runs.status import stage_states
 from cpift.train.models import load_tokenizer
 
@@ -381,3 +388,29 @@ def test_an_addition_as_a_patch_changes_its_core_alone_and_comes_off_again(
     assert all(torch.equal(on[name], after[name]) for name in after)
     remove_patches(place / "on", ["first"], place / "off")
     assert all(torch.equal(off, before[name]) for name, off in values(place / "off").items())
+
+
+def test_the_recipes_chat_template_decides_about_a_region_by_rows(place: Path) -> None:
+    template = tiny.CHATML.replace("assistant\n", "assistant\n> ").replace("['role'] }}\n", "['role'] }}\n> ")
+    assert template.count("> ") == 2
+    changes = {"protect": {"by": "fisher", "percent": 10.0}, "base": None}
+    keys, regions = set(), []
+    for name, more in (("plain", {}), ("template", {"chat_template": template})):
+        recipe = Recipe.parse({**arrivals(place, ["upper"], ["reverse"], **json.loads(json.dumps(changes))), **more})
+        current = Run(recipe, place / f"chat-{name}", Reporter())
+        for stage in first_stages(current):
+            make(current, [stage])
+        stage = arrival_stages(current)[0]
+        make(current, [stage])
+        keys.add(manifest.key_of(stage.made_of, {}))
+        regions.append(region(current.folder(stage.name)))
+    assert len(keys) == 2
+    assert any(not np.array_equal(regions[0].get(name), regions[1].get(name)) for name in regions[0])
+
+
+def test_an_anchor_beside_a_routers_loss_is_refused_before_training(place: Path, tmp_path: Path) -> None:
+    zoo.base(tmp_path / "moe", "mixtral")
+    recipe = {**arrivals(place, ["upper"], [], protect={"anchor": 1.0}), "base": None, "model": str(tmp_path / "moe")}
+    with pytest.raises(CpiftError, match=r"protect\.anchor: .*router_aux_loss_coef to 0"):
+        run(Recipe.parse(recipe), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -165,14 +165,19 @@ def check_router(recipe: Recipe, model: Path) -> None:
         model: folder of the base.
 
     Raises:
-        CpiftError: a weight is given and the model has no router, or TRL cannot compute this router's loss.
+        CpiftError: a weight is given and the model has no router, TRL cannot compute this router's loss, or an anchor
+            would leave it out.
     """
     weights = [recipe.training_of(stage).get("router_aux_loss_coef") for stage in _TRAINED]
+    if recipe.arrivals:
+        weights = [recipe.training_of("arrivals").get("router_aux_loss_coef")]
     config = AutoConfig.from_pretrained(model, trust_remote_code=recipe.trust_remote_code).get_text_config()
     if not hasattr(config, "output_router_logits"):
         if any(weights):
             raise CpiftError(f"training.router_aux_loss_coef: {config.model_type} has no router; leave it out")
         return
+    if recipe.arrivals and recipe.protect.anchor and weights != [0]:
+        raise CpiftError("protect.anchor: is not combined with a router's loss; set training.router_aux_loss_coef to 0")
     own = getattr(config, "router_aux_loss_coef", 0.0)
     if not hasattr(config, "num_experts") and any(own if weight is None else weight for weight in weights):
         raise CpiftError(

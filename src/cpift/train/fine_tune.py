@@ -204,6 +204,10 @@ def _fine_tune(
         )
     except (ValueError, ImportError) as error:  # what hangs on the model, such as router_aux_loss_coef
         raise CpiftError(f"training: the trainer refuses it ({' '.join(str(error).split())[:300]})") from error
+    if spec.anchor and getattr(trainer, "aux_loss_enabled", False):
+        raise CpiftError(
+            "protect.anchor: is not combined with a router's auxiliary loss; set training.router_aux_loss_coef to 0"
+        )
     if spec.anchor:
         trainer.anchor = Anchor(_reference(loaded.start, spec, trainer.accelerator.device), spec.anchor)
     _only_our_progress(trainer)

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from cpift.data.encoding import IGNORED, Encoded, encode_all
 from cpift.data.row_checks import Row
+from cpift.data.templates import ChatSettings
 from cpift.errors import CpiftError
 from cpift.train import accelerator
 from cpift.train.limits import check_encoded, limits_of
@@ -53,6 +54,9 @@ def write_importance(
     out: Path,
     max_length: int | None = None,
     tick: Tick = lambda done, rows: None,
+    *,
+    chat: ChatSettings | None = None,
+    trust_remote_code: bool = False,
 ) -> Measured:
     """Write a checkpoint that holds each parameter's score in its place, fp32, under the names of the model's files.
 
@@ -65,11 +69,13 @@ def write_importance(
         out: an empty folder.
         max_length: tokens after which a row is cut.
         tick: called with the number of rows done, and of all.
+        chat: chat template and end token in place of the tokenizer's own.
+        trust_remote_code: may code that lies in the folder be run?
 
     Raises:
         CpiftError: no row with a trained token is left; a row that the model has no room for.
     """
-    network, tokenizer = load_model(model), load_tokenizer(model)
+    network, tokenizer = load_model(model, trust_remote_code), load_tokenizer(model, trust_remote_code, chat)
     encoded, left_out = encode_all(rows, tokenizer, max_length)
     if not encoded:
         raise CpiftError(f"--rows: no trained token is left within {max_length} tokens of any row; raise --max-length")

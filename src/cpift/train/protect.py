@@ -17,6 +17,7 @@ from cpift.checkpoint.stream import Block, Checkpoint, fingerprint
 from cpift.checkpoint.tensor import widen
 from cpift.data.row_checks import Row, check_row
 from cpift.data.sources import SourceFacts, source_rows
+from cpift.data.templates import ChatSettings
 from cpift.errors import CpiftError, nearest
 from cpift.kernels.threads import check_threads
 from cpift.method.identify import core_count
@@ -77,6 +78,8 @@ def protect(
     max_length: int = MAX_LENGTH,
     threads: int | None = None,
     tick: Callable[[int, int], None] = lambda done, rows: None,
+    chat: ChatSettings | None = None,
+    trust_remote_code: bool = False,
 ) -> Protected:
     """Choose the top ``percent`` % of a model's parameters by a criterion.
 
@@ -95,6 +98,8 @@ def protect(
         max_length: tokens after which a row is cut.
         threads: worker threads, by default one a core; changes speed only.
         tick: called with the number of rows done, and of all.
+        chat: chat template and end token in place of the tokenizer's own.
+        trust_remote_code: may code that lies in the model's folder be run?
 
     Raises:
         CpiftError: a base or rows missing or too many, checkpoints that do not match, a value out of range.
@@ -119,7 +124,9 @@ def protect(
         score = CRITERIA[name].score
         if rows is not None and score is not None:
             folder, kept = Path(scratch), _rows(rows, warnings) if isinstance(rows, str) else rows
-            measured = write_importance(Path(model), kept, score, folder, max_length, tick)
+            measured = write_importance(
+                Path(model), kept, score, folder, max_length, tick, chat=chat, trust_remote_code=trust_remote_code
+            )
             warnings += measured.warnings
             if measured.left_out:
                 warnings.append(

@@ -68,12 +68,13 @@ def _protect(run: Run) -> Stage | None:
         return None
     kept = [task for task in run.tasks if task not in run.recipe.arrivals.order] if run.recipe.arrivals else []
     kept = kept if by in _BY_ROWS else []
+    limit = max_length(run.recipe.training_of("arrivals")) or MAX_LENGTH
     settings: dict[str, object] = {"by": by, "carried": {n: manifest.file_hash(f) for n, f in carried.items()}}
     settings |= settings_of(run.base, "base")
     if by != "none":
         settings |= {"percent": str(part.percent), "unit": part.unit, "exclude": run.recipe.region.exclude}
     if kept:
-        settings |= {"tasks": kept, "max_length": max_length(run.recipe.training)}
+        settings |= {"tasks": kept, "max_length": limit, **run.recipe.chat.identity()}
     origin = checkpoint_place(run.recipe.base) if by == "update" and run.recipe.base else None
     if origin is not None:
         settings["tuned_from"] = checkpoint_identity(origin)
@@ -89,7 +90,9 @@ def _protect(run: Run) -> Stage | None:
                 percent=str(part.percent),
                 unit=part.unit,
                 exclude=run.recipe.region.exclude,
-                max_length=max_length(run.recipe.training) or MAX_LENGTH,
+                max_length=limit,
+                chat=run.recipe.chat,
+                trust_remote_code=run.recipe.trust_remote_code,
                 tick=lambda done, rows: run.reporter.progress(done, rows, f"{done} of {rows} rows"),
             )
             for text in own.warnings:
