@@ -58,7 +58,7 @@ def torment(
         assert set(stamps(out)) == set(stamps(whole))
         assert all(same(out / model, whole / model) for model in MODELS), "other weights"
         assert not list(out.rglob("*.partial")), "a leftover"
-        assert sorted(p.name for p in out.iterdir() if p.name.startswith(".")) == [".lock"]
+        assert sorted(p.name for p in out.iterdir() if p.name.startswith(".")) == [".lock", ".model.json"]
         finished += 1
         say(f"{time.strftime('%H:%M:%S')} run {finished} is done after {of_this} kills: the same weights, bit for bit")
     return finished
