@@ -17,6 +17,7 @@ small: setup
 	.venv/bin/python benchmarks/small/pretrain.py scratch/small --kind elicitation
 	.venv/bin/python benchmarks/small/pretrain.py scratch/small --kind new --steps 1000
 
-# Every fault at the full count; writes docs/soak.log. The small full disk needs root.
+# The tests marked long, then every fault at the full count; writes docs/soak.log. The small full disk needs root.
 soak: setup
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m long -n logical --maxprocesses 4 --dist loadfile
 	.venv/bin/python tests/faults/soak.py

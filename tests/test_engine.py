@@ -161,7 +161,7 @@ def test_a_run_by_workers_is_the_run_of_one_process(one: Path, tmp_path: Path) -
     assert (again.made, stamps(out)) == ([], before)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.long)])
 def test_told_to_stop(one: Path, tmp_path: Path, name: str) -> None:
     """Within seconds, workers included, with how to go on."""
     out, said = tmp_path / "out", tmp_path / "said"

@@ -31,7 +31,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return torch.load(out)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_a_sharded_region_keeps_every_bit(tmp_path: Path, alone: dict, processes: int) -> None:
     """Frozen elements are those on entry, each held by one rank; weights, losses and norm are those of one process."""
     sharded = launch(tmp_path / "many", processes)

@@ -89,6 +89,7 @@ def test_probes_by_accelerate_launch(recipe: Path, alone: Path, tmp_path: Path) 
     assert_same_curves(out, alone, TRAINED[:2])
 
 
+@pytest.mark.long
 def test_probes_of_four(recipe: Path, alone: Path, tmp_path: Path) -> None:
     """Each process has one row of a step."""
     arguments = ["run", str(recipe), "--out", str(tmp_path / "out"), "--until", "probe"]

@@ -18,7 +18,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-@pytest.mark.parametrize("name", STAGES)
+# Every other stage; make soak has them all.
+CASES = [pytest.param(name, marks=[] if row % 2 else pytest.mark.long) for row, name in enumerate(STAGES)]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_a_full_disk(recipe: Path, whole: Path, disk: Path, tmp_path: Path, name: str) -> None:
     """In each stage."""
     run_full(recipe, whole, disk, tmp_path / "said", name)

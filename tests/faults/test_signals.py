@@ -19,7 +19,7 @@ def test_killed_at_random_moments(recipe: Path, whole: Path, tmp_path: Path) -> 
     assert torment(recipe, whole, tmp_path, kills=5, seed=1) >= 1
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.long)])
 @pytest.mark.parametrize("stage", ["01-probe/.reverse.partial", "06-refine/.2.partial"])
 def test_told_to_stop(recipe: Path, whole: Path, tmp_path: Path, name: str, stage: str) -> None:
     """Within seconds, with how to go on; and it goes on to the same end."""
