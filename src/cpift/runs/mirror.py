@@ -122,7 +122,11 @@ class Mirror:
         place = self._layout
         paths = sorted(place.model.rglob("*")) if model else []
         try:
-            for path in [*paths, place.plan, place.report, *self._beside, place.scores] if not self._why else []:
+            for path in (
+                [*paths, place.published, place.plan, place.report, *self._beside, place.scores]
+                if not self._why
+                else []
+            ):
                 if path.is_file():
                     self._put(path)
         except Exception as error:
