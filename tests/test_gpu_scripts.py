@@ -87,6 +87,7 @@ def test_the_table_holds_what_was_measured(finished: tuple[dict[str, dict[str, A
     assert all(f"**{name}**" in printed for name in first_contact.NAMES)
 
 
+@pytest.mark.long  # eight processes; single failures are tested below
 def test_each_step_can_fail_and_the_others_run(tmp_path: Path) -> None:
     """Every step fails in one call: all are tried, each leaves its last lines and its reason."""
     modes = ["raise", "kill"] * len(first_contact.NAMES)
