@@ -18,6 +18,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "r.yaml"
 
 
+@pytest.mark.long  # a process that dies is in distributed/test_run.py
 def test_a_killed_rank(pair: Path, tmp_path: Path) -> None:
     """The first process, which writes, in the refinement: the same weights, bit for bit. ``make soak`` kills each, in four stages."""
     whole = unbroken(pair, tmp_path / "whole")

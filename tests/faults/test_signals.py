@@ -14,6 +14,7 @@ from cpift.console import stopping
 from cpift.console.terminal import Terminal
 
 
+@pytest.mark.long  # a kill at a chosen moment is in test_resume.py
 def test_killed_at_random_moments(recipe: Path, whole: Path, tmp_path: Path) -> None:
     """Five times; ``make soak`` does it fifty times."""
     assert torment(recipe, whole, tmp_path, kills=5, seed=1) >= 1
