@@ -414,3 +414,14 @@ def test_an_anchor_beside_a_routers_loss_is_refused_before_training(place: Path,
     with pytest.raises(CpiftError, match=r"protect\.anchor: .*router_aux_loss_coef to 0"):
         run(Recipe.parse(recipe), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_three_arrivals_keep_the_cores_of_all_before(place: Path) -> None:
+    with one_thread():
+        run(Recipe.parse(arrivals(place, ["upper", "double", "first"], [])), place / "in-a-row")
+    last = values(place / "in-a-row/model")
+    for number in (1, 2):
+        then = values(place / f"in-a-row/stages/04-arrive/{number}/fuse")
+        for name, where in region(place / f"in-a-row/stages/04-arrive/{number}/identify").items():
+            at = torch.from_numpy(where.astype(np.int64))
+            assert torch.equal(last[name][at].view(torch.int16), then[name][at].view(torch.int16)), name

@@ -144,3 +144,14 @@ def test_the_complement_is_all_else() -> None:
         region.complement({"a": (4,), "b": (2,)})
     with pytest.raises(CpiftError, match="b has no parameter"):
         region.complement({"a": (2, 2)})
+
+
+def test_without_takes_positions_away_whichever_checkpoints_they_are_of() -> None:
+    own = Region(
+        {"a": np.array([1, 3, 5], np.int32)}, 10, shapes={"a": (10,)}, base="one", tuned="x", statistics={"k": 1}
+    )
+    other = Region({"a": np.array([3, 4], np.int32)}, 10, shapes={"a": (10,)}, base="two")
+    left = own.without(other)
+    assert left.positions["a"].tolist() == [1, 5]
+    assert (left.base, left.tuned, left.statistics) == ("one", "x", {"k": 1})
+    assert own.without(Region({"a": np.array([2], np.int32)}, 10, shapes={"a": (10,)}, base="two")) is own

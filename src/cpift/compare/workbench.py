@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from cpift.runs.stages.evaluate import evaluate_stage
 from cpift.runs.stages.fuse import CODE as FUSE_CODE
 from cpift.runs.stages.fuse import fuse_into
 from cpift.runs.stages.graph import first_stages, last_stages, middle_stages
-from cpift.runs.stages.identify import CODE as IDENTIFY_CODE
-from cpift.runs.stages.identify import identify_stage, region_facts, region_settings, select_regions
+from cpift.runs.stages.identify import core_stage, identify_stage
 from cpift.runs.stages.train import spec_of, train_stage
 from cpift.runs.steps import probe_epochs
 from cpift.train.config import batch_rows, max_length
@@ -179,8 +177,7 @@ class Work:
         """The core of a task without the positions of earlier cores."""
         core = Region.load(self.run.layout.region(task))
         for other in kept:
-            left = core - replace(Region.load(self.run.layout.region(other)), base=core.base)
-            core = replace(left, tuned=core.tuned) if left.count < core.count else core
+            core = core.without(Region.load(self.run.layout.region(other)))
         return core
 
     def merge(
@@ -195,19 +192,7 @@ class Work:
 
     def core_of(self, task: str, before: ModelRef, after: ModelRef) -> ModelRef:
         """The core region of a task from two models that follow one another, in place of base and probe."""
-        name = layout.region(task)
-
-        def select(folders: Mapping[str, Path]) -> Facts:
-            found = select_regions(self.run, before.path, {task: after.path})[task]
-            # No base named: regions that are frozen together come from models of different times.
-            replace(found, base="").save(folders[name] / layout.REGION_FILE)
-            return {name: region_facts(found)}
-
-        settings = {**region_settings(self.run), **settings_of(before, "base")}
-        needs = (*before.needs, *after.needs)
-        return self.make(
-            Stage(name, "identify", f"core region of {task}", settings, needs, select, "identify", code=IDENTIFY_CODE)
-        )
+        return self.make(core_stage(self.run, layout.region(task), task, before, after))
 
     def score(self, model: str, place: ModelRef, tasks: Sequence[str] | None = None) -> Scores:
         """Scores of a model on the tasks, by default all."""

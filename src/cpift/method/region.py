@@ -10,7 +10,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,17 @@ class Region:
         return Region(
             others, sum(map(math.prod, shapes.values())), shapes={n: shapes[n] for n in others}, base=self.base
         )
+
+    def detached(self) -> Region:
+        """Without the checkpoints that it was made from: regions that are frozen together come from several."""
+        return replace(self, base="", tuned="")
+
+    def without(self, other: Region) -> Region:
+        """Positions that the other lacks, whichever checkpoints that was made from; the same object where none go."""
+        left = self.detached() - other.detached()
+        if left.count == self.count:
+            return self
+        return replace(left, base=self.base, tuned=self.tuned, statistics=self.statistics)
 
     def overlap(self, other: Region) -> tuple[int, int | None]:
         """Number of common positions, and at how many of them both updates have the same sign (None if unknown)."""

@@ -25,7 +25,7 @@ from cpift.report.arrivals import changes_of as arrival_changes
 from cpift.runs.model_card import is_hub_id, plain
 from cpift.runs.publish import mixed_precision, publish, scores_of
 from cpift.runs.stage import Run, Stage
-from cpift.runs.stages.arrivals import bare, carried_regions
+from cpift.runs.stages.arrivals import carried_regions
 from cpift.runs.stages.guard import losses
 from cpift.runs.trim import is_trimmed
 
@@ -112,7 +112,7 @@ def _carry(run: Run, model: Path, protected: bool) -> None:
         core = run.folder(layout.arrival(number, "identify")) / layout.REGION_FILE
         target = folder / f"{task}.region.safetensors"
         if target.exists():
-            (bare(Region.load(target)) | bare(Region.load(core))).save(target)
+            (Region.load(target).detached() | Region.load(core).detached()).save(target)
         else:
             shutil.copyfile(core, target)
 

@@ -15,9 +15,7 @@ from cpift.checkpoint.hub import checkpoint_place
 from cpift.files import layout, manifest
 from cpift.files.findings import finding
 from cpift.method.freeze import regions_by_name
-from cpift.method.identify import identify
 from cpift.method.region import Region
-from cpift.method.region_findings import region_warnings
 from cpift.runs.arrival_rows import arrival_steps, replayed_rows
 from cpift.runs.identity import checkpoint_identity, settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
@@ -26,7 +24,7 @@ from cpift.runs.stages.fuse import CODE as FUSE_CODE
 from cpift.runs.stages.fuse import fuse_into
 from cpift.runs.stages.guard import neutral_stage
 from cpift.runs.stages.identify import CODE as IDENTIFY_CODE
-from cpift.runs.stages.identify import region_facts, region_settings
+from cpift.runs.stages.identify import core_stage, region_facts
 from cpift.runs.stages.train import merged_adapter, spec_of, train_stage
 from cpift.train.config import max_length
 from cpift.train.protect import MAX_LENGTH, protect
@@ -80,7 +78,7 @@ def _protect(run: Run) -> Stage | None:
         settings["tuned_from"] = checkpoint_identity(origin)
 
     def select(folders: Mapping[str, Path]) -> Facts:
-        regions = {name: bare(Region.load(file)) for name, file in carried.items()}
+        regions = {name: Region.load(file).detached() for name, file in carried.items()}
         if by != "none":
             own = protect(
                 run.base.path,
@@ -97,7 +95,7 @@ def _protect(run: Run) -> Stage | None:
             )
             for text in own.warnings:
                 run.add(finding("protected-region", text, layout.PROTECT))
-            regions[""] = bare(own.region)
+            regions[""] = own.region.detached()
         joined = regions_by_name(regions, list(regions))
         assert joined is not None
         joined.save(folders[layout.PROTECT] / layout.REGION_FILE)
@@ -106,17 +104,6 @@ def _protect(run: Run) -> Stage | None:
     needs = (*run.base.needs, *map(layout.rows, kept))
     what = "the protected region"
     return Stage(layout.PROTECT, "identify", what, settings, needs, select, code=IDENTIFY_CODE)
-
-
-def bare(region: Region) -> Region:
-    """Without the checkpoints that it was made from: regions that are frozen together come from several."""
-    return replace(region, base="", tuned="")
-
-
-def _without(region: Region, frozen: Region) -> Region:
-    """The region without frozen positions; the same object where they share none."""
-    left = bare(region) - bare(frozen)
-    return region if left.count == region.count else replace(left, statistics=region.statistics)
 
 
 def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[str, ...]) -> list[Stage]:
@@ -143,7 +130,7 @@ def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[s
         replay_share=recipe.protect.replay if replay else None,
     )
     train = train_stage(run, layout.arrival(number, "train"), "refine", f"add {task}", before, spec)
-    core = _core(run, number, task, before, run.model(train.name), frozen)
+    core = core_stage(run, layout.arrival(number, "identify"), task, before, run.model(train.name), frozen)
     stages = [train, core]
     if recipe.arrivals and recipe.arrivals.train == "inside":
         inside = replace(spec, inside=core.name)
@@ -153,32 +140,6 @@ def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[s
         return [*stages, _average(run, number, task, before, trained, frozen, 1.0)]
     trained = run.model(train.name)
     return [*stages, _average(run, number, task, before, trained, frozen, recipe.protect.average)]
-
-
-def _core(run: Run, number: int, task: str, before: ModelRef, trained: ModelRef, frozen: tuple[str, ...]) -> Stage:
-    """The core region of an arrival: what its training moved most, without what was frozen."""
-    name = layout.arrival(number, "identify")
-    settings = {**region_settings(run), **settings_of(before, "base")}
-
-    def select(folders: Mapping[str, Path]) -> Facts:
-        part = run.recipe.region
-        region = identify(before.path, {task: trained.path}, str(part.percent), exclude=part.exclude)[task]
-        for stage in frozen:  # where too little moved, positions that did not were filled in
-            region = _without(region, Region.load(run.folder(stage) / layout.REGION_FILE))
-        region.save(folders[name] / layout.REGION_FILE)
-        for warning in region_warnings(task, region):
-            run.add(warning.of(name))
-        return {name: region_facts(region)}
-
-    return Stage(
-        name,
-        "identify",
-        f"core region of {task}",
-        settings,
-        (*before.needs, *trained.needs, *frozen),
-        select,
-        code=IDENTIFY_CODE,
-    )
 
 
 def _average(
@@ -196,7 +157,7 @@ def _average(
     }
 
     def combine(folders: Mapping[str, Path]) -> Facts:
-        regions = {stage: bare(Region.load(run.folder(stage) / layout.REGION_FILE)) for stage in unchanged}
+        regions = {stage: Region.load(run.folder(stage) / layout.REGION_FILE).detached() for stage in unchanged}
         joined = regions_by_name(regions, list(regions))
         report = fuse_into(
             folders[name],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cpift.method.region import Region
 from cpift.method.region_findings import region_warnings
 from cpift.recipe.parts import RegionPart
 from cpift.runs.identity import settings_of
-from cpift.runs.stage import Facts, Run, Stage
+from cpift.runs.stage import Facts, ModelRef, Run, Stage
 
 CODE = 1  # raise it when the same settings and inputs would give another result
 
@@ -42,6 +43,35 @@ def identify_stage(run: Run, task: str) -> Stage:
     return Stage(
         layout.region(task), "identify", f"core region of {task}", settings, needs, select, "identify", code=CODE
     )
+
+
+def core_stage(
+    run: Run, name: str, task: str, before: ModelRef, after: ModelRef, frozen: tuple[str, ...] = ()
+) -> Stage:
+    """Selects the core region of a task from two models that follow one another, in place of base and probe.
+
+    Args:
+        run: its run.
+        name: of the stage.
+        task: that the later model was trained on.
+        before: the earlier model.
+        after: the later model.
+        frozen: stages whose regions stayed as they were; where too little moved, their positions would be filled in.
+    """
+    settings = {**region_settings(run), **settings_of(before, "base")}
+
+    def select(folders: Mapping[str, Path]) -> Facts:
+        region = select_regions(run, before.path, {task: after.path})[task]
+        for stage in frozen:
+            region = region.without(Region.load(run.folder(stage) / layout.REGION_FILE))
+        # No base named: regions that are frozen together come from models of different times.
+        replace(region, base="").save(folders[name] / layout.REGION_FILE)
+        for warning in region_warnings(task, region):
+            run.add(warning.of(name))
+        return {name: region_facts(region)}
+
+    needs = (*before.needs, *after.needs, *frozen)
+    return Stage(name, "identify", f"core region of {task}", settings, needs, select, code=CODE)
 
 
 def region_settings(run: Run) -> dict[str, Any]:

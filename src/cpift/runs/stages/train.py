@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,8 @@ def _frozen(run: Run, start: ModelRef, spec: TrainSpec) -> Region | None:
         return frozen
     core = Region.load(run.folder(spec.inside) / layout.REGION_FILE)
     shapes = {name: tensor.shape for name, tensor in open_checkpoint(start.path).tensors.items()}
-    outside = replace(core, base="", tuned="").complement(shapes)
-    return outside if frozen is None else outside | replace(frozen, base="", tuned="")
+    outside = core.detached().complement(shapes)
+    return outside if frozen is None else outside | frozen.detached()
 
 
 def _settings(spec: TrainSpec) -> dict[str, Any]:
