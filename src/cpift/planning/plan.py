@@ -26,7 +26,7 @@ from cpift.planning.gpus import per_gpu
 from cpift.planning.memory import shape_of
 from cpift.planning.padding import shuffled_padding
 from cpift.recipe.recipe import Recipe
-from cpift.runs.arrival_rows import arrival_steps, mixed_rows, replayed_rows
+from cpift.runs.arrival_rows import arrival_steps, mixed_rows, mixed_tokens
 from cpift.runs.preflight import check_limits, check_models
 from cpift.runs.survey import measure as measure_rows
 from cpift.runs.survey import mixture, mixture_lines
@@ -236,12 +236,9 @@ def _arrivals(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, flo
     parts: list[PlannedPart] = []
     batch = batch_rows(recipe.training_of("arrivals"))
     for number, task in enumerate(recipe.arrivals.order, start=1):
-        steps, replay = arrival_steps(recipe, rows, number), replayed_rows(recipe, rows, number)
-        new, kept = mixed_rows(recipe, rows, number)
-        tokens = new * lengths[task]
-        if kept:
-            tokens += kept * sum(lengths[name] * count for name, count in replay.items()) / sum(replay.values())
-        passes = steps / math.ceil((new + kept) / batch)
+        steps = arrival_steps(recipe, rows, number)
+        passes = steps / math.ceil(sum(mixed_rows(recipe, rows, number)) / batch)
+        tokens = mixed_tokens(recipe, rows, lengths, number)
         parts.append({"stage": f"arrival {task}", "stages": 1, "steps": steps, "tokens": round(passes * tokens)})
     return parts
 

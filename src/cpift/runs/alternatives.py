@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cpift.console.reporter import Reporter
-from cpift.data.encoding import encode_all
+from cpift.data.lengths import encode_measured
 from cpift.files import layout, manifest
 from cpift.metrics.addition import FILE, FORMAT, OURS, Addition
 from cpift.metrics.change import Change
 from cpift.recipe.recipe import Recipe
 from cpift.runs.arrival_outcome import scores_after
-from cpift.runs.arrival_rows import mixed_rows, replayed_rows
+from cpift.runs.arrival_rows import mixed_tokens
 from cpift.runs.pipeline import run
 from cpift.runs.stage import Run
 from cpift.train.config import DEFAULTS, max_length
@@ -29,6 +29,8 @@ _PLAIN: Mapping[str, Any] = {
     "protect.transplant": False,
     "protect.average": 1,
     "protect.anchor": 0,
+    "arrivals.train": "all",
+    "arrivals.adapter": None,
 }
 
 
@@ -47,22 +49,22 @@ class Alternative:
     changes: Callable[[Recipe], Mapping[str, Any]]
 
 
-def _half_rate(recipe: Recipe) -> Mapping[str, object]:
-    rate = recipe.training_of("arrivals").get("learning_rate", DEFAULTS["learning_rate"])
-    return {**_PLAIN, "training.learning_rate": float(rate) / 2}
-
-
 LORA_RATE = 10  # times the rate of full fine-tuning, as is usual for adapters (arXiv:2405.09673)
 
 
-def _lora(recipe: Recipe) -> Mapping[str, Any]:
+def _at_rate(recipe: Recipe, factor: float) -> Mapping[str, Any]:
+    """The arrivals' own rate, which comes before the common one, as a multiple of what it is."""
     rate = recipe.training_of("arrivals").get("learning_rate", DEFAULTS["learning_rate"])
-    return {**_PLAIN, "arrivals.adapter": {"type": "lora", "r": 16}, "training.learning_rate": LORA_RATE * float(rate)}
+    return {**_PLAIN, "arrivals.training.learning_rate": factor * float(rate)}
+
+
+def _lora(recipe: Recipe) -> Mapping[str, Any]:
+    return {**_at_rate(recipe, LORA_RATE), "arrivals.adapter": {"type": "lora", "r": 16}}
 
 
 ALTERNATIVES: tuple[Alternative, ...] = (
     Alternative("sft", "SFT on the new rows", lambda recipe: _PLAIN),
-    Alternative("sft_half_rate", "SFT at half the learning rate", _half_rate),
+    Alternative("sft_half_rate", "SFT at half the learning rate", lambda recipe: _at_rate(recipe, 0.5)),
     Alternative("lora", "LoRA (rank 16) on the new rows, at ten times the learning rate", _lora),
     Alternative("replay", "SFT with replay", lambda recipe: {**_PLAIN, "protect.replay": recipe.protect.replay}),
     Alternative(
@@ -89,13 +91,14 @@ def compare_additions(recipe: Recipe, out: Path, reporter: Reporter) -> list[Add
         All ways, those that are ahead first.
     """
     ours = Run(recipe, out)
-    tokens, budget = _tokens(ours, recipe), _spent(ours)
+    lengths = {task: _row_tokens(ours, task) for task in ours.tasks}
+    tokens, budget = _tokens(ours, recipe, lengths), _spent(ours)
     reference = scores_after(ours)
     rows = [Addition(OURS, "cpift add", budget, _changes(out))]
     for alternative in ALTERNATIVES:
         changed = recipe.changed(alternative.changes(recipe))
         assert changed.arrivals is not None
-        epochs = changed.arrivals.epochs * tokens / _tokens(ours, changed)
+        epochs = changed.arrivals.epochs * tokens / _tokens(ours, changed, lengths)
         changed = changed.changed({"arrivals.epochs": epochs})
         folder = out / FOLDER / alternative.name
         reporter.message(f"{alternative.label}, {epochs:.3g} passes over the new rows: the same tokens")
@@ -113,29 +116,32 @@ def _changes(folder: Path) -> list[Change]:
     return [Change(**change) for change in json.loads((folder / "scores.json").read_text())["changes"]]
 
 
+def _trainings(recipe: Recipe) -> tuple[str, ...]:
+    """The parts of an arrival that train."""
+    return ("train", "inside") if recipe.arrivals and recipe.arrivals.train == "inside" else ("train",)
+
+
 def _spent(made: Run) -> int:
+    """Tokens that the arrivals of a finished run were trained on."""
     arrivals = made.recipe.arrivals
     assert arrivals is not None
-    stages = [layout.arrival(number, "train") for number in range(1, len(arrivals.order) + 1)]
+    numbers = range(1, len(arrivals.order) + 1)
+    stages = [layout.arrival(number, part) for number in numbers for part in _trainings(made.recipe)]
     return sum(int(made.facts(stage)["tokens"]) for stage in stages)
 
 
-def _tokens(made: Run, recipe: Recipe) -> float:
-    """Tokens of the arrivals as a recipe has them, from the rows of a finished run."""
+def _row_tokens(made: Run, task: str) -> float:
+    """Mean tokens of a training row of a finished run."""
+    recipe = made.recipe
+    tokenizer = load_tokenizer(made.base.path, recipe.trust_remote_code, recipe.chat)
+    kept, lengths = encode_measured(made.rows(task, "train"), tokenizer, max_length(recipe.training_of("arrivals")))
+    return lengths.tokens / max(1, len(kept))
+
+
+def _tokens(made: Run, recipe: Recipe, lengths: Mapping[str, float]) -> float:
+    """Tokens that the arrivals would be trained on as a recipe has them, with the rows of a finished run."""
     arrivals = recipe.arrivals
     assert arrivals is not None
     rows = {task: made.train_rows(task) for task in recipe.tasks}
-    tokenizer = load_tokenizer(made.base.path, recipe.trust_remote_code, recipe.chat)
-    limit = max_length(recipe.training_of("arrivals"))
-    lengths: dict[str, float] = {}
-    for task in recipe.tasks:
-        kept, _ = encode_all(made.rows(task, "train"), tokenizer, limit)
-        lengths[task] = sum(len(row.input_ids) for row in kept) / max(1, len(kept))
-    total = 0.0
-    for number, task in enumerate(arrivals.order, start=1):
-        new, old = mixed_rows(recipe, rows, number)
-        replay = replayed_rows(recipe, rows, number)
-        total += new * lengths[task]
-        if old:
-            total += old * sum(lengths[name] * count for name, count in replay.items()) / sum(replay.values())
-    return total * arrivals.epochs
+    once = sum(mixed_tokens(recipe, rows, lengths, number) for number in range(1, len(arrivals.order) + 1))
+    return once * arrivals.epochs * len(_trainings(recipe))

@@ -43,6 +43,24 @@ def mixed_rows(recipe: Recipe, rows: Mapping[str, int], number: int) -> tuple[in
     return new, rows_of_share(new, share) if replayed_rows(recipe, rows, number) else 0
 
 
+def mixed_tokens(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, float], number: int) -> float:
+    """Tokens of one pass over the rows of an arrival, kept rows included.
+
+    Args:
+        recipe: the recipe, with arrivals.
+        rows: training rows of each task.
+        lengths: mean tokens of a row of each task.
+        number: of the arrival, from 1.
+    """
+    assert recipe.arrivals is not None
+    new, kept = mixed_rows(recipe, rows, number)
+    tokens = new * lengths[recipe.arrivals.order[number - 1]]
+    if kept:
+        replay = replayed_rows(recipe, rows, number)
+        tokens += kept * sum(lengths[task] * count for task, count in replay.items()) / sum(replay.values())
+    return tokens
+
+
 def arrival_steps(recipe: Recipe, rows: Mapping[str, int], number: int) -> int:
     """Optimizer steps of an arrival: ``epochs`` passes over its new rows with the kept rows mixed in."""
     assert recipe.arrivals is not None

@@ -1,0 +1,41 @@
+"""The simpler ways that ``cpift add --compare`` sets beside an addition: plain whatever the recipe asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cpift.recipe.recipe import Recipe
+from cpift.runs.alternatives import ALTERNATIVES
+
+BY_NAME = {alternative.name: alternative for alternative in ALTERNATIVES}
+
+
+def changed(name: str, **more: Any) -> Recipe:
+    """The recipe of a way, beside an addition by an adapter, inside its core, at a rate of its own."""
+    recipe = Recipe.parse(
+        {
+            "model": "m",
+            "tasks": {"old": {"train": "a.jsonl", "eval": 1}, "new": {"train": "b.jsonl", "eval": 1}},
+            "arrivals": {"order": ["new"], "train": "inside", "adapter": {"type": "lora", "r": 4}, **more},
+            "training": {"learning_rate": 1e-4},
+        }
+    )
+    return recipe.changed(BY_NAME[name].changes(recipe))
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_no_way_trains_inside_a_core_or_freezes(name: str) -> None:
+    recipe = changed(name)
+    assert recipe.arrivals is not None
+    assert recipe.arrivals.train == "all"
+    assert not recipe.protect.freeze
+    assert (recipe.arrivals.adapter is not None) == (name == "lora")
+
+
+@pytest.mark.parametrize(("name", "factor"), [("sft", 1), ("sft_half_rate", 0.5), ("lora", 10)])
+@pytest.mark.parametrize("own", [None, 3e-4])
+def test_a_rate_counts_from_that_of_the_arrivals(name: str, factor: float, own: float | None) -> None:
+    recipe = changed(name, **({} if own is None else {"training": {"learning_rate": own}}))
+    assert recipe.training_of("arrivals")["learning_rate"] == pytest.approx(factor * (own or 1e-4))
