@@ -232,10 +232,9 @@ def _more_padding(
 
 def _arrivals(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, float]) -> list[PlannedPart]:
     """Steps and tokens of each arrival, replayed rows included."""
-    assert recipe.arrivals is not None
     parts: list[PlannedPart] = []
     batch = batch_rows(recipe.training_of("arrivals"))
-    for number, task in enumerate(recipe.arrivals.order, start=1):
+    for number, task in enumerate(recipe.additions.order, start=1):
         steps = arrival_steps(recipe, rows, number)
         passes = steps / math.ceil(sum(mixed_rows(recipe, rows, number)) / batch)
         tokens = mixed_tokens(recipe, rows, lengths, number)

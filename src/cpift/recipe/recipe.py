@@ -165,6 +165,12 @@ class Recipe(Part):
         return self
 
     @property
+    def additions(self) -> Arrivals:
+        """``arrivals``, of a recipe that has them."""
+        assert self.arrivals is not None
+        return self.arrivals
+
+    @property
     def chat(self) -> ChatSettings:
         """What the recipe sets of the tokenizer. Raises :class:`CpiftError` where the template cannot be read."""
         template, end = self.chat_template, self.training.get("eos_token")

@@ -14,6 +14,7 @@ from cpift.files import layout, manifest
 from cpift.metrics.addition import FILE, FORMAT, OURS, Addition
 from cpift.metrics.change import Change
 from cpift.recipe.recipe import Recipe
+from cpift.report.arrivals import changes_of
 from cpift.runs.arrival_outcome import scores_after
 from cpift.runs.arrival_rows import mixed_tokens
 from cpift.runs.pipeline import run
@@ -94,11 +95,10 @@ def compare_additions(recipe: Recipe, out: Path, reporter: Reporter) -> list[Add
     lengths = {task: _row_tokens(ours, task) for task in ours.tasks}
     tokens, budget = _tokens(ours, recipe, lengths), _spent(ours)
     reference = scores_after(ours)
-    rows = [Addition(OURS, "cpift add", budget, _changes(out))]
+    rows = [Addition(OURS, "cpift add", budget, _changes(ours))]
     for alternative in ALTERNATIVES:
         changed = recipe.changed(alternative.changes(recipe))
-        assert changed.arrivals is not None
-        epochs = changed.arrivals.epochs * tokens / _tokens(ours, changed, lengths)
+        epochs = changed.additions.epochs * tokens / _tokens(ours, changed, lengths)
         changed = changed.changed({"arrivals.epochs": epochs})
         folder = out / FOLDER / alternative.name
         reporter.message(f"{alternative.label}, {epochs:.3g} passes over the new rows: the same tokens")
@@ -106,25 +106,24 @@ def compare_additions(recipe: Recipe, out: Path, reporter: Reporter) -> list[Add
         made = Run(changed, folder)
         after = scores_after(made)
         against = [Change.between(name, reference[name], after[name], False) for name in reference]
-        rows.append(Addition(alternative.name, alternative.label, _spent(made), _changes(folder), against))
+        rows.append(Addition(alternative.name, alternative.label, _spent(made), _changes(made), against))
     rows.sort(key=lambda row: (-row.net_wins, -row.mean_gain))
     manifest.write_whole(out / FILE, json.dumps({"format": FORMAT, "rows": [asdict(row) for row in rows]}))
     return rows
 
 
-def _changes(folder: Path) -> list[Change]:
-    return [Change(**change) for change in json.loads((folder / "scores.json").read_text())["changes"]]
+def _changes(made: Run) -> list[Change]:
+    return changes_of(json.loads(made.layout.scores.read_text()))
 
 
 def _trainings(recipe: Recipe) -> tuple[str, ...]:
     """The parts of an arrival that train."""
-    return ("train", "inside") if recipe.arrivals and recipe.arrivals.train == "inside" else ("train",)
+    return ("train", "inside") if recipe.additions.train == "inside" else ("train",)
 
 
 def _spent(made: Run) -> int:
     """Tokens that the arrivals of a finished run were trained on."""
-    arrivals = made.recipe.arrivals
-    assert arrivals is not None
+    arrivals = made.recipe.additions
     numbers = range(1, len(arrivals.order) + 1)
     stages = [layout.arrival(number, part) for number in numbers for part in _trainings(made.recipe)]
     return sum(int(made.facts(stage)["tokens"]) for stage in stages)
@@ -140,8 +139,7 @@ def _row_tokens(made: Run, task: str) -> float:
 
 def _tokens(made: Run, recipe: Recipe, lengths: Mapping[str, float]) -> float:
     """Tokens that the arrivals would be trained on as a recipe has them, with the rows of a finished run."""
-    arrivals = recipe.arrivals
-    assert arrivals is not None
+    arrivals = recipe.additions
     rows = {task: made.train_rows(task) for task in recipe.tasks}
     once = sum(mixed_tokens(recipe, rows, lengths, number) for number in range(1, len(arrivals.order) + 1))
     return once * arrivals.epochs * len(_trainings(recipe))

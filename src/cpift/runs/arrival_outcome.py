@@ -12,52 +12,42 @@ from typing import Any
 import yaml
 
 from cpift.files import layout, manifest
-from cpift.files.findings import distinct, finding
 from cpift.method.patch import make_patch
 from cpift.method.region import Region
 from cpift.metrics.change import Change
 from cpift.metrics.loss import LOSS
 from cpift.metrics.score import ScoreEntry, Scores
-from cpift.metrics.summary import summary
 from cpift.recipe.recipe import NEUTRAL
 from cpift.report.arrivals import ARRIVALS, change_line
-from cpift.report.arrivals import changes_of as arrival_changes
 from cpift.runs.model_card import is_hub_id, plain
-from cpift.runs.publish import mixed_precision, publish, scores_of
+from cpift.runs.publish import outcome, publish, scores_of
 from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.arrivals import carried_regions
-from cpift.runs.stages.guard import losses
 from cpift.runs.trim import is_trimmed
 
 
 def write_arrivals(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     """Gather the scores and put the last model in its place; returns what ``scores.json`` holds."""
-    arrivals = run.recipe.arrivals
-    assert arrivals is not None
+    arrivals = run.recipe.additions
     scores = scores_of(run, stages)
-    if mixed := mixed_precision(scores):
-        run.add(finding("two-precisions", mixed))
+    changes = changes_of(run, scores)
     last = len(arrivals.order)
     made = run.facts(layout.arrival(last, "fuse"))
     protected = next((stage for stage in stages if stage.name == layout.PROTECT), None)
     result = {
+        **outcome(run, scores),
         "format": ARRIVALS,
-        "tasks": run.tasks,
         "arrivals": arrivals.order,
         "groups": None,
-        "models": scores,
-        "changes": [asdict(change) for change in changes_of(run, scores)],
-        "summary": summary(scores, run.tasks),
-        "neutral_loss": losses(run, list(scores)),
+        "changes": [asdict(change) for change in changes],
         "protected": run.facts(layout.PROTECT)["count"] if protected else 0,
         "parameters": made["total"],
-        "findings": [found.to_dict() for found in distinct(run.findings)],
     }
     manifest.write_whole(run.layout.scores, json.dumps(result))
     folder = run.folder(layout.arrival(last, "fuse"))
     # Without a criterion of its own, the protected region is the union of those that came along.
     own = protected is not None and protected.settings["by"] != "none"
-    publish(run, folder, _card(run, result), lambda model: _carry(run, model, own))
+    publish(run, folder, _card(run, result, changes), lambda model: _carry(run, model, own))
     if arrivals.train == "inside" and last == 1 and not is_trimmed(folder):
         task = arrivals.order[0]
         make_patch(run.base.path, folder, patch_file(run, task), name=task)
@@ -71,8 +61,7 @@ def patch_file(run: Run, task: str) -> Path:
 
 def changes_of(run: Run, scores: Mapping[str, Scores]) -> list[Change]:
     """Each task before the first and after the last arrival, and the neutral text."""
-    arrivals = run.recipe.arrivals
-    assert arrivals is not None
+    arrivals = run.recipe.additions
     last = layout.arrival_model(len(arrivals.order))
     before, after = scores[layout.BEFORE_MODEL], scores[last]
     changes = [Change.between(task, before[task], after[task], task in arrivals.order) for task in run.tasks]
@@ -82,8 +71,7 @@ def changes_of(run: Run, scores: Mapping[str, Scores]) -> list[Change]:
 
 def scores_after(run: Run) -> Scores:
     """Scores of the model after the last arrival of a finished run, the neutral text among them."""
-    arrivals = run.recipe.arrivals
-    assert arrivals is not None
+    arrivals = run.recipe.additions
     last = layout.arrival_model(len(arrivals.order))
     files = {task: run.layout.score(last, task) for task in run.tasks}
     return {task: json.loads(file.read_text()) for task, file in files.items()} | {NEUTRAL: _neutral(run, last)}
@@ -100,8 +88,7 @@ def _carry(run: Run, model: Path, protected: bool) -> None:
 
     A core of a name that came along is joined with it: a task added again loses nothing of its first addition.
     """
-    arrivals = run.recipe.arrivals
-    assert arrivals is not None
+    arrivals = run.recipe.additions
     folder = model / layout.CARRIED_REGIONS
     folder.mkdir()
     for name, file in carried_regions(run.base.path).items():
@@ -117,7 +104,7 @@ def _carry(run: Run, model: Path, protected: bool) -> None:
             shutil.copyfile(core, target)
 
 
-def _card(run: Run, result: dict[str, Any]) -> str:
+def _card(run: Run, result: dict[str, Any], changes: Sequence[Change]) -> str:
     """The model card: what was added, to what, and what it cost."""
     model = run.recipe.model
     metadata: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
@@ -125,7 +112,7 @@ def _card(run: Run, result: dict[str, Any]) -> str:
         metadata["base_model"] = model.partition("@")[0]
     metadata["tags"] = ["cpift", "trl", "sft"]
     start = model if is_hub_id(model) else Path(model).name
-    lines = [f"- {plain(change_line(change))}" for change in arrival_changes(result)]
+    lines = [f"- {plain(change_line(change))}" for change in changes]
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     part = run.recipe.protect
     how = f"kept rows replayed ({part.replay:.0%} of the training rows where there were any), " if part.replay else ""

@@ -22,8 +22,7 @@ def replayed_rows(recipe: Recipe, rows: Mapping[str, int], number: int) -> dict[
         rows: training rows of each task.
         number: of the arrival, from 1.
     """
-    arrivals, part = recipe.arrivals, recipe.protect
-    assert arrivals is not None
+    arrivals, part = recipe.additions, recipe.protect
     if not part.replay:
         return {}
     at_hand = {name: rows[name] for name in recipe.tasks if name not in arrivals.order}
@@ -37,8 +36,7 @@ def replayed_rows(recipe: Recipe, rows: Mapping[str, int], number: int) -> dict[
 
 def mixed_rows(recipe: Recipe, rows: Mapping[str, int], number: int) -> tuple[int, int]:
     """New rows of an arrival, and kept rows mixed in, repeated to their share of all."""
-    arrivals, share = recipe.arrivals, recipe.protect.replay
-    assert arrivals is not None
+    arrivals, share = recipe.additions, recipe.protect.replay
     new = rows[arrivals.order[number - 1]]
     return new, rows_of_share(new, share) if replayed_rows(recipe, rows, number) else 0
 
@@ -52,9 +50,8 @@ def mixed_tokens(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, 
         lengths: mean tokens of a row of each task.
         number: of the arrival, from 1.
     """
-    assert recipe.arrivals is not None
     new, kept = mixed_rows(recipe, rows, number)
-    tokens = new * lengths[recipe.arrivals.order[number - 1]]
+    tokens = new * lengths[recipe.additions.order[number - 1]]
     if kept:
         replay = replayed_rows(recipe, rows, number)
         tokens += kept * sum(lengths[task] * count for task, count in replay.items()) / sum(replay.values())
@@ -63,6 +60,5 @@ def mixed_tokens(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, 
 
 def arrival_steps(recipe: Recipe, rows: Mapping[str, int], number: int) -> int:
     """Optimizer steps of an arrival: ``epochs`` passes over its new rows with the kept rows mixed in."""
-    assert recipe.arrivals is not None
-    seen = recipe.arrivals.epochs * sum(mixed_rows(recipe, rows, number))
+    seen = recipe.additions.epochs * sum(mixed_rows(recipe, rows, number))
     return max(1, math.ceil(seen / batch_rows(recipe.training_of("arrivals")) - 1e-9))

@@ -26,21 +26,24 @@ from cpift.runs.trim import is_trimmed
 def write_outcome(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     """Gather the scores, put the last model in its place; returns what ``scores.json`` holds."""
     scores = scores_of(run, stages)
-    mixed = mixed_precision(scores)
-    if mixed:
+    result = {**outcome(run, scores), "groups": run.groups()}
+    manifest.write_whole(run.layout.scores, json.dumps(result))
+    last = [stage.name for stage in stages if stage.kind == "refine"][-1]
+    publish(run, run.folder(last), card(run, result))
+    return result
+
+
+def outcome(run: Run, scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """What ``scores.json`` of every kind of run holds."""
+    if mixed := mixed_precision(scores):
         run.add(finding("two-precisions", mixed))
-    result = {
+    return {
         "tasks": run.tasks,
-        "groups": run.groups(),
         "models": scores,
         "summary": summary(scores, run.tasks),
         "neutral_loss": losses(run, list(scores)),
         "findings": [found.to_dict() for found in distinct(run.findings)],
     }
-    manifest.write_whole(run.layout.scores, json.dumps(result))
-    last = [stage.name for stage in stages if stage.kind == "refine"][-1]
-    publish(run, run.folder(last), card(run, result))
-    return result
 
 
 def scores_of(run: Run, stages: Sequence[Stage]) -> dict[str, Scores]:

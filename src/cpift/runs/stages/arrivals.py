@@ -34,8 +34,7 @@ _BY_ROWS = ("fisher", "magnitude_gradient")  # criteria that need kept rows
 
 def arrival_stages(run: Run) -> list[Stage]:
     """All stages of the arrivals; the tasks' rows must be there."""
-    arrivals = run.recipe.arrivals
-    assert arrivals is not None
+    arrivals = run.recipe.additions
     models = {layout.BEFORE_MODEL: run.base}
     protect = _protect(run)
     stages = [] if protect is None else [protect]
@@ -64,7 +63,7 @@ def _protect(run: Run) -> Stage | None:
     by = ("update" if run.recipe.base else "none") if part.by == "auto" else part.by
     if not part.freeze or (by == "none" and not carried):
         return None
-    kept = [task for task in run.tasks if task not in run.recipe.arrivals.order] if run.recipe.arrivals else []
+    kept = [task for task in run.tasks if task not in run.recipe.additions.order]
     kept = kept if by in _BY_ROWS else []
     limit = max_length(run.recipe.training_of("arrivals")) or MAX_LENGTH
     settings: dict[str, object] = {"by": by, "carried": {n: manifest.file_hash(f) for n, f in carried.items()}}
@@ -126,13 +125,13 @@ def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[s
         frozen=frozen,
         replay=replay,
         anchor=recipe.protect.anchor,
-        **merged_adapter(recipe.arrivals.adapter if recipe.arrivals else None),
+        **merged_adapter(recipe.additions.adapter),
         replay_share=recipe.protect.replay if replay else None,
     )
     train = train_stage(run, layout.arrival(number, "train"), "refine", f"add {task}", before, spec)
     core = core_stage(run, layout.arrival(number, "identify"), task, before, run.model(train.name), frozen)
     stages = [train, core]
-    if recipe.arrivals and recipe.arrivals.train == "inside":
+    if recipe.additions.train == "inside":
         inside = replace(spec, inside=core.name)
         name = layout.arrival(number, "inside")
         stages.append(train_stage(run, name, "refine", f"add {task}, training its core alone", before, inside))
