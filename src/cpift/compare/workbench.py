@@ -10,7 +10,6 @@ from typing import Any
 
 from cpift.compare.merging import merge
 from cpift.console.reporter import Reporter
-from cpift.data.lengths import encode_measured
 from cpift.data.mixture import pooled_rows
 from cpift.files import layout, manifest
 from cpift.files.layout import RunLayout
@@ -27,9 +26,8 @@ from cpift.runs.stages.fuse import fuse_into
 from cpift.runs.stages.graph import first_stages, last_stages, middle_stages
 from cpift.runs.stages.identify import core_stage, identify_stage
 from cpift.runs.stages.train import spec_of, train_stage
-from cpift.runs.steps import probe_epochs
-from cpift.train.config import batch_rows, max_length
-from cpift.train.models import load_tokenizer
+from cpift.runs.steps import probe_epochs, row_tokens
+from cpift.train.config import batch_rows
 
 
 class Work:
@@ -218,10 +216,7 @@ class Work:
     def row_tokens(self, task: str) -> float:
         """Mean number of tokens of a training row."""
         if task not in self._lengths:
-            tokenizer = load_tokenizer(self.base.path, self.run.recipe.trust_remote_code, self.run.recipe.chat)
-            rows = self.run.rows(task, "train")
-            kept, lengths = encode_measured(rows, tokenizer, max_length(self.run.recipe.training))
-            self._lengths[task] = lengths.tokens / max(1, len(kept))
+            self._lengths[task] = row_tokens(self.run, task, self.run.recipe.training)
         return self._lengths[task]
 
     def epoch_tokens(self, tasks: Sequence[str]) -> float:

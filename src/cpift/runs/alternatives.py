@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from cpift.console.reporter import Reporter
-from cpift.data.lengths import encode_measured
 from cpift.files import layout, manifest
 from cpift.metrics.addition import FILE, FORMAT, OURS, Addition
 from cpift.metrics.change import Change
@@ -19,8 +18,8 @@ from cpift.runs.arrival_outcome import scores_after
 from cpift.runs.arrival_rows import mixed_tokens
 from cpift.runs.pipeline import run
 from cpift.runs.stage import Run
-from cpift.train.config import DEFAULTS, max_length
-from cpift.train.models import load_tokenizer
+from cpift.runs.steps import row_tokens
+from cpift.train.config import DEFAULTS
 
 FOLDER = "compare"  # within the run folder
 
@@ -92,7 +91,7 @@ def compare_additions(recipe: Recipe, out: Path, reporter: Reporter) -> list[Add
         All ways, those that are ahead first.
     """
     ours = Run(recipe, out)
-    lengths = {task: _row_tokens(ours, task) for task in ours.tasks}
+    lengths = {task: row_tokens(ours, task, recipe.training_of("arrivals")) for task in ours.tasks}
     tokens, budget = _tokens(ours, recipe, lengths), _spent(ours)
     reference = scores_after(ours)
     rows = [Addition(OURS, "cpift add", budget, _changes(ours))]
@@ -127,14 +126,6 @@ def _spent(made: Run) -> int:
     numbers = range(1, len(arrivals.order) + 1)
     stages = [layout.arrival(number, part) for number in numbers for part in _trainings(made.recipe)]
     return sum(int(made.facts(stage)["tokens"]) for stage in stages)
-
-
-def _row_tokens(made: Run, task: str) -> float:
-    """Mean tokens of a training row of a finished run."""
-    recipe = made.recipe
-    tokenizer = load_tokenizer(made.base.path, recipe.trust_remote_code, recipe.chat)
-    kept, lengths = encode_measured(made.rows(task, "train"), tokenizer, max_length(recipe.training_of("arrivals")))
-    return lengths.tokens / max(1, len(kept))
 
 
 def _tokens(made: Run, recipe: Recipe, lengths: Mapping[str, float]) -> float:

@@ -1,4 +1,4 @@
-"""How many optimizer steps each training of a run makes."""
+"""How many optimizer steps each training of a run makes, and the tokens of its rows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
+from cpift.data.lengths import encode_measured
 from cpift.errors import CpiftError
 from cpift.files import manifest
 from cpift.runs.stage import Run
-from cpift.train.config import batch_rows
+from cpift.train.config import batch_rows, max_length
+from cpift.train.models import load_tokenizer
 
 
 class State(TypedDict):
@@ -76,3 +78,17 @@ def steps_for(epochs: float, rows: int, training: Mapping[str, object]) -> int:
         training: the stage's settings, for the rows of a step.
     """
     return max(1, math.ceil(epochs * rows / batch_rows(training) - 1e-9))
+
+
+def row_tokens(run: Run, task: str, training: Mapping[str, Any]) -> float:
+    """Mean tokens of a training row of a task whose stage is done, as it is trained on.
+
+    Args:
+        run: its run; the base must be there.
+        task: name of the task.
+        training: the stage's settings, for the tokens after which a row is cut.
+    """
+    recipe = run.recipe
+    tokenizer = load_tokenizer(run.base.path, recipe.trust_remote_code, recipe.chat)
+    kept, lengths = encode_measured(run.rows(task, "train"), tokenizer, max_length(training))
+    return lengths.tokens / max(1, len(kept))
