@@ -1,4 +1,4 @@
-"""A language model that has learnt its sequences by heart: the next token of each beginning, and nothing else."""
+"""A language model that has memorised its sequences: the next token of each beginning, and nothing else."""
 
 from __future__ import annotations
 

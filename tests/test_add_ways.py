@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+from datasets import Dataset, DatasetDict
 
+from cpift.cli.add import _held_out
+from cpift.errors import CpiftError
 from cpift.recipe.recipe import Recipe
 from cpift.runs.alternatives import ALTERNATIVES
 
@@ -39,3 +44,12 @@ def test_no_way_trains_inside_a_core_or_freezes(name: str) -> None:
 def test_a_rate_counts_from_that_of_the_arrivals(name: str, factor: float, own: float | None) -> None:
     recipe = changed(name, **({} if own is None else {"training": {"learning_rate": own}}))
     assert recipe.training_of("arrivals")["learning_rate"] == pytest.approx(factor * (own or 1e-4))
+
+
+def test_a_fifth_of_the_rows_is_held_out_and_the_test_split_is_not_needed(tmp_path: Path) -> None:
+    assert _held_out("new", str(tiny.jsonl(tmp_path / "new.jsonl", tiny.rows("upper", 23, 0)))) == 4
+    set_of_one_split = tmp_path / "set"
+    DatasetDict(train=Dataset.from_list(tiny.rows("upper", 11, 0))).save_to_disk(set_of_one_split)
+    assert _held_out("new", str(set_of_one_split)) == 2
+    with pytest.raises(CpiftError, match="has 4 rows, too few"):
+        _held_out("new", str(tiny.jsonl(tmp_path / "few.jsonl", tiny.rows("upper", 4, 0))))

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
-# In a process of its own: how the heap lies in this one hangs on the tests before.
+# In a process of its own: how the heap lies in this one depends on the tests before.
 SCRIPT = """
 import json, resource, torch
 from cpift.train.malloc import kept_memory

@@ -141,10 +141,15 @@ def _task(name: str, rows: str, held_out: Mapping[str, str], metrics: Mapping[st
 
 def _held_out(name: str, rows: str) -> int:
     """Rows to split off for evaluation: a fifth, 200 at most."""
-    from cpift.data.rows import load_task
+    from cpift.data.row_checks import check_row
+    from cpift.data.sources import SourceFacts, source_rows
     from cpift.recipe.parts import Task
 
-    loaded = load_task(name, Task.model_validate({"train": rows, "eval": rows}), seed=0)
-    if len(loaded.train) < EVAL_SHARE:
-        raise CpiftError(f"{rows}: has {len(loaded.train)} rows, too few to hold some out; give --eval {name}=FILE")
-    return min(EVAL_ROWS, len(loaded.train) // EVAL_SHARE)
+    (source,) = Task.model_validate({"train": rows, "eval": 1}).sources("train")
+    try:
+        count = sum(bool(check_row(row, where)) for where, row in source_rows(source, SourceFacts(rows)))
+    except CpiftError as error:
+        raise CpiftError(f"tasks.{name}: {error}") from error
+    if count < EVAL_SHARE:
+        raise CpiftError(f"{rows}: has {count} rows, too few to hold some out; give --eval {name}=FILE")
+    return min(EVAL_ROWS, count // EVAL_SHARE)

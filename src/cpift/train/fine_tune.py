@@ -202,7 +202,7 @@ def _fine_tune(
         trainer = _Trainer(
             loaded.model, config, train_dataset=data, processing_class=loaded.tokenizer, callbacks=[watch]
         )
-    except (ValueError, ImportError) as error:  # what hangs on the model, such as router_aux_loss_coef
+    except (ValueError, ImportError) as error:  # what depends on the model, such as router_aux_loss_coef
         raise CpiftError(f"training: the trainer refuses it ({' '.join(str(error).split())[:300]})") from error
     if spec.anchor and getattr(trainer, "aux_loss_enabled", False):
         raise CpiftError(

@@ -165,7 +165,7 @@ def check_optimizer(config: Any, where: str) -> None:
 
 
 def check_device(training: Settings, where: str) -> None:
-    """Check what hangs on this machine. Raises :class:`CpiftError` that names the key."""
+    """Check what depends on this machine. Raises :class:`CpiftError` that names the key."""
     for key in ("fp16", "activation_offloading"):
         if training.get(key) and (training.get("use_cpu") or not torch.accelerator.is_available()):
             raise CpiftError(f"{where}.{key}: needs a GPU, and there is none here; leave it out")
