@@ -64,6 +64,8 @@ def test_what_a_later_stage_needs_is_made_again_with_the_same_bits(whole: Path, 
         for state in stage_states(Recipe.load(out / "recipe.yaml"), out)
         if state.state == "missing"
     }
+    listed = [state.name for state in stage_states(Recipe.load(out / "recipe.yaml"), out) if "needs them" in state.why]
+    assert len(listed) == len(set(listed))
     assert "needs them" in states["01-probe/reverse"]
     watch = again(out, keep="final")
     assert {name for name in watch.made if name.startswith("01-probe/")} == {

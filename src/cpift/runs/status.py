@@ -52,7 +52,9 @@ def _without_writing(run: Run) -> list[Stage]:
 
 def _add(run: Run, stages: Sequence[Stage], states: list[StageState]) -> None:
     busy = in_use(run.out)
-    stale = {state.name for state in states if state.state != "done"}
+    done = {state.name for state in states if state.state == "done"}
+    missing = {state.name for state in states if state.state != "done"}
+    stale = missing - done  # one whose weights were removed is made again with the same bits: nothing else is stale
     for stage in stages:
         made = manifest.read(run.folder(stage.name))
         needs = needs_of(run, stage)
@@ -62,7 +64,8 @@ def _add(run: Run, stages: Sequence[Stage], states: list[StageState]) -> None:
             states.append(StageState(stage.name, "done", "its weights were removed" if removed else ""))
             continue
         for need in stage.needs:
-            if is_trimmed(run.folder(need)):
+            if is_trimmed(run.folder(need)) and need not in missing:
+                missing.add(need)
                 states.append(StageState(need, "missing", f"its weights were removed, and {stage.name} needs them"))
         stale.add(stage.name)
         if manifest.partial_of(run.folder(stage.name)).exists():
