@@ -12,7 +12,7 @@ from cpift.data.rows import answer_warnings, metric_of
 from cpift.errors import CpiftError
 from cpift.evaluation.scores import EvalTask, evaluate, forwarded_rows
 from cpift.metrics.answers import AnswerPattern, answer_is_text, is_right, references
-from cpift.recipe.parts import Task
+from cpift.recipe.task import Task
 
 GSM8K = "Half of 48 is 24.\nTogether 48+24 = <<48+24=72>>72.\n#### 72"
 HASHES = "#### (.+)"

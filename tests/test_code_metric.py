@@ -15,7 +15,7 @@ from cpift.errors import CpiftError
 from cpift.metrics import METRICS, code
 from cpift.metrics.metric import Asked
 from cpift.metrics.sandbox import Limits, isolation_problem, run_python
-from cpift.recipe.parts import Task
+from cpift.recipe.task import Task
 
 MBPP = {"text": "Add two numbers.", "test_list": ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"]}
 HUMAN = {

@@ -16,8 +16,8 @@ from cpift.data.files import KINDS, kind_of
 from cpift.data.rows import load_rows, load_task
 from cpift.errors import CpiftError
 from cpift.files import manifest
-from cpift.recipe.parts import Task
 from cpift.recipe.recipe import Recipe
+from cpift.recipe.task import Task
 from cpift.runs.stage import Run
 from cpift.runs.stages.data import rows_stage
 

@@ -19,7 +19,7 @@ from cpift.metrics import METRICS, packages
 from cpift.metrics.answers import AnswerPattern
 from cpift.metrics.metric import Asked
 from cpift.metrics.multiple_choice import right_option
-from cpift.recipe.parts import Task
+from cpift.recipe.task import Task
 from cpift.train.models import load_model, load_tokenizer
 
 

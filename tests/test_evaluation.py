@@ -186,7 +186,7 @@ def test_extraction_and_normalising() -> None:
 def test_reasoning_gyms_own_scorer_judges_generated_tasks(model: Path) -> None:
     """metric: generate on a generated task."""
     from cpift.data.rows import load_rows
-    from cpift.recipe.parts import Task
+    from cpift.recipe.task import Task
 
     _, rows, _ = load_rows("t", Task(generate="letter_counting", train=1, eval=4), 0)
     got = evaluate(model, {"t": EvalTask(rows, "generate", max_new_tokens=4, generator="letter_counting")})["t"]

@@ -12,8 +12,8 @@ import tiny
 
 from cpift.data.sources import file_settings
 from cpift.files import manifest
-from cpift.recipe.parts import Task
 from cpift.recipe.recipe import Recipe
+from cpift.recipe.task import Task
 from cpift.runs.identity import checkpoint_identity
 from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.data import rows_stage

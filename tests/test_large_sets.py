@@ -19,8 +19,8 @@ from cpift.data.lengths import encode_measured
 from cpift.data.rows import load_task, sample
 from cpift.data.store import read_jsonl, write_jsonl
 from cpift.errors import CpiftError
-from cpift.recipe.parts import Task
 from cpift.recipe.recipe import Recipe
+from cpift.recipe.task import Task
 from cpift.runs.pipeline import run
 
 MANY = 5_000

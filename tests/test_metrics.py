@@ -16,7 +16,7 @@ from cpift.evaluation.scores import EvalTask, evaluate, scoring_identity
 from cpift.metrics import METRICS, common_axis, described, mean_unit, named
 from cpift.metrics.answers import AnswerPattern
 from cpift.metrics.metric import NATS, PER_CENT
-from cpift.recipe.parts import Task
+from cpift.recipe.task import Task
 
 OWN = """
 def words(text, row):

@@ -22,9 +22,10 @@ from cpift.data.shapes import SHAPES, Shape
 from cpift.metrics import METRICS
 from cpift.metrics.metric import Metric, Scoring
 from cpift.recipe.backbones import BACKBONES, BackboneSource
-from cpift.recipe.parts import Backbone, RegionPart, Task
 from cpift.recipe.recipe import Recipe
 from cpift.recipe.selections import SELECTIONS, Selection
+from cpift.recipe.stages import Backbone, RegionPart
+from cpift.recipe.task import Task
 from cpift.recipe.template import template
 
 

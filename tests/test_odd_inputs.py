@@ -17,7 +17,7 @@ from cpift.data.encoding import IGNORED, encode, encode_forced, forced_rows
 from cpift.data.rows import answer_warnings, load_task, metric_of
 from cpift.errors import CpiftError
 from cpift.metrics.answers import AnswerPattern, is_right
-from cpift.recipe.parts import Task
+from cpift.recipe.task import Task
 from cpift.train.limits import Limits, check_tokenizer
 
 NFD = unicodedata.normalize("NFD", "café")

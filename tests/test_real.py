@@ -16,8 +16,8 @@ from cpift.data.rows import load_rows
 from cpift.evaluation.scores import EvalTask, evaluate, generate
 from cpift.method.region import Region
 from cpift.metrics.answers import normalise
-from cpift.recipe.parts import Task
 from cpift.recipe.recipe import Recipe
+from cpift.recipe.task import Task
 from cpift.runs.pipeline import run
 from cpift.train.models import load_model, load_tokenizer
 

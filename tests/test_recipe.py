@@ -9,8 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from cpift.errors import CpiftError
-from cpift.recipe.parts import Backbone, Fuse, Group, Probe, Refine, RegionPart, Task
 from cpift.recipe.recipe import Recipe
+from cpift.recipe.stages import Backbone, Fuse, Group, Probe, Refine, RegionPart
+from cpift.recipe.task import Task
 
 TASK = {"generate": "letter_counting", "train": 4, "eval": 2}
 LEAST: dict[str, Any] = {"model": "some/model", "tasks": {"a": TASK}}

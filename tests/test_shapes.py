@@ -13,8 +13,8 @@ from cpift.data.encoding import encode
 from cpift.data.rows import load_rows, load_task, metric_of
 from cpift.data.shapes import SHAPES, recognise
 from cpift.errors import CpiftError
-from cpift.recipe.parts import Task
 from cpift.recipe.recipe import Recipe
+from cpift.recipe.task import Task
 
 
 def talk(*contents: str, system: str = "") -> list[dict[str, str]]:

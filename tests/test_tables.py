@@ -22,7 +22,7 @@ from cpift.method.fuse import fuse
 from cpift.method.interpolations import INTERPOLATIONS, Interpolation, Shares, Vectors, Weight
 from cpift.method.overlap_rules import OVERLAP_RULES, Claims, Decision, OverlapRule
 from cpift.method.region import Region
-from cpift.recipe.parts import Fuse
+from cpift.recipe.stages import Fuse
 from cpift.recipe.template import template
 from cpift.report import figures_fusion
 from cpift.table import Table

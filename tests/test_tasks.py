@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cpift.data.rows import load_rows, metric_of, sample
 from cpift.errors import CpiftError
 from cpift.metrics.answers import answer_is_text
-from cpift.recipe.parts import Task
+from cpift.recipe.task import Task
 
 GOOD = tiny.rows("reverse", 1, 0)[0]
 

@@ -143,7 +143,7 @@ def _held_out(name: str, rows: str) -> int:
     """Rows to split off for evaluation: a fifth, 200 at most."""
     from cpift.data.row_checks import check_row
     from cpift.data.sources import SourceFacts, source_rows
-    from cpift.recipe.parts import Task
+    from cpift.recipe.task import Task
 
     (source,) = Task.model_validate({"train": rows, "eval": 1}).sources("train")
     try:

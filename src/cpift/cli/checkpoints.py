@@ -161,8 +161,8 @@ def fuse(
     from cpift.checkpoint.reader import open_checkpoint
     from cpift.console.terminal import Terminal, byte_progress, say
     from cpift.method.fuse import fuse as combine
-    from cpift.recipe.parts import Fuse
     from cpift.recipe.recipe import check_part
+    from cpift.recipe.stages import Fuse
 
     rows = _vocabulary(vocabulary)
     origin, models = checkpoint_place(base), _tuned_folders(tuned)

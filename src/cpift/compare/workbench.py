@@ -15,8 +15,8 @@ from cpift.files import layout, manifest
 from cpift.files.layout import RunLayout
 from cpift.method.region import Region
 from cpift.metrics.score import Scores
-from cpift.recipe.parts import Fuse
 from cpift.recipe.recipe import Recipe
+from cpift.recipe.stages import Fuse
 from cpift.runs.executor import Runner
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage

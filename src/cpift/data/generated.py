@@ -10,7 +10,7 @@ from cpift.data.draws import rng
 from cpift.data.row_checks import Row
 from cpift.data.twins import content_hash
 from cpift.errors import CpiftError, did_you_mean
-from cpift.recipe.parts import Task
+from cpift.recipe.task import Task
 
 
 def generate_rows(name: str, task: Task, seed: int) -> tuple[list[Row], list[Row]]:

@@ -23,7 +23,7 @@ from cpift.files.findings import Finding, finding
 from cpift.metrics import WITH_ANSWERS, WITHOUT_ANSWERS, named
 from cpift.metrics.answers import references, response, turns
 from cpift.metrics.metric import Asked
-from cpift.recipe.parts import Source, Task
+from cpift.recipe.task import Source, Task
 
 
 @dataclass(frozen=True)

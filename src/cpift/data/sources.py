@@ -16,7 +16,7 @@ from cpift.data.hub import read_set
 from cpift.data.shapes import Row, recognise
 from cpift.errors import CpiftError, did_you_mean
 from cpift.files.manifest import file_hash
-from cpift.recipe.parts import Source, Task
+from cpift.recipe.task import Source, Task
 
 
 @dataclass

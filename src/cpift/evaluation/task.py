@@ -11,7 +11,7 @@ from cpift.metrics import named
 from cpift.metrics.answers import AnswerPattern
 from cpift.metrics.metric import Metric
 from cpift.metrics.score import ScoreEntry
-from cpift.recipe.parts import Task
+from cpift.recipe.task import Task
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from cpift.recipe.part import CONFIG, no_truth_for_a_number
+from cpift.recipe.part import Part
 from cpift.table import Table
 
 
@@ -43,11 +43,8 @@ ADAPTERS = Table[AdapterType](
 AdapterName = Annotated[str, AfterValidator(ADAPTERS.check)]
 
 
-class Adapter(BaseModel):
+class Adapter(Part):
     """A LoRA adapter of PEFT."""
-
-    model_config = CONFIG
-    _numbers = field_validator("*", mode="before")(no_truth_for_a_number)
 
     type: AdapterName = "lora"
     """lora, rslora, dora or qlora: docs/adapters.md."""
@@ -122,6 +119,9 @@ def mergeable(adapter: Adapter | None) -> Adapter | None:
     if adapter is not None and adapter.modules_to_save:
         raise ValueError("modules_to_save is for probes; leave it out")
     return adapter
+
+
+MergedAdapter = Annotated[Adapter | None, AfterValidator(mergeable)]
 
 
 def _ends(module: str, end: str) -> bool:

@@ -14,21 +14,11 @@ from cpift.data.chat import ChatSettings
 from cpift.data.files import is_file_name
 from cpift.data.mixture import check_mix
 from cpift.errors import CpiftError, did_you_mean
-from cpift.recipe.parts import (
-    Arrivals,
-    Backbone,
-    Fuse,
-    Group,
-    ModelPart,
-    Output,
-    Part,
-    Probe,
-    Protect,
-    Refine,
-    RegionPart,
-    Source,
-    Task,
-)
+from cpift.recipe.arrivals import Arrivals, Protect
+from cpift.recipe.model import ModelPart, Output
+from cpift.recipe.part import Part
+from cpift.recipe.stages import Backbone, Fuse, Group, Probe, Refine, RegionPart
+from cpift.recipe.task import Source, Task
 from cpift.recipe.yaml import read_yaml, set_key
 
 NEUTRAL = "neutral text"  # as a task in tables of arrivals
@@ -277,7 +267,7 @@ def check_part(part: type[Checked], data: Mapping[str, object]) -> Checked:
     """Options given elsewhere than in a recipe, checked by one of its parts.
 
     Args:
-        part: the part that has these keys, such as :class:`cpift.recipe.parts.Fuse`.
+        part: the part that has these keys, such as :class:`cpift.recipe.stages.Fuse`.
         data: values by key.
 
     Raises:

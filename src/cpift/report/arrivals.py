@@ -10,7 +10,7 @@ from cpift.metrics import described, intervals
 from cpift.metrics.addition import Addition, addition_table
 from cpift.metrics.change import Change
 from cpift.metrics.score import ScoreEntry
-from cpift.recipe.parts import Protect
+from cpift.recipe.arrivals import Protect
 from cpift.recipe.recipe import Recipe
 from cpift.report import wording
 from cpift.report.html import Html, bullets, paragraph, table

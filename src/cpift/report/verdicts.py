@@ -10,7 +10,7 @@ from cpift.files import layout
 from cpift.metrics import described, intervals, mean_unit
 from cpift.metrics.metric import PER_CENT, Metric, Unit
 from cpift.metrics.score import ScoreEntry
-from cpift.recipe.parts import Backbone
+from cpift.recipe.stages import Backbone
 from cpift.report import wording
 from cpift.report.facts import FINISHED, STOPPED, RunFacts
 from cpift.report.parts import Clause

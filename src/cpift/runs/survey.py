@@ -19,8 +19,8 @@ from cpift.data.row_checks import Row
 from cpift.data.rows import TaskRows, Used, answer_warnings, load_task, metric_of, sample
 from cpift.errors import CpiftError
 from cpift.metrics import named
-from cpift.recipe.parts import Task
 from cpift.recipe.recipe import Recipe
+from cpift.recipe.task import Task
 from cpift.train.config import max_length
 from cpift.train.models import load_tokenizer
 from cpift.typing import Tokenizer

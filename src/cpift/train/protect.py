@@ -24,7 +24,7 @@ from cpift.method.identify import core_count
 from cpift.method.region import Region
 from cpift.method.top_scores import Read, top_columns, top_elements
 from cpift.method.zero_updates import reasons, zero_warnings
-from cpift.recipe.parts import Source
+from cpift.recipe.task import Source
 from cpift.train.importance import Importance, squared_gradients, weighted_gradients, write_importance
 
 Unit = Literal["element", "column"]

@@ -14,7 +14,7 @@ from cpift.files import layout
 from cpift.method.identify import identify
 from cpift.method.region import Region
 from cpift.method.region_findings import region_warnings
-from cpift.recipe.parts import RegionPart
+from cpift.recipe.stages import RegionPart
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 

@@ -1,0 +1,155 @@
+"""The recipe's settings of each stage of a run. Defaults are the paper's method."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+
+from cpift.method.interpolations import INTERPOLATIONS, check_weight
+from cpift.method.overlap_rules import OVERLAP_RULES
+from cpift.recipe.adapter import Adapter, MergedAdapter
+from cpift.recipe.backbones import BACKBONES, BackboneSource
+from cpift.recipe.part import Part, Trained
+from cpift.recipe.selections import SELECTIONS, Selection
+
+OverlapName = Annotated[str, AfterValidator(OVERLAP_RULES.check)]
+InterpolationName = Annotated[str, AfterValidator(INTERPOLATIONS.check)]
+SelectionName = Annotated[str, AfterValidator(SELECTIONS.check)]
+
+
+class Probe(Trained):
+    """Stage 1, the short fine-tuning of each task alone."""
+
+    steps: Literal["auto"] | int = "auto"
+    """Optimizer steps, the same for every task; auto: one epoch of the mean task."""
+    adapter: Adapter | None = None
+    """Train an adapter in place of all parameters: {type: lora, r: 16}; docs/adapters.md."""
+
+    @field_validator("steps")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if value != "auto" and not 1 <= value <= 10**9:
+            raise ValueError("steps must be auto or a number from 1 to 10^9")
+        return value
+
+
+class RegionPart(Part):
+    """Which updates are core."""
+
+    percent: float = Field(default=1.0, gt=0, le=100)
+    """Share of all parameters, in per cent."""
+    exclude: list[str] = []
+    """Shell-style patterns of parameters that do not count, such as '*embed_tokens*'."""
+    select: SelectionName = "largest"
+    """Which positions: those moved most, or another choice of docs/method.md."""
+
+    @property
+    def entry(self) -> Selection:
+        """Its entry in the table of selections."""
+        return SELECTIONS[self.select]
+
+
+class Group(Part):
+    """Which tasks share a stage, and the order of the stages."""
+
+    threshold: float = Field(default=0.1, ge=0, le=1)
+    """Jaccard overlap of two core regions from which their tasks are grouped (τ)."""
+    order: Literal["random"] | list[list[str]] = "random"
+    """random, by seed; or a list of lists of tasks: groups and their order."""
+
+
+class Backbone(Trained):
+    """The model into which the probes are fused."""
+
+    source: str = Field(default="multi_stage", alias="from")
+    """A name of the table of sources (docs/method.md), or a checkpoint."""
+
+    epochs: Literal["auto"] | float = "auto"
+    """Passes over each task's rows; auto: as many as a probe makes. Short probes find the cores, too."""
+    adapter: MergedAdapter = None
+    """Train an adapter, merged at the end of each stage, in place of all parameters; docs/adapters.md."""
+
+    @field_validator("epochs")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if value != "auto" and not 0 < value <= 1e6:
+            raise ValueError("epochs must be auto or a number above 0")
+        return value
+
+    model_config = ConfigDict(populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @property
+    def entry(self) -> BackboneSource | None:
+        """Its entry in the table of sources; None: a checkpoint."""
+        return BACKBONES.get(self.source)
+
+    @property
+    def trained(self) -> bool:
+        """Is a backbone trained, rather than given?"""
+        return self.entry is not None and self.entry.trained
+
+    @property
+    def is_base(self) -> bool:
+        """Is the backbone the base itself?"""
+        return self.entry is not None and not self.entry.trained
+
+    @property
+    def mixes(self) -> bool:
+        """Is a backbone trained on all tasks together?"""
+        return self.entry is not None and self.entry.mixes
+
+    def stages(self, groups: list[list[str]], tasks: list[str]) -> list[list[str]]:
+        """The tasks of each stage that trains the backbone.
+
+        Args:
+            groups: of tasks, in the order of the stages.
+            tasks: all, in the recipe's order.
+        """
+        return self.entry.stages(groups, tasks) if self.entry is not None else []
+
+
+class Fuse(Part):
+    """How the probes are fused into the backbone."""
+
+    overlap: OverlapName = "largest"
+    """Which task's value a position in several regions takes: a rule of docs/fusion.md."""
+    interpolation: InterpolationName = "slerp"
+    """How the rest is interpolated: a name of docs/fusion.md."""
+    space: Literal["weights", "updates"] = "weights"
+    """What is interpolated."""
+    vector: Literal["tensor", "model"] = "tensor"
+    """What one interpolation is taken over."""
+    weight: Literal["equal"] | float = "equal"
+    """equal, or a number from 0 to 1; docs/fusion.md has what it means to each interpolation."""
+    transplant: bool = True
+    """Put each task's own values at its core positions; without, as a control, all is interpolated."""
+
+    @field_validator("weight")
+    @classmethod
+    def _in_range(cls, value: Any) -> Any:
+        if value != "equal" and not 0 <= value <= 1:
+            raise ValueError("weight must be equal or a number from 0 to 1")
+        return value
+
+    @model_validator(mode="after")
+    def _weight_is_read(self) -> Fuse:
+        check_weight(self.interpolation, self.weight)
+        return self
+
+
+class Refine(Trained):
+    """Stage 4, the last, brief fine-tuning, group by group."""
+
+    examples_per_task: int = Field(default=64, gt=0)
+    """Rows of each task, drawn by seed."""
+    epochs: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
+    """Passes over these rows."""
+    data: Literal["group", "mixed"] = "group"
+    """Stage k sees the rows of the tasks of group k, or of all tasks."""
+    resample: bool = False
+    """With ``data: mixed``, other rows for each stage; without, all stages see the same sample."""
+    freeze: bool = True
+    """Keep the core regions of earlier groups bit-identical."""
+    adapter: MergedAdapter = None
+    """Train an adapter, merged at the end, in place of all parameters: {type: lora, r: 16}; docs/adapters.md."""
