@@ -196,11 +196,53 @@ def test_mathematics_that_is_equal(text: str, answer: Any, right: bool) -> None:
     assert judged("math", text, answer=answer) == float(right)
 
 
+# Code
+
+CODE = """def total(values):
+    result = 0
+    for value in values:
+        result += value
+    return result"""
+NEAR = CODE.replace("result = 0", "result = 1").replace("result += value", "result += 2 * value")
+
+
+@pytest.mark.parametrize("text", [CODE, NEAR, "def total(values):\n    return sum(values)", CODE[:40]])
+def test_codebleu_is_that_of_its_package(text: str) -> None:
+    """The package's own score of one answer and one reference; in a block of code as well."""
+    from codebleu import calc_codebleu
+
+    expected = calc_codebleu([CODE], [text], lang="python")
+    assert expected["dataflow_match_score"] > 0
+    assert judged("codebleu", text, answer=CODE) == pytest.approx(expected["codebleu"])
+    assert judged("codebleu", f"So:\n```python\n{text}\n```\n", answer=CODE) == pytest.approx(expected["codebleu"])
+    assert judged("codebleu", text, answer=["import os", CODE]) >= expected["codebleu"] - 1e-9
+    assert (expected["codebleu"] == 1.0) == (text == CODE)
+
+
+def test_codebleu_without_data_flow() -> None:
+    """A reference without any counts 1 for that part, as in the package; an answer that has none of it does not."""
+    assert judged("codebleu", "print(1)", answer="print(1)") == pytest.approx(1.0)
+    assert judged("codebleu", "", answer=CODE) == 0.0
+    assert judged("codebleu", "print('no')", answer=CODE) < 0.1  # the package gives 0.25 more
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"language": "cobol"}, "language cobol is none of java"),
+        ({"language": "rust"}, "needs the grammar of rust; pip install 'tree-sitter-rust<0.22'"),
+    ],
+)
+def test_codebleu_of_another_language(settings: dict[str, str], words: str) -> None:
+    with pytest.raises(CpiftError, match=f"metric codebleu.*{words}"):
+        metric_of("t", Task(train="x", eval="y", metric="codebleu", metric_settings=settings), [row("x")])
+
+
 # Packages
 
 
 @pytest.mark.parametrize(("name", "package", "extra"), [
-    ("rouge", "rouge_score", "eval"), ("chrf", "sacrebleu", "eval"), ("math", "math_verify", "math"),
+    ("rouge", "rouge_score", "eval"), ("chrf", "sacrebleu", "eval"), ("codebleu", "codebleu", "eval"), ("math", "math_verify", "math"),
 ])  # fmt: skip
 def test_a_package_that_is_missing_is_asked_for_before_training(
     name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch

@@ -115,6 +115,38 @@ def test_a_metric_that_is_not_known_is_refused_by_the_recipe(name: str) -> None:
         Task(train="x", eval="y", metric=name)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"metric": "codebleu", "metric_settings": {"langage": "go"}},
+            "codebleu has no 'langage'; did you mean 'language'",
+        ),
+        (
+            {"metric": "codebleu", "metric_settings": {"language": [1]}},
+            "metric_settings.language: .*for metric codebleu",
+        ),
+        ({"metric": "chrf", "metric_settings": {"order": 2}}, "chrf has no 'order'; it has no settings"),
+        ({"metric_settings": {"order": 2}}, "metric_settings needs metric"),
+    ],
+)
+def test_settings_that_a_metric_does_not_have_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Task(train="x", eval="y", **given)
+
+
+def test_settings_of_a_metric_are_part_of_a_stages_key() -> None:
+    """Defaults written out are the same score."""
+    one, two = (
+        scoring_identity(Task(train="x", eval="y", metric="codebleu", metric_settings=given), "codebleu")
+        for given in ({}, {"language": "python"})
+    )
+    go = Task(train="x", eval="y", metric="codebleu", metric_settings={"language": "go"})
+    assert one == two == {"metric_settings": '{"language": "python"}'}
+    assert scoring_identity(go, "codebleu") != one
+    assert "metric_settings" not in Task(train="x", eval="y", metric="codebleu").settings()
+
+
 def test_what_the_table_says_is_whole() -> None:
     """Every metric has all that reports, help and docs read; its name is its key."""
     for name, metric in METRICS.items():
@@ -184,7 +216,18 @@ def test_older_settings_of_a_task_stay() -> None:
 
 def test_the_table_costs_nothing_at_import() -> None:
     """No package that only some metric needs, nor torch; nor does the table of comparison methods."""
-    heavy = ("torch", "transformers", "reasoning_gym", "rouge_score", "sacrebleu", "math_verify", "sympy", "nltk")
+    heavy = (
+        "torch",
+        "transformers",
+        "reasoning_gym",
+        "rouge_score",
+        "sacrebleu",
+        "math_verify",
+        "sympy",
+        "nltk",
+        "codebleu",
+        "httpx",
+    )
     code = f"import sys, cpift.metrics, cpift.compare.methods; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

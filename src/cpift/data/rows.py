@@ -22,7 +22,6 @@ from cpift.errors import CpiftError
 from cpift.files.findings import Finding, finding
 from cpift.metrics import WITH_ANSWERS, WITHOUT_ANSWERS, named
 from cpift.metrics.answers import references, response, turns
-from cpift.metrics.metric import Asked
 from cpift.recipe.task import Source, Task
 
 
@@ -196,8 +195,7 @@ def metric_of(name: str, task: Task, rows: Sequence[Row]) -> str:
         )
     if not metric.cuts_rows and any(turns(row)[-1]["role"] != "assistant" for row in rows):
         raise CpiftError(f"tasks.{name}: metric {metric.name} needs the assistant's turn last in each evaluation row")
-    asked = Asked(task.answer_pattern, task.generate, explicit=known is not None)
-    if (problem := metric.check(rows, asked)) is not None:
+    if (problem := metric.check(rows, task.asked)) is not None:
         raise CpiftError(f"tasks.{name}: {problem}")
     return metric.name
 
@@ -213,7 +211,7 @@ def answer_warnings(name: str, task: Task, rows: Sequence[Row]) -> list[Finding]
     metric = named(metric_of(name, task, rows))
     if not metric.needs_answer or task.generate is not None:
         return []
-    judge = metric.judge(Asked(task.answer_pattern, task.generate, explicit=task.metric is not None))
+    judge = metric.judge(task.asked)
     wrong = sum(not judge(response(row), row) for row in rows)
     if not wrong:
         return []

@@ -18,7 +18,7 @@ from cpift.evaluation.generation import generate
 from cpift.evaluation.options import score_options
 from cpift.evaluation.task import EvalTask, Score, left_out_warning, scoring_identity
 from cpift.metrics.answers import references
-from cpift.metrics.metric import Asked, Scoring
+from cpift.metrics.metric import Scoring
 from cpift.train import accelerator
 from cpift.train.accelerator import frees_memory
 from cpift.train.malloc import kept_memory
@@ -118,7 +118,7 @@ def score_task(
 
 
 def _generated(network: Network, tokenizer: Tokenizer, task: EvalTask, progress: Callable[[int], None]) -> Score:
-    judge = task.kind.judge(Asked(task.answer_pattern, task.generator))
+    judge = task.kind.judge(task.asked)
     longest = task.max_new_tokens
     if task.kind.scoring is Scoring.EXACT and not task.pattern:  # the whole answer counts, however long
         longest = max(longest, *(2 * len(tokenizer(a)["input_ids"]) for row in task.rows for a in references(row)))

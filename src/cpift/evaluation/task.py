@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cpift.data.row_checks import Row
 from cpift.files.findings import Finding, finding
 from cpift.metrics import named
 from cpift.metrics.answers import AnswerPattern
-from cpift.metrics.metric import Metric
+from cpift.metrics.metric import Asked, Metric
 from cpift.metrics.score import ScoreEntry
 from cpift.recipe.task import Task
 
@@ -25,6 +25,7 @@ class EvalTask:
         max_new_tokens: longest generated answer.
         generator: the reasoning_gym task that made the rows.
         match: which match of the pattern counts, ``last`` or ``first``.
+        settings: of the metric, by name.
     """
 
     rows: Sequence[Row]
@@ -33,11 +34,12 @@ class EvalTask:
     max_new_tokens: int = 256
     generator: str | None = None
     match: str = "last"
+    settings: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def of(cls, task: Task, rows: Sequence[Row], metric: str) -> EvalTask:
         """Of a recipe's task, its rows and their metric."""
-        return cls(rows, metric, task.pattern, task.max_new_tokens, task.generate, task.match)
+        return cls(rows, metric, task.pattern, task.max_new_tokens, task.generate, task.match, task.metric_settings)
 
     @property
     def kind(self) -> Metric:
@@ -49,10 +51,16 @@ class EvalTask:
         """Where an answer is within a text; None: the text is the answer."""
         return AnswerPattern.of(self.pattern, self.match)
 
+    @property
+    def asked(self) -> Asked:
+        """What the metric is asked for."""
+        return Asked(self.answer_pattern, self.generator, settings=self.settings)
+
 
 def scoring_identity(task: Task, metric: str) -> dict[str, str]:
     """What decides about a task's scores beside the metric's name, pattern and longest answer, for the key of a stage."""
-    return {**named(metric).identity(), **({} if task.match == "last" else {"match": task.match})}
+    match = {} if task.match == "last" else {"match": task.match}
+    return {**named(metric).identity(task.asked), **task.chosen_settings(named(metric)).identity(), **match}
 
 
 @dataclass(frozen=True)

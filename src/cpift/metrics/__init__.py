@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from cpift.errors import CpiftError, did_you_mean
 from cpift.metrics.chrf import CHRF
 from cpift.metrics.code import CODE
+from cpift.metrics.codebleu import CODEBLEU
 from cpift.metrics.exact_match import EXACT_MATCH
 from cpift.metrics.generate import GENERATE
 from cpift.metrics.loss import LOSS
@@ -28,6 +29,7 @@ METRICS = Table(
         ROUGE,
         CHRF,
         CODE,
+        CODEBLEU,
     ],
 )
 WITH_ANSWERS, WITHOUT_ANSWERS = EXACT_MATCH, LOSS  # what scores rows where the recipe names no metric

@@ -111,7 +111,7 @@ def _row_problem(row: Row) -> str | None:
     return None
 
 
-def _identity() -> Mapping[str, str]:
+def _identity(asked: Asked) -> Mapping[str, str]:
     return {"code_limits": str(LIMITS)}
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeVar
 
 from cpift.metrics.answers import AnswerPattern, Row
+from cpift.metrics.settings import MetricSettings
 
 Judge = Callable[[str, Row], float]
 """Score from 0 to 1 of a generated text, given its row."""
+
+Chosen = TypeVar("Chosen", bound=MetricSettings)
 
 
 class Scoring(Enum):
@@ -62,11 +66,17 @@ class Asked:
         pattern: where the answer is within a text; None: the text is the answer.
         generator: name of the reasoning_gym task that made the rows.
         explicit: whether the recipe names the metric, rather than leaving it to the rows.
+        settings: of the metric, by name, as the recipe has them.
     """
 
     pattern: AnswerPattern | None = None
     generator: str | None = None
     explicit: bool = True
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def chosen(self, kind: type[Chosen]) -> Chosen:
+        """The settings as a record, defaults filled in. Raises ``ValidationError`` for those that it does not have."""
+        return kind.model_validate(self.settings)
 
 
 def _accepts_all(rows: Sequence[Row], asked: Asked) -> str | None:
@@ -77,7 +87,7 @@ def _no_judge(asked: Asked) -> Judge:
     raise NotImplementedError("this metric judges no generated text")
 
 
-def _no_settings() -> Mapping[str, str]:
+def _no_identity(asked: Asked) -> Mapping[str, str]:
     return {}
 
 
@@ -100,6 +110,7 @@ class Metric:
         check: what is wrong with the rows, or None. Packages that are missing are reported here, before any training.
         judge: makes the judge of a task's answers.
         identity: what decides about the score beside name and settings, for the key of a stage.
+        settings: what ``metric_settings`` of a task may hold.
     """
 
     name: str
@@ -115,7 +126,8 @@ class Metric:
     card_type: str = "score"
     check: Callable[[Sequence[Row], Asked], str | None] = _accepts_all
     judge: Callable[[Asked], Judge] = _no_judge
-    identity: Callable[[], Mapping[str, str]] = _no_settings
+    identity: Callable[[Asked], Mapping[str, str]] = _no_identity
+    settings: type[MetricSettings] = MetricSettings
 
     @property
     def cuts_rows(self) -> bool:

@@ -48,7 +48,7 @@ def own_metric(name: str) -> Metric:
         axis="score, %",
         check=check,
         judge=lambda asked: _judge(name, asked),
-        identity=lambda: _identity(name),
+        identity=lambda asked: _identity(name),
     )
 
 

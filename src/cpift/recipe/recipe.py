@@ -232,7 +232,8 @@ class Recipe(Part):
             )
 
         tasks = {
-            n: t.model_copy(update={"train": place(t.train), "eval": place(t.eval)}) for n, t in self.tasks.items()
+            n: t.placed(folder).model_copy(update={"train": place(t.train), "eval": place(t.eval)})
+            for n, t in self.tasks.items()
         }
         backbone = self.backbone
         if backbone.entry is None:

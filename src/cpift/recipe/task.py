@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from cpift.data.shapes import SHAPES, known_columns
-from cpift.errors import CpiftError, nearest
+from cpift.errors import CpiftError, did_you_mean, nearest
 from cpift.metrics import named
 from cpift.metrics.answers import AnswerPattern
+from cpift.metrics.metric import Asked, Metric
+from cpift.metrics.settings import MetricSettings
 from cpift.recipe.part import Part
 
 
@@ -29,6 +32,21 @@ def _known_metric(value: str) -> str:
     except CpiftError as error:
         raise ValueError(str(error)) from error
     return value
+
+
+def _check_settings(metric: Metric, given: dict[str, Any]) -> None:
+    known = metric.settings.model_fields
+    for name in given:
+        if name not in known:
+            hint = f"its settings are {', '.join(known)}" if known else "it has no settings"
+            raise ValueError(f"metric_settings: {metric.name} has no {name!r}{did_you_mean(name, known)}; {hint}")
+    try:
+        metric.settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("metric_settings", *first["loc"])))
+        problem = str(first["msg"]).removeprefix("Value error, ")
+        raise ValueError(f"{where}: {problem}, for metric {metric.name}") from error
 
 
 Columns = Annotated[dict[str, str], AfterValidator(_known_columns)]
@@ -89,6 +107,8 @@ class Task(Part):
     that finds something counts."""
     match: Literal["last", "first"] = "last"
     """Which match of the pattern is the answer."""
+    metric_settings: dict[str, Any] = {}
+    """Settings of the metric, such as the model of judge; those of each metric are in docs/metrics.md."""
     max_new_tokens: int = Field(default=256, gt=0)
     """Longest generated answer, in tokens."""
     config: dict[str, Any] | str = {}
@@ -120,6 +140,14 @@ class Task(Part):
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"is no regular expression ({error})") from error
         return value
+
+    @model_validator(mode="after")
+    def _known_settings(self) -> Task:
+        if self.metric is None and self.metric_settings:
+            raise ValueError("metric_settings needs metric, which says whose settings they are")
+        if self.metric is not None:
+            _check_settings(named(self.metric), self.metric_settings)
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
@@ -157,6 +185,22 @@ class Task(Part):
         return [s.model_copy(update={k: v for k, v in own.items() if not getattr(s, k)}) for s in listed]
 
     @property
+    def asked(self) -> Asked:
+        """What the task asks of its metric."""
+        return Asked(self.answer_pattern, self.generate, self.metric is not None, self.metric_settings)
+
+    def chosen_settings(self, metric: Metric) -> MetricSettings:
+        """The settings of the task's metric, which the check of the recipe has accepted."""
+        return self.asked.chosen(metric.settings)
+
+    def placed(self, folder: Path) -> Task:
+        """The task with relative files of its metric's settings counted from a folder."""
+        fields = named(self.metric).settings.model_fields if self.metric else {}
+        files = [name for name in self.metric_settings if fields[name].annotation == Path | None]
+        placed = {name: str(folder / str(value)) for name in files if (value := self.metric_settings[name])}
+        return self.model_copy(update={"metric_settings": {**self.metric_settings, **placed}}) if placed else self
+
+    @property
     def answer_pattern(self) -> AnswerPattern | None:
         """Where an answer is within a text; None: the text is the answer."""
         return AnswerPattern.of(self.pattern, self.match)
@@ -164,6 +208,8 @@ class Task(Part):
     def settings(self) -> dict[str, Any]:
         """What the rows and scores are made of. Newer keys count only where they are given: older runs stay as they are."""
         newer = {
-            name for name in ("revision", "columns", "shape", "match") if getattr(self, name) in (None, {}, "last")
+            name
+            for name in ("revision", "columns", "shape", "match", "metric_settings")
+            if getattr(self, name) in (None, {}, "last")
         }
         return self.model_dump(exclude={"licence", *newer})
