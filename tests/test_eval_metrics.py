@@ -221,7 +221,7 @@ def test_codebleu_is_that_of_its_package(text: str) -> None:
 
 def test_codebleu_without_data_flow() -> None:
     """A reference without any counts 1 for that part, as in the package; an answer that has none of it does not."""
-    assert judged("codebleu", "print(1)", answer="print(1)") == pytest.approx(1.0)
+    assert judged("codebleu", "print( 1 , 2 , 3 )", answer="print( 1 , 2 , 3 )") == pytest.approx(1.0)
     assert judged("codebleu", "", answer=CODE) == 0.0
     assert judged("codebleu", "print('no')", answer=CODE) < 0.1  # the package gives 0.25 more
 
