@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 import zoo
-from safetensors.torch import load_file
+from tiny_add import TRAINING, arrivals, models, region, values
 from tiny_run import Listener, call, one_thread
 from transformers import AutoModelForCausalLM
 
@@ -36,44 +36,11 @@ from cpift.runs.stages.graph import first_stages
 from cpift.runs.status import stage_states
 from cpift.train.models import load_tokenizer
 
-TRAINING = {"per_device_train_batch_size": 4, "bf16": False, "max_length": 64, "learning_rate": 1e-2}
-
-
-def arrivals(place: Path, order: list[str], kept: list[str], **changes: Any) -> dict[str, Any]:
-    """A recipe that adds tasks to ``place/mine``."""
-    tasks = {
-        task: {
-            "train": str(tiny.jsonl(place / f"{task}.train.jsonl", tiny.rows(task, 12, 0))),
-            "eval": str(tiny.jsonl(place / f"{task}.eval.jsonl", tiny.rows(task, 4, 1))),
-        }
-        for task in [*kept, *order]
-    }
-    protect = {"percent": 5.0, "interpolation": "linear", "average": 0.75, **changes.pop("protect", {})}
-    return {
-        "model": str(place / "mine"),
-        "base": str(place / "base"),
-        "tasks": tasks,
-        "arrivals": {"order": order, "examples_per_task": 3},
-        "region": {"percent": 5.0},
-        "protect": protect,
-        "training": TRAINING,
-        **changes,
-    }
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``base``, and ``mine``: another model in bf16 that was made from it."""
-    folder = tmp_path_factory.mktemp("add")
-    tiny.base(folder / "base")
-    tiny.base(folder / "mine")
-    model = AutoModelForCausalLM.from_pretrained(folder / "mine")
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
-    model.to(torch.bfloat16).save_pretrained(folder / "mine")
-    return folder
+    return models(tmp_path_factory.mktemp("add"))
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +49,6 @@ def two(place: Path) -> Path:
     with one_thread():
         run(Recipe.parse(arrivals(place, ["upper", "double"], ["reverse"])), place / "two")
     return place / "two"
-
-
-def values(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.flatten() for name, tensor in load_file(folder / "model.safetensors").items()}
-
-
-def region(folder: Path) -> dict[str, np.ndarray]:
-    return dict(Region.load(folder / "region.safetensors").positions)
 
 
 def test_protected_positions_keep_every_bit_over_all_arrivals(place: Path, two: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import tiny
 from huggingface_hub import errors
@@ -19,6 +20,7 @@ from cpift.cli import main as cli
 from cpift.errors import CpiftError
 from cpift.method.region import Region
 from cpift.recipe.recipe import Recipe
+from cpift.runs.stages.arrivals import carried_regions
 
 
 class Hub:
@@ -72,6 +74,15 @@ def test_one_copy_of_the_weights_is_fetched(hub: Hub) -> None:
     assert not [name for name in got if "/" in name or name.endswith((".py", ".bin", ".gguf"))]
     assert not {"consolidated.safetensors", "model.fp16.safetensors"} & got
     assert (locate("org/base", trust_remote_code=True) / "modeling.py").is_file()
+
+
+def test_the_regions_that_a_model_carries_are_fetched_with_it(hub: Hub) -> None:
+    """What an earlier ``cpift add`` protects stays protected where the model comes from the hub."""
+    carried = hub.repositories["org/base", None] / "cpift_regions/old.region.safetensors"
+    carried.parent.mkdir()
+    Region({"model.norm.weight": np.array([3], np.int32)}, 10).save(carried)
+    (file,) = carried_regions(locate("org/base")).values()
+    assert file.read_bytes() == carried.read_bytes()
 
 
 def test_data_needs_no_weights(hub: Hub, tmp_path: Path) -> None:

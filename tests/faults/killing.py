@@ -6,12 +6,14 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import preloaded
+import tiny_add
 import tiny_run
+import yaml
 from tiny_run import same, stamps
 
 MODELS = ("model", "stages/01-probe/upper", "stages/04-backbone/3", "stages/05-fuse", "stages/06-refine/3")
@@ -25,10 +27,12 @@ def torment(
     seed: int,
     longest: float = 2.0,
     say: Callable[[str], None] = print,
+    models: Sequence[str] = MODELS,
+    same: Callable[[Path, Path], bool] = same,
 ) -> int:
     """Kill runs of ``recipe`` so often, each started again until it is done; compare them with ``whole``.
 
-    ``longest``: seconds that a process lives before it is killed. Returns the number of runs that were finished. An
+    ``longest``: seconds that a process lives before it is killed. ``models``: the folders to compare, by ``same``. Returns the number of runs that were finished. An
     ``AssertionError`` tells what did not hold.
     """
     rng, killed, finished = random.Random(seed), 0, 0
@@ -56,12 +60,26 @@ def torment(
             assert process.exitcode == -signal.SIGKILL, (place / "said").read_text()[-2000:]
             say(f"{time.strftime('%H:%M:%S')} kill {killed}: after {wait:.2f} s, {len(after)} stages done")
         assert set(stamps(out)) == set(stamps(whole))
-        assert all(same(out / model, whole / model) for model in MODELS), "other weights"
+        assert all(same(out / model, whole / model) for model in models), "other weights"
         assert not list(out.rglob("*.partial")), "a leftover"
-        assert sorted(p.name for p in out.iterdir() if p.name.startswith(".")) == [".lock", ".model.json"]
+        assert sorted(p.name for p in out.iterdir() if p.name.startswith(".")) == sorted(
+            p.name for p in whole.iterdir() if p.name.startswith(".")
+        )
         finished += 1
         say(f"{time.strftime('%H:%M:%S')} run {finished} is done after {of_this} kills: the same weights, bit for bit")
     return finished
+
+
+def addition(place: Path, train: str) -> tuple[Path, Path]:
+    """A recipe that adds a task to a tiny model, and its run that nothing happened to; ``train`` as in the recipe."""
+    tiny_add.models(place)
+    recipe, whole = place / "add.yaml", place / "whole"
+    data = tiny_add.arrivals(place, ["upper"], ["reverse"], arrivals={"train": train}, protect={"by": "fisher"})
+    recipe.write_text(yaml.safe_dump(data, sort_keys=False))
+    process = preloaded.start(["run", str(recipe), "--out", str(whole)], place / "said")
+    process.join()
+    assert process.exitcode == 0, (place / "said").read_text()[-2000:]
+    return recipe, whole
 
 
 def begun(recipe: Path, out: Path, said: Path) -> BaseProcess:

@@ -27,6 +27,7 @@ import killing
 import preloaded
 import ranks
 import tiny
+import tiny_add
 import tiny_run
 import workers
 import yaml
@@ -58,6 +59,23 @@ def killed(ground: Ground) -> Iterator[Trial]:
         def trial() -> int:
             longest, seed = 2.0 * ground.seconds / KILLS_A_RUN, ground.rng.randrange(2**32)
             killing.torment(ground.recipe, ground.whole, ground.folder(), KILLS_A_RUN, seed, longest, quiet)
+            return KILLS_A_RUN
+
+        yield trial
+
+
+def killed_addition(ground: Ground) -> Iterator[Trial]:
+    """SIGKILL at random moments of additions to a model, inside their cores and averaged"""
+    for train in ("all", "inside"):
+
+        def trial(train: str = train) -> int:
+            folder = ground.folder()
+            recipe, whole = killing.addition(folder, train)
+            models = ["model", "stages/04-arrive/1/train", "stages/04-arrive/1/fuse"]
+            killing.torment(
+                recipe, whole, folder, KILLS_A_RUN, ground.rng.randrange(2**32), ground.seconds / KILLS_A_RUN, quiet,
+                models, tiny_add.same_bits,
+            )  # fmt: skip
             return KILLS_A_RUN
 
         yield trial
@@ -162,7 +180,7 @@ def edits(ground: Ground) -> Iterator[Trial]:
 
 
 FAULTS: list[Callable[[Ground], Iterator[Trial]]] = [
-    killed, signalled, disk_full, damaged, two_runs, killed_rank, killed_worker, diverging, bad_rows, edits,
+    killed, killed_addition, signalled, disk_full, damaged, two_runs, killed_rank, killed_worker, diverging, bad_rows, edits,
 ]  # fmt: skip
 
 

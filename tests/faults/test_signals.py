@@ -8,7 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from killing import second_run, told_to_stop, torment
+from killing import addition, second_run, told_to_stop, torment
+from tiny_add import same_bits
 
 from cpift.console import stopping
 from cpift.console.terminal import Terminal
@@ -18,6 +19,15 @@ from cpift.console.terminal import Terminal
 def test_killed_at_random_moments(recipe: Path, whole: Path, tmp_path: Path) -> None:
     """Five times; ``make soak`` does it fifty times."""
     assert torment(recipe, whole, tmp_path, kills=5, seed=1) >= 1
+
+
+@pytest.mark.long  # cut off in each stage: test_add_resume.py
+@pytest.mark.parametrize("train", ["all", "inside"])
+def test_an_addition_killed_at_random_moments(tmp_path: Path, train: str) -> None:
+    """Five times; ``make soak`` does it ten times."""
+    recipe, whole = addition(tmp_path, train)
+    models = ("model", "stages/04-arrive/1/train", "stages/04-arrive/1/fuse")
+    assert torment(recipe, whole, tmp_path, kills=5, seed=2, longest=1.0, models=models, same=same_bits) >= 1
 
 
 @pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.long)])

@@ -10,7 +10,13 @@ from cpift.errors import CpiftError
 
 # One copy of the weights: the files that transformers loads. Other formats (consolidated.safetensors, pickle, GGUF,
 # ONNX) and variants stay where they are.
-_WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors", "patches/*.safetensors"]
+_WEIGHTS = [
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "adapter_model.safetensors",
+    "patches/*.safetensors",
+    "cpift_regions/*.safetensors",
+]
 _BESIDE = ["*.json", "*.jinja", "*.model", "*.txt", "README.md"]
 _NEVER = ["onnx/*", "original/*", "openvino/*", "checkpoint-*/*", "runs/*", "trainer_state.json"]
 
@@ -44,12 +50,18 @@ def locate(model: str, revision: str | None = None, trust_remote_code: bool = Fa
     return _fetch(name, own or revision, trust_remote_code, weights)
 
 
-def checkpoint_place(model: str, trust_remote_code: bool = False) -> Path:
-    """As :func:`locate`, for commands that read checkpoints: what does not look like a hub id is a path."""
+def checkpoint_place(model: str, trust_remote_code: bool = False, key: str = "model") -> Path:
+    """As :func:`locate`, for commands that read checkpoints: what does not look like a hub id is a path.
+
+    ``key``: what messages call it.
+    """
     path = Path(model)
     if os.path.lexists(path) or model.count("/") != 1 or model.startswith((".", "~")) or path.suffix in _FILES:
         return path
-    return locate(model, None, trust_remote_code)
+    try:
+        return locate(model, None, trust_remote_code)
+    except CpiftError as error:
+        raise CpiftError(key + str(error).removeprefix("model")) from error
 
 
 _FILES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".json")

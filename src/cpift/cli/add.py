@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -125,6 +126,10 @@ def _recipe(
         raise CpiftError(
             f"--keep: {twice[0]} is the name of the new task, too; write --keep NAME=ROWS with another name"
         )
+    files = {os.path.realpath(rows): name for name, rows in arriving.items()}
+    for name, rows in kept.items():
+        if other := files.get(os.path.realpath(rows)):
+            raise CpiftError(f"--keep {name}: {rows} holds the rows of the new task {other}; give rows of what is kept")
     for option, given in (("--eval", held_out), ("--metric", metrics)):
         for name in given:
             if name not in arriving and name not in kept:

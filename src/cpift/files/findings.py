@@ -18,6 +18,7 @@ REMEDIES: Mapping[str, str] = {
     "evaluation-rows-cut": "Raise training.max_length, or shorten the rows: cpift data shows their lengths.",
     "few-rows": "Nothing, or give the task more rows: it was trained on fewer than the recipe asks for.",
     "few-rows-to-refine": "Nothing, if the task has no more rows; otherwise give more rows or lower refine.examples_per_task, so that the sample is balanced.",
+    "kept-rows-repeated": "Keep more rows (--keep), or lower protect.replay: rows seen this often are memorised, and their loss in training says little.",
     "longer-than-model": "Set training.max_length to the model's length or less, or leave the rows out.",
     "marks": "Look at the rendered rows (cpift data): what the loss is taken on may not be what you mean.",
     "no-end-token": "Set training.eos_token, or answers in plain text never end.",

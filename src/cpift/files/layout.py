@@ -232,6 +232,11 @@ class RunLayout:
         return self.out / ".model.json"
 
     @property
+    def patched(self) -> Path:
+        """Which stage the patch of an addition was made from, and the hash of its file."""
+        return self.out / ".patch.json"
+
+    @property
     def stages(self) -> Path:
         """All stages."""
         return self.out / "stages"

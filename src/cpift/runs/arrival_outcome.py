@@ -48,10 +48,24 @@ def write_arrivals(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
     # Without a criterion of its own, the protected region is the union of those that came along.
     own = protected is not None and protected.settings["by"] != "none"
     publish(run, folder, _card(run, result, changes), lambda model: _carry(run, model, own))
-    if arrivals.train == "inside" and last == 1 and not is_trimmed(folder):
-        task = arrivals.order[0]
-        make_patch(run.base.path, folder, patch_file(run, task), name=task)
+    if arrivals.train == "inside" and last == 1:
+        _write_patch(run, arrivals.order[0], folder)
     return result
+
+
+def _write_patch(run: Run, task: str, folder: Path) -> None:
+    """Write the patch of the addition in ``folder``, unless the file is there and was made from the same stage."""
+    file, made = patch_file(run, task), manifest.read(folder)
+    assert made is not None
+    record = {"stage": made.key, "digest": made.digest, "patch": manifest.file_hash(file) if file.is_file() else ""}
+    held = run.layout.patched.read_text(encoding="utf-8") if run.layout.patched.is_file() else ""
+    if record["patch"] and held == json.dumps(record):
+        return
+    run.layout.patched.unlink(missing_ok=True)
+    tuned = run.layout.model if is_trimmed(folder) else folder
+    # A core is region.percent of the model, however much that is; model/ may be written in a wider type.
+    make_patch(run.base.path, tuned, file, name=task, max_share=1, rounded=True)
+    manifest.write_whole(run.layout.patched, json.dumps({**record, "patch": manifest.file_hash(file)}))
 
 
 def patch_file(run: Run, task: str) -> Path:

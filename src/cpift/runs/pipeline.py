@@ -22,7 +22,7 @@ from cpift.report import make_report
 from cpift.runs.arrival_outcome import write_arrivals
 from cpift.runs.executor import Runner, log
 from cpift.runs.mirror import Mirror
-from cpift.runs.preflight import check_models, read_rows
+from cpift.runs.preflight import check_models, check_place, read_rows
 from cpift.runs.publish import write_outcome
 from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.graph import phases
@@ -170,6 +170,8 @@ def check(recipe: Recipe, out: Path) -> None:
             raise CpiftError(f"{out}: holds another recipe's run (its {what} differ); choose another --out")
     elif out.is_dir() and any(p.name not in (place.lock.name, place.plan.name) for p in out.iterdir()):
         raise CpiftError(f"{out}: is not empty and holds no run; choose another --out")
+    if recipe.arrivals:
+        check_place(recipe, out)
     check_models(recipe)
     if recipe.arrivals:
         check_training(recipe.training_of("arrivals"), "arrivals.training")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from cpift.data.rows import load_task, metric_of
 from cpift.errors import CpiftError, nearest
 from cpift.files import layout, manifest
 from cpift.files.findings import Finding
+from cpift.method.patch import check_name
 from cpift.method.region import Region
 from cpift.method.rehearsal import check_names
 from cpift.metrics import named
@@ -55,12 +57,15 @@ def check_models(recipe: Recipe) -> None:
         check_compatible(base, {"the backbone": backbone})
         align(base, backbone)
     if recipe.base is not None:
-        origin = open_checkpoint(checkpoint_place(recipe.base))
+        origin = open_checkpoint(checkpoint_place(recipe.base, key="base"))
         try:
             check_compatible(origin, {"the model": base})
             align(origin, base)
         except CpiftError as error:
-            raise CpiftError(f"base: {error}") from error
+            text = str(error).replace(
+                "for a larger vocabulary: --vocabulary union", "or leave base out"
+            )  # fuse's option
+            raise CpiftError(f"base: {text}") from error
     if recipe.arrivals and recipe.protect.freeze:
         check_carried(base)
     check_model(model, recipe.trust_remote_code)
@@ -74,17 +79,33 @@ def check_models(recipe: Recipe) -> None:
     check_finite(base)
 
 
+def check_place(recipe: Recipe, out: Path) -> None:
+    """Refuse a run folder within the model, and a task that no patch can be called by. Raises :class:`CpiftError`."""
+    model = Path(recipe.model)
+    if model.is_dir() and out.resolve().is_relative_to(model.resolve()):
+        raise CpiftError(f"{out}: lies within the model's own folder; choose another --out")
+    if recipe.additions.train == "inside":
+        for task in recipe.additions.order:
+            check_name(task, "arrivals.train: inside")
+
+
 def check_carried(model: Checkpoint) -> None:
     """Read the regions that a model carries. Raises :class:`CpiftError` for one that is damaged or another model's."""
     shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in model.tensors.items()}
     for file in carried_regions(model.path).values():
-        for name, shape in Region.load(file).shapes.items():
+        region = Region.load(file)
+        for name, positions in region.positions.items():
             held = shapes.get(plain_name(name))
-            if held is not None and held != tuple(shape):
-                raise CpiftError(
-                    f"{file}: is of another model ({name} is {list(shape)} there, {list(held)} here); remove it, or give "
-                    "the model that it belongs to"
-                )
+            shape = tuple(region.shapes.get(name, held or ()))
+            if held is None:
+                why = f"this one has no {name}"
+            elif held != shape:
+                why = f"{name} is {list(shape)} there, {list(held)} here"
+            elif len(positions) and positions[-1] >= math.prod(held):
+                why = f"{name} has a position {positions[-1]} there, {math.prod(held)} elements here"
+            else:
+                continue
+            raise CpiftError(f"{file}: is of another model ({why}); remove it, or give the model that it belongs to")
 
 
 def read_rows(current: Run) -> None:

@@ -22,6 +22,7 @@ from cpift.method.freeze import regions_by_name
 from cpift.method.region import Region
 from cpift.metrics import named
 from cpift.recipe.adapter import Adapter
+from cpift.runs.arrival_findings import scored_elsewhere, seen_often
 from cpift.runs.arrival_rows import rows_of_share
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
@@ -223,7 +224,12 @@ def _rows_of(run: Run, name: str, kind: str, start: ModelRef, spec: TrainSpec) -
             count = max(1, round(len(encoded) / len(repeated))) * len(repeated)
             if spec.replay_share is not None:
                 count = rows_of_share(len(encoded), spec.replay_share)
+                for warning in seen_often(spec, len(encoded), len(repeated), count):
+                    run.add(warning.of(name))
             encoded = joined([encoded, repeated.take(list(islice(cycle(range(len(repeated))), count)))])
+    if run.recipe.arrivals is not None:
+        for warning in scored_elsewhere(run, spec):
+            run.add(warning.of(name))
     if left_out:
         text = f"{name}: {left_out} rows have no trained part after truncation and were left out"
         run.add(finding("rows-left-out", text, name))

@@ -1,0 +1,90 @@
+"""Additions that are cut off in any stage: run again, they end with the same bits and repeat nothing that was finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_run
+from tiny_add import arrivals, models, same_bits
+from tiny_run import Cut, Listener, stamps
+
+from cpift.recipe.recipe import Recipe
+from cpift.runs.pipeline import run
+
+BY_FISHER = {"by": "fisher", "percent": 10.0}
+CUTS = {
+    "average": [
+        ("stage", "03-protect"), ("progress", "03-protect"), ("finished", "03-protect"),
+        ("stage", "04-arrive/1/train"), ("progress", "04-arrive/1/train"), ("finished", "04-arrive/1/train"),
+        ("stage", "04-arrive/1/identify"), ("finished", "04-arrive/1/identify"),
+        ("stage", "04-arrive/1/fuse"), ("finished", "04-arrive/1/fuse"),
+        ("progress", "07-evaluate/before"), ("stage", "07-neutral/before"), ("finished", "07-evaluate/arrival-1"),
+        ("finished", "07-neutral/arrival-1"),
+    ],
+    "inside": [("progress", "04-arrive/1/inside"), ("finished", "04-arrive/1/inside"), ("stage", "04-arrive/1/fuse")],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    with tiny_run.one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models(tmp_path_factory.mktemp("add-resume"))
+
+
+def recipe_of(place: Path, kind: str) -> Recipe:
+    if kind == "average":
+        return Recipe.parse(arrivals(place, ["upper"], ["reverse"], protect=BY_FISHER))
+    return Recipe.parse(arrivals(place, ["upper"], [], arrivals={"train": "inside"}))
+
+
+@pytest.mark.parametrize("kind", CUTS)
+def test_cut_off_everywhere_an_addition_ends_with_the_same_bits(place: Path, tmp_path: Path, kind: str) -> None:
+    recipe, whole, out = recipe_of(place, kind), tmp_path / "whole", tmp_path / "out"
+    run(recipe, whole)
+    for event, stage in CUTS[kind]:
+        before = stamps(out)
+        with pytest.raises(Cut):
+            run(recipe, out, reporter=Listener(event, stage))
+        after = stamps(out)
+        assert {s: after.get(s) for s in before} == before, (event, stage)
+        if event != "finished":
+            assert not any(s.startswith(stage) for s in after), (event, stage)
+        assert tiny_run.whole_stages_only(out)
+        assert not (out / "model").exists()
+    before = stamps(out)
+    run(recipe, out)
+    assert {s: stamps(out)[s] for s in before} == before
+    assert set(stamps(out)) == set(stamps(whole))
+    made = [str(f.parent.relative_to(whole)) for f in whole.rglob("model.safetensors")]
+    assert len(made) >= 3
+    assert all(same_bits(out / folder, whole / folder) for folder in made)
+    regions = [f.relative_to(whole) for f in whole.rglob("*region.safetensors")]
+    assert all((out / file).read_bytes() == (whole / file).read_bytes() for file in regions)
+    patches = [f.name for f in whole.glob("*.patch.safetensors")]
+    assert len(patches) == (kind == "inside")
+    assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in patches)
+    assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.long  # of a recipe's other trainings: test_resume.py
+@pytest.mark.parametrize(("part", "adapter"), [("train", None), ("inside", None), ("train", {"type": "lora", "r": 4})])
+def test_a_long_addition_goes_on_from_the_trainers_checkpoint(
+    place: Path, tmp_path: Path, part: str, adapter: dict[str, object] | None
+) -> None:
+    how = {"train": "inside" if part == "inside" else "all", "training": {"save_strategy": "steps", "save_steps": 1}}
+    data = arrivals(place, ["upper"], ["reverse"], arrivals={**how, "adapter": adapter})
+    recipe, stage, out = Recipe.parse(data), f"04-arrive/1/{part}", tmp_path / "out"
+    run(recipe, tmp_path / "whole", until="refine")
+    with pytest.raises(Cut):
+        run(recipe, out, until="refine", reporter=Listener("progress", stage, at=4))
+    listener = Listener()
+    run(recipe, out, until="refine", reporter=listener)
+    assert next(step for name, step in listener.steps if name == stage) >= 4
+    assert same_bits(out / "stages" / stage, tmp_path / "whole/stages" / stage)
