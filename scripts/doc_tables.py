@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -44,6 +45,20 @@ def metrics() -> str:
     return rows(["`metric`", "what it gives", "what a row needs"], body)
 
 
+def metric_settings() -> str:
+    """One line a setting, with the metrics that have it."""
+    owners: dict[tuple[str, str, str], list[str]] = {}
+    for metric in METRICS.values():
+        for name, field in metric.settings.model_fields.items():
+            default = (
+                "needed" if field.is_required() else f"`{json.dumps(field.get_default(call_default_factory=True))}`"
+            )
+            described = " ".join(str(field.description).split())
+            owners.setdefault((name, default, described), []).append(f"`{metric.name}`")
+    body = [[", ".join(names), f"`{name}`", default, what] for (name, default, what), names in owners.items()]
+    return rows(["metric", "setting", "default", "what"], body)
+
+
 def methods() -> str:
     """One line a method of ``compare``, with the budgets that it is run under."""
     body = []
@@ -70,6 +85,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "interpolations": interpolations,
     "methods": methods,
     "metrics": metrics,
+    "metric settings": metric_settings,
     "overlap rules": overlap_rules,
     "selections": selections,
 }

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
+from cpift.errors import CpiftError
 from cpift.metrics import described
 from cpift.metrics.comparison import (
     ArrivalEntry,
@@ -22,7 +23,7 @@ from cpift.metrics.comparison import (
     Spread,
     TaskEntry,
 )
-from cpift.metrics.metric import PER_CENT
+from cpift.metrics.pairing import Paired, paired
 from cpift.metrics.score import ScoreEntry, Scores
 from cpift.metrics.summary import share_of
 
@@ -60,9 +61,9 @@ def summary(results: Results, tasks: Tasks, specialists: Results | None) -> Meth
 
 
 def mean_score(scores: Scores) -> float | None:
-    """Mean over the tasks scored in per cent; where there is none, over all, the sign of a loss turned."""
+    """Mean over the tasks whose scores are shares of the best possible one; where there is none, over all, the sign of a loss turned."""
     kinds = {task: described(score["metric"]) for task, score in scores.items()}
-    right = [scores[task]["score"] for task, metric in kinds.items() if metric.unit == PER_CENT]
+    right = [scores[task]["score"] for task, metric in kinds.items() if metric.unit.bounded]
     oriented = [metric.gain(scores[task]["score"], 0.0) for task, metric in kinds.items()]
     return fmean(right or oriented) if scores else None
 
@@ -85,7 +86,7 @@ def difference(first: Results, second: Results, tasks: Tasks, resamples: int = R
     """First minus second, with 95 % intervals of a paired percentile bootstrap.
 
     Each resample draws seeds, where there are several, and within each seed the task's items, for both methods the same.
-    ``mean`` is over the tasks scored in per cent (all tasks, where there is none).
+    ``mean`` is over the tasks whose scores are shares of the best possible one (all tasks, where there is none).
     """
     seeds = [seed for seed in first if seed in second]
     shared = [t for t in tasks if seeds and all(t in r[s]["scores"] for r in (first, second) for s in seeds)]
@@ -96,7 +97,7 @@ def difference(first: Results, second: Results, tasks: Tasks, resamples: int = R
         pairs = [(first[s]["scores"][task], second[s]["scores"][task]) for s in seeds]
         samples[task] = _over_seeds([_resampled(a, b, resamples, rng) for a, b in pairs], drawn)
         gaps[task] = _interval(fmean(_gain(a, b) for a, b in pairs), samples[task])
-    counted = [t for t in shared if described(tasks[t]["metric"]).unit == PER_CENT] or shared
+    counted = [t for t in shared if described(tasks[t]["metric"]).unit.bounded] or shared
     result: Compared = {"seeds": len(seeds), "tasks": gaps}
     if counted:
         observed = fmean(gaps[t]["difference"] for t in counted)
@@ -150,15 +151,27 @@ def _over_seeds(by_seed: Sequence[np.ndarray], drawn: np.ndarray) -> np.ndarray:
 
 
 def _gain(a: ScoreEntry, b: ScoreEntry) -> float:
-    """How much better the first score is."""
-    return float(described(a["metric"]).gain(a["score"], b["score"]))
+    """How much better the first score is, over the rows that both have."""
+    pairs, metric = _pairs(a, b), described(a["metric"])
+    if pairs.whole:
+        return float(metric.gain(a["score"], b["score"]))
+    weights = pairs.tokens if metric.by_tokens else None
+    return float(metric.gain(*(np.average(values, weights=weights) for values in (pairs.first, pairs.second))))
+
+
+def _pairs(a: ScoreEntry, b: ScoreEntry) -> Paired:
+    """The items of two scores by row. Raises :class:`CpiftError` where they are of other rows."""
+    pairs = paired(a, b)
+    if pairs is None or not pairs.first:
+        raise CpiftError("two scores have no evaluation rows in common; score both on the same rows")
+    return pairs
 
 
 def _resampled(a: ScoreEntry, b: ScoreEntry, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """How much better the first of two models is on items drawn with replacement, (resamples,)."""
-    first, second = np.array(a["items"], np.float64), np.array(b["items"], np.float64)
-    metric = described(a["metric"])
-    weights = np.array(a["tokens"], np.float64) if metric.by_tokens else np.ones(len(first))
+    pairs, metric = _pairs(a, b), described(a["metric"])
+    first, second = np.array(pairs.first, np.float64), np.array(pairs.second, np.float64)
+    weights = np.array(pairs.tokens, np.float64) if metric.by_tokens else np.ones(len(first))
     picked = rng.integers(0, len(first), (resamples, len(first)))
     value: np.ndarray = ((first - second) * weights)[picked].sum(axis=1) / weights[picked].sum(axis=1)
     return value if metric.higher_is_better else -value

@@ -49,7 +49,7 @@ def teacher_forced(
     kept = [i for i, count in enumerate(tokens) if count]
     items, tokens, rows = [items[i] for i in kept], [tokens[i] for i in kept], len(items)
     mean = sum(i * t for i, t in zip(items, tokens, strict=True)) / sum(tokens) if kept else float("nan")
-    return Score(task.metric, mean, items, tokens, rows - len(kept))
+    return Score(task.metric, mean, items, tokens, rows - len(kept), rows=kept if len(kept) < rows else None)
 
 
 def predictions(

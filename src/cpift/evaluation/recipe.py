@@ -9,7 +9,7 @@ from cpift.checkpoint.stream import check_finite
 from cpift.console.progress import Counter
 from cpift.console.reporter import Reporter
 from cpift.data.rows import answer_warnings, load_rows, metric_of
-from cpift.evaluation.scores import EvalTask, evaluate, left_out_warning
+from cpift.evaluation.scores import EvalTask, evaluate, left_out_warning, notes_message
 from cpift.metrics.score import ScoreEntry
 from cpift.recipe.recipe import Recipe
 from cpift.train.config import check_training, max_length
@@ -54,4 +54,6 @@ def evaluate_recipe(
     for name, score in scores.items():
         if score.left_out:
             reporter.warning(left_out_warning(name, score, limit).text)
+        if (notes := notes_message(name, score)) is not None:
+            reporter.message(notes)
     return {name: score.to_dict() for name, score in scores.items()}

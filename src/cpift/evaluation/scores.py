@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.evaluation.forced import teacher_forced
 from cpift.evaluation.generation import generate
 from cpift.evaluation.options import score_options
-from cpift.evaluation.task import EvalTask, Score, left_out_warning, scoring_identity
+from cpift.evaluation.task import EvalTask, Score, left_out_warning, notes_message, scoring_identity
 from cpift.metrics.answers import references
 from cpift.metrics.metric import Scoring
 from cpift.train import accelerator
@@ -28,10 +28,12 @@ from cpift.typing import Network, Tokenizer
 __all__ = [
     "EvalTask",
     "Score",
+    "answers",
     "evaluate",
     "forwarded_rows",
     "generate",
     "left_out_warning",
+    "notes_message",
     "score_task",
     "scoring_identity",
 ]
@@ -85,9 +87,15 @@ def evaluate(
                 shorter = "training.max_length" if task.kind.cuts_rows else f"tasks.{name}.max_new_tokens"
                 raise OutOfMemory(f"{name}: {text}; leave out the longest rows, or lower {shorter}") from error
             if not score.items:
-                raise CpiftError(f"tasks.{name}: no evaluation row has a token to score; raise training.max_length")
+                raise CpiftError(f"tasks.{name}: {_nothing(task)}")
             scores[name] = replace(score, precision=accelerator.scoring_precision())
     return scores
+
+
+def _nothing(task: EvalTask) -> str:
+    if task.kind.cuts_rows:
+        return "no evaluation row has a token to score; raise training.max_length"
+    return f"no reply of {task.metric} could be read; look at its prompt and its model"
 
 
 def forwarded_rows(
@@ -118,10 +126,25 @@ def score_task(
 
 
 def _generated(network: Network, tokenizer: Tokenizer, task: EvalTask, progress: Callable[[int], None]) -> Score:
-    judge = task.kind.judge(task.asked)
+    texts = answers(network, tokenizer, task, progress)
+    judged = task.kind.judged(task.asked, [text for text, _ in texts], task.rows)
+    return _of_items(task.metric, judged.items, [count for _, count in texts], judged.notes)
+
+
+def answers(
+    network: Network, tokenizer: Tokenizer, task: EvalTask, progress: Callable[[int], None] = lambda rows: None
+) -> list[tuple[str, int]]:
+    """What the model answers to each row of a task, and the number of tokens."""
     longest = task.max_new_tokens
     if task.kind.scoring is Scoring.EXACT and not task.pattern:  # the whole answer counts, however long
         longest = max(longest, *(2 * len(tokenizer(a)["input_ids"]) for row in task.rows for a in references(row)))
-    texts = generate(network, tokenizer, task.rows, longest, progress)
-    items = [judge(text, row) for (text, _), row in zip(texts, task.rows, strict=True)]
-    return Score(task.metric, sum(items) / len(items), items, [count for _, count in texts])
+    return generate(network, tokenizer, task.rows, longest, progress)
+
+
+def _of_items(metric: str, given: Sequence[float | None], tokens: Sequence[int], notes: Mapping[str, int]) -> Score:
+    """A score of outcomes; rows that have none are left out and counted."""
+    kept = [i for i, item in enumerate(given) if item is not None]
+    items = [item for item in given if item is not None]
+    mean = sum(items) / len(items) if items else float("nan")
+    rows = kept if len(kept) < len(given) else None
+    return Score(metric, mean, items, [tokens[i] for i in kept], len(given) - len(kept), rows=rows, notes=notes)

@@ -74,6 +74,8 @@ class Score:
         tokens: of each row: those scored, or generated.
         left_out: rows without a token to score within ``max_length``; they are not among the items.
         precision: ``fp32``, or ``bf16 autocast`` over fp32 weights.
+        rows: number of each item's row from 0, where some are left out; None: of all rows.
+        notes: counts of the metric's, such as tokens that a judge was paid for.
     """
 
     metric: str
@@ -82,10 +84,12 @@ class Score:
     tokens: list[int]
     left_out: int = 0
     precision: str = "fp32"
+    rows: list[int] | None = None
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> ScoreEntry:
         """For JSON."""
-        return ScoreEntry(
+        entry = ScoreEntry(
             metric=self.metric,
             score=self.score,
             items=self.items,
@@ -93,16 +97,30 @@ class Score:
             left_out=self.left_out,
             precision=self.precision,
         )
+        if self.rows is not None:
+            entry["rows"] = self.rows
+        if self.notes:
+            entry["notes"] = dict(self.notes)
+        return entry
+
+
+def notes_message(name: str, score: Score) -> str | None:
+    """What a metric counted, on one line: ``task alpaca, judge: requests 20, cached 4, …``; None where it counts nothing."""
+    counts = ", ".join(f"{what.replace('_', ' ')} {count:,}" for what, count in score.notes.items())
+    return f"task {name}, {score.metric}: {counts}" if counts else None
 
 
 def left_out_warning(name: str, score: Score, max_length: int | None) -> Finding:
-    """The warning of rows that have nothing to score.
+    """The warning of rows that have nothing to score, or no outcome.
 
     Args:
         name: the task's name.
         score: of the task.
         max_length: tokens of a row that were used.
     """
+    if not named(score.metric).cuts_rows:
+        text = f"task {name}: {score.left_out} evaluation rows have no outcome by {score.metric}"
+        return finding("no-outcome", f"{text}, as its reply could not be read, and are left out")
     text = (
         f"task {name}: {score.left_out} evaluation rows have nothing to score within training.max_length {max_length} "
     )

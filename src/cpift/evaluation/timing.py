@@ -13,7 +13,7 @@ from cpift.data.encoding import encode, prompt_ids
 from cpift.data.row_checks import Row
 from cpift.data.templates import ChatSettings
 from cpift.evaluation.batching import batches, forced_room, generation_room
-from cpift.evaluation.scores import forwarded_rows, score_task
+from cpift.evaluation.scores import answers, forwarded_rows, score_task
 from cpift.evaluation.task import EvalTask
 from cpift.metrics.metric import Scoring
 from cpift.metrics.multiple_choice import options_of
@@ -49,11 +49,19 @@ def measure_scoring(
             rows = _a_batch(task, tokenizer, network, forced)
             some = replace(task, rows=rows)
             if not found:  # the first pass warms up
-                score_task(network, tokenizer, replace(task, rows=rows[:2]), max_length)
+                _score(network, tokenizer, replace(task, rows=rows[:2]), max_length)
             began = time.perf_counter()
-            score_task(network, tokenizer, some, max_length)
+            _score(network, tokenizer, some, max_length)
             found[name] = (time.perf_counter() - began) / len(rows)
     return loaded, found
+
+
+def _score(network: Network, tokenizer: Tokenizer, task: EvalTask, max_length: int | None) -> None:
+    """Score a task, without what a judge would be asked."""
+    if task.kind.judge_all is not None:
+        answers(network, tokenizer, task)
+    else:
+        score_task(network, tokenizer, task, max_length)
 
 
 def _a_batch(task: EvalTask, tokenizer: Tokenizer, network: Network, forced: bool) -> Sequence[Row]:

@@ -22,6 +22,7 @@ REMEDIES: Mapping[str, str] = {
     "longer-than-model": "Set training.max_length to the model's length or less, or leave the rows out.",
     "marks": "Look at the rendered rows (cpift data): what the loss is taken on may not be what you mean.",
     "no-end-token": "Set training.eos_token, or answers in plain text never end.",
+    "no-outcome": "Look at the judge's prompt and model: a reply must end with a line that can be read. Differences leave the same rows out of both.",
     "no-pad-token": "Nothing, or set training.pad_token to a token that ends no answer.",
     "nothing-to-score": "Raise training.max_length, or give these rows an answer: they are not part of the score.",
     "one-group": "Raise group.threshold (the overlap figure shows what each τ would give), or read the result as multi-task SFT with fusion: nothing was frozen.",

@@ -10,6 +10,8 @@ from cpift.metrics.code import CODE
 from cpift.metrics.codebleu import CODEBLEU
 from cpift.metrics.exact_match import EXACT_MATCH
 from cpift.metrics.generate import GENERATE
+from cpift.metrics.judge import JUDGE
+from cpift.metrics.judge_pairwise import JUDGE_PAIRWISE
 from cpift.metrics.loss import LOSS
 from cpift.metrics.math import MATH
 from cpift.metrics.metric import PER_CENT, Metric, Unit
@@ -30,6 +32,8 @@ METRICS = Table(
         CHRF,
         CODE,
         CODEBLEU,
+        JUDGE,
+        JUDGE_PAIRWISE,
     ],
 )
 WITH_ANSWERS, WITHOUT_ANSWERS = EXACT_MATCH, LOSS  # what scores rows where the recipe names no metric
@@ -54,9 +58,13 @@ def described(name: str) -> Metric:
 
 
 def mean_unit(names: Iterable[str]) -> Unit:
-    """The unit of a mean over tasks: per cent where any task has it, as the others are left out of such a mean."""
-    units = [described(name).unit for name in names]
-    return PER_CENT if PER_CENT in units or not units else units[0]
+    """The unit of a mean over tasks: that of shares of the best possible score where any is one; others are left out.
+
+    Shares of several units are given in per cent.
+    """
+    units = list(dict.fromkeys(described(name).unit for name in names))
+    shares = [unit for unit in units if unit.bounded]
+    return PER_CENT if len(shares) > 1 or not units else (shares or units)[0]
 
 
 def common_axis(names: Iterable[str]) -> str:

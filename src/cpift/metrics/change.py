@@ -47,7 +47,7 @@ class Change:
         """
         paired = intervals.of_difference(after, before)
         low, high = (paired[1], paired[2]) if paired else (None, None)
-        difference = after["score"] - before["score"]
+        difference = paired[0] if paired else after["score"] - before["score"]
         rows = len(after["items"])
         return cls(task, after["metric"], new, before["score"], after["score"], difference, low, high, rows)
 

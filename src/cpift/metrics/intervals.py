@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from cpift.metrics import described
+from cpift.metrics.pairing import paired
 from cpift.metrics.score import ScoreEntry
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
@@ -27,7 +28,7 @@ def of_score(entry: ScoreEntry) -> tuple[float, float] | None:
         return None
     if _binary(items):
         return wilson(sum(items), len(items))
-    half = Z * _standard_error(items, _weights(entry))
+    half = Z * _standard_error(items, _weights(entry, entry.get("tokens") or [], len(items)))
     low, high = entry["score"] - half, entry["score"] + half
     highest = described(entry["metric"]).unit.highest
     return max(0.0, low), high if highest is None else min(highest, high)
@@ -36,20 +37,23 @@ def of_score(entry: ScoreEntry) -> tuple[float, float] | None:
 def of_difference(a: ScoreEntry, b: ScoreEntry) -> tuple[float, float, float] | None:
     """Difference a − b with its interval, paired by row: difference, low, high; None where the rows cannot be paired.
 
-    Right or wrong: the interval of Agresti and Min, which holds for few rows too.
+    A row that either score leaves out counts in neither. Right or wrong: the interval of Agresti and Min, which holds for few rows too.
     """
-    x, y = a.get("items") or [], b.get("items") or []
-    if len(x) != len(y) or len(x) < 2:
+    pairs = paired(a, b)
+    if pairs is None or len(pairs.first) < 2:
         return None
+    x, y, n = pairs.first, pairs.second, len(pairs.first)
+    weights = _weights(a, pairs.tokens, n)
     gap = a["score"] - b["score"]
-    n = len(x)
+    if not pairs.whole:  # over the rows that both have
+        gap = sum((p - q) * w for p, q, w in zip(x, y, weights, strict=True)) / sum(weights)
     if _binary(x) and _binary(y):
         up = sum(p > q for p, q in zip(x, y, strict=True)) + 0.5
         down = sum(p < q for p, q in zip(x, y, strict=True)) + 0.5
         middle = (up - down) / (n + 2)
         half = Z * math.sqrt(max(0.0, (up + down) - (up - down) ** 2 / (n + 2))) / (n + 2)
         return gap, max(-1.0, min(gap, middle - half)), min(1.0, max(gap, middle + half))
-    half = Z * _standard_error([p - q for p, q in zip(x, y, strict=True)], _weights(a))
+    half = Z * _standard_error([p - q for p, q in zip(x, y, strict=True)], weights)
     return gap, gap - half, gap + half
 
 
@@ -80,11 +84,10 @@ def _binary(items: Sequence[float]) -> bool:
     return all(value in (0.0, 1.0) for value in items)
 
 
-def _weights(entry: ScoreEntry) -> Sequence[float]:
-    tokens = [float(count) for count in entry.get("tokens") or []]
-    if described(entry["metric"]).by_tokens and len(tokens) == len(entry["items"]) and any(tokens):
-        return list(tokens)
-    return [1.0] * len(entry["items"])
+def _weights(entry: ScoreEntry, tokens: Sequence[int], count: int) -> Sequence[float]:
+    if described(entry["metric"]).by_tokens and len(tokens) == count and any(tokens):
+        return [float(each) for each in tokens]
+    return [1.0] * count
 
 
 def _standard_error(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -49,12 +49,18 @@ class Unit:
     digits: int
     highest: float | None
 
+    @property
+    def bounded(self) -> bool:
+        """Is a score a share of the best possible one? Such scores may be averaged over tasks."""
+        return self.highest is not None
+
     def number(self, value: float) -> str:
         """The value alone, such as 33.3."""
         return f"{self.scale * value:.{self.digits}f}"
 
 
 PER_CENT = Unit("per cent", "%", "points", 100, 1, 1.0)
+OF_TEN = Unit("of 10", "of 10", "of 10", 10, 2, 1.0)
 NATS = Unit("nats", "nats", "nats", 1, 3, None)
 
 
@@ -77,6 +83,19 @@ class Asked:
     def chosen(self, kind: type[Chosen]) -> Chosen:
         """The settings as a record, defaults filled in. Raises ``ValidationError`` for those that it does not have."""
         return kind.model_validate(self.settings)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The outcomes of many answers.
+
+    Attributes:
+        items: from 0 to 1; None where there is none, as where a judge's reply could not be read.
+        notes: counts to report, such as tokens that were paid for.
+    """
+
+    items: Sequence[float | None]
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 def _accepts_all(rows: Sequence[Row], asked: Asked) -> str | None:
@@ -109,6 +128,7 @@ class Metric:
         card_type: the metric's type in the metadata of a model card.
         check: what is wrong with the rows, or None. Packages that are missing are reported here, before any training.
         judge: makes the judge of a task's answers.
+        judge_all: judges all answers together, in place of ``judge``; asked where judging costs time or money.
         identity: what decides about the score beside name and settings, for the key of a stage.
         settings: what ``metric_settings`` of a task may hold.
     """
@@ -126,6 +146,7 @@ class Metric:
     card_type: str = "score"
     check: Callable[[Sequence[Row], Asked], str | None] = _accepts_all
     judge: Callable[[Asked], Judge] = _no_judge
+    judge_all: Callable[[Asked, Sequence[str], Sequence[Row]], Judged] | None = None
     identity: Callable[[Asked], Mapping[str, str]] = _no_identity
     settings: type[MetricSettings] = MetricSettings
 
@@ -138,6 +159,19 @@ class Metric:
     def reads_whole_rows(self) -> bool:
         """Does the model read each evaluation row with its whole answer?"""
         return self.scoring in (Scoring.EXACT, Scoring.OPTIONS)
+
+    def judged(self, asked: Asked, texts: Sequence[str], rows: Sequence[Row]) -> Judged:
+        """The outcomes of generated answers.
+
+        Args:
+            asked: what the task asks.
+            texts: what a model generated, without its reasoning.
+            rows: the row of each.
+        """
+        if self.judge_all is not None:
+            return self.judge_all(asked, texts, rows)
+        judge = self.judge(asked)
+        return Judged([judge(text, row) for text, row in zip(texts, rows, strict=True)])
 
     def gain(self, score: float, other: float) -> float:
         """How much better a score is than another: positive is better."""

@@ -15,6 +15,8 @@ class ScoreEntry(TypedDict):
         tokens: of each row: those scored, or generated.
         left_out: rows that have no token to score.
         precision: ``fp32`` or ``bf16 autocast``.
+        rows: number of each item's row from 0, where some rows are left out.
+        notes: counts of the metric's, such as tokens that a judge was paid for.
     """
 
     metric: str
@@ -23,6 +25,8 @@ class ScoreEntry(TypedDict):
     tokens: list[int]
     left_out: NotRequired[int]
     precision: NotRequired[str]
+    rows: NotRequired[list[int]]
+    notes: NotRequired[dict[str, int]]
 
 
 Scores = dict[str, ScoreEntry]
@@ -36,7 +40,7 @@ class ModelSummary(TypedDict):
         shares: of the specialist's score, by task; None where that is zero.
         mean_share: over the tasks that have one.
         worst_task: the task with the least share.
-        mean_score: over the tasks scored in per cent.
+        mean_score: over the tasks whose scores are shares of the best possible one.
         below_base: tasks more than 5 % below the base.
         below_specialist: tasks more than 5 % below their own probe.
     """

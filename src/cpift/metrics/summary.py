@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cpift.metrics import described
-from cpift.metrics.metric import PER_CENT
 from cpift.metrics.score import ModelSummary, ScoreEntry
 
 SLACK = 0.05  # a share this much below another counts as worse
@@ -37,14 +36,12 @@ def summary(scores: Mapping[str, Mapping[str, ScoreEntry]], tasks: Sequence[str]
             below_specialist += bool(specialist and _worse(metric, score, specialist["score"]))
             below_base += bool(base and _worse(metric, score, base["score"]))
         known = {task: share for task, share in shares.items() if share is not None}
-        right = [
-            row[task]["score"] for task in tasks if task in row and described(row[task]["metric"]).unit == PER_CENT
-        ]
+        right = [row[task]["score"] for task in tasks if task in row and described(row[task]["metric"]).unit.bounded]
         result[model] = {
             "shares": shares,
             "mean_share": sum(known.values()) / len(known) if known else None,
             "worst_task": min(known, key=lambda task: known[task]) if known else None,
-            "mean_score": sum(right) / len(right) if right else None,  # over the tasks scored in per cent
+            "mean_score": sum(right) / len(right) if right else None,  # over the tasks whose scores are shares
             "below_base": below_base,
             "below_specialist": below_specialist,
         }

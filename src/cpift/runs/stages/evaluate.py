@@ -9,7 +9,7 @@ from typing import Any
 
 from cpift.console.progress import Counter
 from cpift.data.lengths import cut_warning, encode_measured
-from cpift.evaluation.scores import EvalTask, Score, evaluate, left_out_warning, scoring_identity
+from cpift.evaluation.scores import EvalTask, Score, evaluate, left_out_warning, notes_message, scoring_identity
 from cpift.files import layout
 from cpift.files.findings import Finding
 from cpift.runs.identity import attention_of, settings_of
@@ -66,6 +66,8 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
             (folder / layout.SCORE_FILE).write_text(json.dumps(result.to_dict()))
             for warning in _warnings(run, task_of[stage], tasks[task_of[stage]], result, model):
                 run.add(warning.of(stage))
+            if (notes := notes_message(task_of[stage], result)) is not None:
+                run.reporter.message(notes)
             facts[stage] = {"score": result.score, "precision": result.precision, "left_out": result.left_out}
         return facts
 
