@@ -61,8 +61,8 @@ def test_every_model_of_a_run_has_the_attention(
     load = models.load_model
     for module in (training, evaluation, guard):
 
-        def loading(*given: Any, user: str = module.__name__) -> Any:
-            model = load(*given)
+        def loading(*given: Any, user: str = module.__name__, **named: Any) -> Any:
+            model = load(*given, **named)
             seen.append((user, model.config._attn_implementation))
             return model
 

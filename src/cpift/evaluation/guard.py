@@ -41,7 +41,12 @@ class NeutralLoss(TypedDict):
 
 @accelerator.frees_memory
 def neutral_loss(
-    model: str | Path, *, trust_remote_code: bool = False, base: Path | None = None, attention: str | None = None
+    model: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    base: Path | None = None,
+    attention: str | None = None,
+    device_map: str | None = None,
 ) -> NeutralLoss:
     """Mean loss in nats over the tokens of the neutral text, as plain text without a chat template.
 
@@ -52,9 +57,10 @@ def neutral_loss(
         trust_remote_code: run code that the model's repository carries.
         base: of an adapter; None: the one that it names.
         attention: transformers' name of how attention is computed; None: its choice.
+        device_map: how transformers spreads the layers over several devices; None: one device.
     """
     path = Path(model)
-    network = load_model(path, trust_remote_code, base, attention)
+    network = load_model(path, trust_remote_code, base, attention, "float32", device_map)
     tokenizer = load_tokenizer(path, trust_remote_code, base=base)
     accelerator.place(network)
     window = min(WINDOW, int(getattr(network.config, "max_position_embeddings", None) or WINDOW))

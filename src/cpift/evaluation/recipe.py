@@ -50,6 +50,7 @@ def evaluate_recipe(
         chat=recipe.chat,
         base=base,
         attention=recipe.attn_implementation,
+        device_map=recipe.device_map,
     )
     for name, score in scores.items():
         if score.left_out:

@@ -50,6 +50,7 @@ def evaluate(
     chat: ChatSettings | None = None,
     base: Path | None = None,
     attention: str | None = None,
+    device_map: str | None = None,
 ) -> dict[str, Score]:
     """Score a checkpoint, or an adapter merged into its base, on tasks by their metrics.
 
@@ -66,13 +67,14 @@ def evaluate(
         chat: what the recipe sets of the tokenizer.
         base: the base of an adapter; None: the one that it names.
         attention: transformers' name of how attention is computed; None: its choice.
+        device_map: how transformers spreads the layers over several devices; None: one device.
 
     Raises:
         CpiftError: no row of a task has a token to score.
         OutOfMemory: names the task, the row's length and the device, where there is no memory for one row.
     """
     path = Path(model)
-    network = load_model(path, trust_remote_code, base, attention)
+    network = load_model(path, trust_remote_code, base, attention, "float32", device_map)
     tokenizer = load_tokenizer(path, trust_remote_code, chat, base)
     accelerator.place(network)
     scores = {}

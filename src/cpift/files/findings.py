@@ -9,6 +9,7 @@ REMEDIES: Mapping[str, str] = {
     "answer-not-by-pattern": "Correct the pattern, or the answers: the score of these rows can only be 0.",
     "answers-longer": "Raise the task's max_new_tokens: an answer that is cut off is wrong.",
     "batch-made-smaller": "Set the batch that was used (device_batch in stage.json) in the recipe: the next run then starts with it.",
+    "bf16-weights": "Leave model.dtype out where memory allows: fp32 weights keep small updates. Read overlaps of these regions with care.",
     "checkpoints-differ": "Compare the files that it names; fuse only checkpoints with one tokenizer and chat template.",
     "core-filled": "Probe for longer (probe.steps) or at a higher learning rate, or lower region.percent: the region is larger than what moved.",
     "date-in-template": "Set chat_template_kwargs, such as date_string, so that every day's model is asked in one context.",

@@ -283,7 +283,8 @@ class PlanRecord(TypedDict):
         tokens: of all trainings.
         evaluated_models: models that are scored.
         evaluated_tokens: tokens that are scored.
-        memory: bytes: peak of a trial, or of weights, gradients and AdamW in fp32.
+        memory: bytes: peak of a trial, or of weights, gradients and AdamW.
+        dtype: of the weights in training, where it is not float32.
         disk: bytes.
         checkpoints: checkpoints on the disk at the end.
         adapter: of a probe, where probes are adapters.
@@ -306,6 +307,7 @@ class PlanRecord(TypedDict):
     evaluated_models: int
     evaluated_tokens: int
     memory: int
+    dtype: NotRequired[str]
     disk: int
     checkpoints: int
     data: dict[str, DataEntry]

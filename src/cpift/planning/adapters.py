@@ -20,5 +20,5 @@ def adapter_plan(recipe: Recipe, base: Checkpoint) -> AdapterPlan | None:
     if adapter is None:
         return None
     trained = adapter.parameters({name: tensor.shape for name, tensor in base.tensors.items()})
-    weights = base.total // 2 if adapter.kind.four_bit else base.total * 4
+    weights = base.total // 2 if adapter.kind.four_bit else base.total * (2 if recipe.dtype == "bfloat16" else 4)
     return {"parameters": trained, "memory": weights + trained * _TRAIN_BYTES}

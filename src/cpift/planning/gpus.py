@@ -81,6 +81,7 @@ def _step(recipe: Recipe, stage: _Stage, longest: int, core: int, gpus: int) -> 
         checkpointing=bool(given.get("gradient_checkpointing", given["activation_checkpointing"])),
         accumulates=passes > 1,
         synced=_synced(given.get("accelerator_config")),
+        width=2 if recipe.dtype == "bfloat16" else 4,
         frozen=frozen,
     )
 

@@ -42,6 +42,7 @@ class Step:
     checkpointing: bool = False
     accumulates: bool = False
     synced: bool = False  # gradients are reduced after each pass, by accelerate's sync_each_batch
+    width: int = 4  # bytes of a weight, of its gradient, and of each of its two moments
     frozen: int = 0  # elements of the model that are kept as they are
 
 
@@ -103,23 +104,23 @@ def shape_of(sizes: Mapping[str, int], config: Mapping[str, object]) -> Shape:
 
 
 def training(shape: Shape, step: Step, gpus: int, sharding: Sharding) -> Training:
-    """Memory of each of ``gpus`` GPUs in a training with AdamW over fp32 weights."""
+    """Memory of each of ``gpus`` GPUs in a training with AdamW."""
     parts = gpus if sharding == "FSDP2" else 1
     share = -(-shape.parameters // parts)
-    width = 2 if step.bf16 else 4
+    width = 2 if step.bf16 or step.width == 2 else 4
     # The head stays whole from forward to backward; of the layers, the one in work and the next; with their gradients.
     whole = 2 * width * (shape.head + 2 * shape.layer)
     if step.accumulates and not step.synced:
         whole += width * shape.parameters  # between passes FSDP2 keeps all gradients unsharded
     return Training(
-        weights=4 * share,
-        moments=8 * share,
-        gradients=4 * share,
-        buckets=4 * shape.parameters if sharding == "data parallel" and gpus > 1 else 0,
+        weights=step.width * share,
+        moments=2 * step.width * share,
+        gradients=step.width * share,
+        buckets=step.width * shape.parameters if sharding == "data parallel" and gpus > 1 else 0,
         unsharded=whole if parts > 1 else 0,
         # An int64 position and the value; where most of a parameter is frozen, a mask and a copy of it.
-        frozen=min(12 * -(-step.frozen // parts), 5 * -(-shape.parameters // parts)),
-        copies=2 * shape.parameters if step.bf16 and parts == 1 else 0,
+        frozen=min((8 + step.width) * -(-step.frozen // parts), (1 + step.width) * -(-shape.parameters // parts)),
+        copies=2 * shape.parameters if step.bf16 and step.width > 2 and parts == 1 else 0,
         activations=activations(shape, step),
         logits=min(step.tokens, _TILE[0]) * min(shape.vocabulary, _TILE[1]) * (width + 4),
         accumulates=step.accumulates,
@@ -128,7 +129,7 @@ def training(shape: Shape, step: Step, gpus: int, sharding: Sharding) -> Trainin
 
 def activations(shape: Shape, step: Step) -> int:
     """What the layers keep for the backward pass; with checkpointing each layer's input, and one layer's all."""
-    layer = step.tokens * layer_activations(shape, step.bf16)
+    layer = step.tokens * layer_activations(shape, step.bf16 or step.width == 2)
     if step.checkpointing:
         return step.tokens * 4 * shape.hidden * shape.layers + layer
     return layer * shape.layers

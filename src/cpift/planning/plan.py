@@ -34,8 +34,8 @@ from cpift.train.config import DEFAULTS, batch_rows, check_training, max_length
 from cpift.train.models import convert_gguf, load_tokenizer
 from cpift.train.sampling import KEY, with_sampling
 
-TRAIN_BYTES = 16  # a parameter in fp32: weight, gradient, and AdamW's two moments
-SAVED_BYTES = 12  # of a trainer's own checkpoint: weight and moments
+TRAINED_COPIES = 4  # of a parameter: weight, gradient, and AdamW's two moments
+SAVED_COPIES = 3  # in a trainer's own checkpoint: weight and moments
 _Trained = Literal["probe", "backbone", "refine"]
 _TRAINED: tuple[_Trained, ...] = ("probe", "backbone", "refine")
 
@@ -44,7 +44,7 @@ def plan(recipe: Recipe, *, measure: bool = False, gpus: int | None = None) -> P
     """What a run costs: parameters, steps, tokens, memory, disk. Writes nothing that stays.
 
     Every task is taken to be a group of its own: groups change the number of stages, hardly their sum.
-    Memory is that of training in fp32 without activations, in bytes.
+    Memory is that of training without activations, in bytes.
 
     Args:
         recipe: the recipe.
@@ -104,6 +104,7 @@ def _plan(
     models = 2 + tasks + (not recipe.backbone.is_base) + tasks
     if recipe.arrivals:  # each leaves the trained and the averaged model
         checkpoints, models = 2 * len(parts) + converted, 1 + len(parts)
+    width = 2 if recipe.dtype == "bfloat16" else 4
     record: PlanRecord = {
         "format": PLAN_FORMAT,
         "parameters": checkpoint.total,
@@ -113,15 +114,17 @@ def _plan(
         "tokens": sum(p["tokens"] for p in parts),
         "evaluated_models": models,
         "evaluated_tokens": models * scored,
-        "memory": checkpoint.total * TRAIN_BYTES,
-        "disk": checkpoints * checkpoint.total * 4
+        "memory": checkpoint.total * TRAINED_COPIES * width,
+        "disk": checkpoints * checkpoint.total * width
         + (4 * tasks * adapter["parameters"] if adapter is not None else 0)
-        + _saved(recipe, parts) * checkpoint.total * SAVED_BYTES,
+        + _saved(recipe, parts) * checkpoint.total * SAVED_COPIES * width,
         "checkpoints": checkpoints,
         "data": {name: cast(DataEntry, task.to_dict()) for name, task in mixed.items()},
         "mixture": mixture_lines(mixed, recipe.mix),
         "warnings": warnings,
     }
+    if recipe.dtype != "float32":
+        record["dtype"] = recipe.dtype
     if adapter is not None:
         record["adapter"] = adapter
     if gpus is not None:

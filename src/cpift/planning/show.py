@@ -32,7 +32,10 @@ def show(record: PlanRecord, say: Write) -> None:
         say(f"{part['stage']:12} {done}{took}")
     took = f"  {duration(record['evaluate_seconds'])}" if "evaluate_seconds" in record else ""
     say(f"evaluate     {record['evaluated_models']} models, {record['evaluated_tokens']:,} tokens{took}")
-    how = "peak of a trial" if "measured" in record else "weights, gradients and AdamW in fp32; activations are extra"
+    dtype = "bf16" if record.get("dtype") == "bfloat16" else "fp32"
+    how = (
+        "peak of a trial" if "measured" in record else f"weights, gradients and AdamW in {dtype}; activations are extra"
+    )
     say(f"memory       {size(record['memory'])} ({how})")
     if "measured" in record and "peak_device_memory" in record["measured"]:
         measured = record["measured"]
@@ -41,7 +44,7 @@ def show(record: PlanRecord, say: Write) -> None:
         adapter = record["adapter"]
         trained = f"{adapter['parameters']:,} parameters trained; activations come on top"
         say(f"probes       {size(adapter['memory'])} as adapters ({trained})")
-    say(f"disk         {size(record['disk'])} ({record['checkpoints']} checkpoints in fp32)")
+    say(f"disk         {size(record['disk'])} ({record['checkpoints']} checkpoints in {dtype})")
     if "measured" in record:
         speed = record["measured"]["train_tokens_per_second"]
         say(f"start        rows, checks and the libraries  {duration(record['other_seconds'])}")

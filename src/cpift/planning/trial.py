@@ -122,6 +122,8 @@ def _training(recipe: Recipe, base: Path, encoded: Mapping[str, Sequence[Encoded
         chat=recipe.chat,
         trust_remote_code=recipe.trust_remote_code,
         attention=recipe.attn_implementation,
+        dtype=recipe.dtype,
+        device_map=recipe.device_map,
     )
     reset_peak()
     began = time.perf_counter()

@@ -15,7 +15,7 @@ from cpift.data.files import is_file_name
 from cpift.data.mixture import check_mix
 from cpift.errors import CpiftError, did_you_mean
 from cpift.recipe.arrivals import Arrivals, Protect
-from cpift.recipe.model import ModelPart, Output
+from cpift.recipe.model import DeviceMap, Dtype, ModelPart, Output, check_model_keys
 from cpift.recipe.part import Part
 from cpift.recipe.stages import Backbone, Fuse, Group, Probe, Refine, RegionPart
 from cpift.recipe.task import Source, Task
@@ -33,11 +33,18 @@ class Recipe(Part):
     """A whole run: base model, tasks, and the settings of each stage. Defaults are the paper's method."""
 
     model: str
-    """A local folder, a hub id, perhaps with @revision, or a GGUF file; or a record {path, revision, attn_implementation}."""
+    """A local folder, a hub id, perhaps with @revision, or a GGUF file; or a record {path, revision, attn_implementation,
+    dtype, device_map, quantization}."""
     revision: str | None = None
     """Branch, tag or commit of a model from the hub."""
     attn_implementation: str | None = None
     """How attention is computed in training and scoring: sdpa, eager, flash_attention_2; by default transformers' choice."""
+    dtype: Dtype = "float32"
+    """Of the weights in training: float32, or bfloat16, which takes half the memory and rounds the updates."""
+    device_map: DeviceMap | None = None
+    """How transformers spreads the layers over the devices of one process; by default all lie on one."""
+    quantization: Literal["4bit"] | None = None
+    """Of the base beneath the probes; for adapters of the type qlora, which load it so in any case."""
     tasks: dict[str, Task]
     """Tasks by name; their order is the order of fusion."""
     probe: Probe = Probe()
@@ -76,7 +83,8 @@ class Recipe(Part):
         except ValidationError as error:
             problems = (_explain(problem, ModelPart) for problem in error.errors())
             raise ValueError("; ".join(f"model: {problem}" for problem in problems)) from None
-        given = {name: value for name in ("revision", "attn_implementation") if (value := getattr(record, name))}
+        given = {name: getattr(record, name) for name in record.model_fields_set - {"path"}}
+        given = {name: value for name, value in given.items() if value is not None}
         for name, value in given.items():
             if data.get(name) not in (None, value):
                 raise ValueError(f"model.{name}: is given twice, as {value} and as {data[name]}; leave one out")
@@ -144,6 +152,13 @@ class Recipe(Part):
             raise ValueError(f"{self.stages_by_adapter[0]}.adapter: arrivals train all parameters; leave it out")
         if self.base is not None and not self.arrivals:
             raise ValueError("base: is for arrivals; without them the base is model")
+        return self
+
+    @model_validator(mode="after")
+    def _known_model_keys(self) -> Recipe:
+        parts = {"backbone": self.backbone, "refine": self.refine, "arrivals": self.arrivals}
+        merged = [name for name, part in parts.items() if part is not None and part.adapter is not None]
+        check_model_keys(self.dtype, self.quantization, self.probe.adapter, merged)
         return self
 
     @model_validator(mode="after")

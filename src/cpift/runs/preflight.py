@@ -19,6 +19,7 @@ from cpift.checkpoint.stream import Checkpoint, check_finite
 from cpift.data.lengths import cut_warning
 from cpift.data.row_checks import Row
 from cpift.data.rows import load_task, metric_of
+from cpift.distributed import ranks
 from cpift.errors import CpiftError, nearest
 from cpift.files import layout, manifest
 from cpift.files.findings import Finding
@@ -35,7 +36,7 @@ from cpift.runs.survey import measure, tokenizer_of
 from cpift.train.adapters import check_adapter
 from cpift.train.config import check_rows, max_length
 from cpift.train.limits import Rows, check_fits, check_generation, check_tokenizer, limits_of_place
-from cpift.train.models import check_attention, check_model, load_tokenizer
+from cpift.train.models import check_attention, check_model, check_stored_as_bf16, load_tokenizer
 from cpift.typing import Tokenizer
 
 _TRAINED: tuple[Literal["probe", "backbone", "refine"], ...] = ("probe", "backbone", "refine")
@@ -44,9 +45,14 @@ _TRAINED: tuple[Literal["probe", "backbone", "refine"], ...] = ("probe", "backbo
 def check_models(recipe: Recipe) -> None:
     """Read the base, and a backbone that is given. Raises :class:`CpiftError` for what could not be trained or fused."""
     model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
+    check_devices(recipe)
     if not model.is_dir():
+        if recipe.dtype == "bfloat16":
+            raise CpiftError(f"model.dtype: {model} is converted to float32, so bfloat16 would round it; leave it out")
         return
     base = open_plain(model)
+    if recipe.dtype == "bfloat16":
+        check_stored_as_bf16(base)
     excluded(base.tensors, recipe.region.exclude)
     source = recipe.backbone.source
     if recipe.backbone.entry is None:
@@ -87,6 +93,17 @@ def check_place(recipe: Recipe, out: Path) -> None:
     if recipe.additions.train == "inside":
         for task in recipe.additions.order:
             check_name(task, "arrivals.train: inside")
+
+
+def check_devices(recipe: Recipe) -> None:
+    """Raise :class:`CpiftError` for a device_map with several processes, and for fp16 autocast over bf16 weights."""
+    if recipe.device_map is not None and ranks.size() > 1:
+        raise CpiftError(
+            "model.device_map: spreads a model over the devices of one process, and there are "
+            f"{ranks.size()}; leave it out, or start without a launcher"
+        )
+    if recipe.dtype == "bfloat16" and any(recipe.training_of(stage).get("fp16") for stage in _TRAINED):
+        raise CpiftError("training.fp16: is not combined with model.dtype bfloat16; leave one of them out")
 
 
 def check_carried(model: Checkpoint) -> None:

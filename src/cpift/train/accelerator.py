@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from cpift.errors import OutOfMemory, causes, is_out_of_memory
+from cpift.errors import CpiftError, OutOfMemory, causes, is_out_of_memory
 from cpift.train.malloc import trim
 from cpift.typing import Network
 
@@ -81,12 +81,30 @@ def held_by_others() -> int:
     return total - free - torch.cuda.memory_reserved()
 
 
+def spread(network: object) -> bool:
+    """Has transformers put the layers on several devices (device_map)?"""
+    return len(set(map(str, getattr(network, "hf_device_map", {}).values()))) > 1
+
+
+def check_trainable(network: object) -> None:
+    """Raise :class:`CpiftError` where a device_map has left layers outside of the accelerators' memory."""
+    held = set(map(str, getattr(network, "hf_device_map", {}).values()))
+    outside = held & ({"cpu", "disk"} if device().type != "cpu" else {"disk"})
+    if outside:
+        raise CpiftError(
+            f"model.device_map: the model does not fit on the devices, layers are left on {' and '.join(sorted(outside))}, and "
+            "these cannot be trained; take a probe.adapter, model.dtype bfloat16, or more devices"
+        )
+
+
 def place(network: Network) -> Any:
     """Put a model on the device, ready to score.
 
     Raises:
         OutOfMemory: the model alone is too large for what is free.
     """
+    if spread(network):
+        return network.eval()
     try:
         return network.to(device()).eval()
     except Exception as error:

@@ -150,13 +150,16 @@ def save_adapter(model: Any, tokenizer: Any, out: Path, base: Path, weights: Any
     (out / "README.md").unlink(missing_ok=True)  # an empty model card
 
 
-def load_four_bit(folder: Path, trust_remote_code: bool, attention: str | None = None) -> Any:
+def load_four_bit(
+    folder: Path, trust_remote_code: bool, attention: str | None = None, device_map: str | None = None
+) -> Any:
     """A model quantised to 4 bit (NF4) as it is loaded, ready for an adapter.
 
     Args:
         folder: of a checkpoint of plain numbers.
         trust_remote_code: may code that lies in the folder be run?
         attention: transformers' name of how attention is computed; None: its choice.
+        device_map: how transformers spreads the layers over several devices; None: one device.
 
     Raises:
         CpiftError: bitsandbytes cannot quantise it on this machine.
@@ -172,7 +175,7 @@ def load_four_bit(folder: Path, trust_remote_code: bool, attention: str | None =
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 quantization_config=config,
-                device_map={"": device},
+                device_map=device_map or {"": device},
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 **({} if attention is None else {"attn_implementation": attention}),

@@ -21,7 +21,7 @@ from cpift.data.encoding import Encoded
 from cpift.distributed import ranks
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.method.region import Region
-from cpift.train.accelerator import frees_memory, lacking
+from cpift.train.accelerator import check_trainable, frees_memory, lacking
 from cpift.train.adapters import load_four_bit, save_adapter, wrapped
 from cpift.train.anchor import Anchor
 from cpift.train.auto_batch import asked, describe, halved
@@ -48,7 +48,7 @@ class Trained:
         losses: (step, mean loss since the last entry, learning rate).
         frozen: number of frozen elements.
         frozen_changed: number of those that have changed: 0, unless something is wrong.
-        precision: ``bf16 autocast`` or ``fp16 autocast`` over fp32 weights, or ``fp32``.
+        precision: ``bf16 autocast`` or ``fp16 autocast`` over fp32 weights, ``bf16 weights``, or ``fp32``.
         device_batch: rows of a pass of one process.
         accumulation: passes in a step.
     """
@@ -78,7 +78,7 @@ def fine_tune(
     tick: Tick = lambda event: None,
     smaller: Callable[[str], None] = lambda text: None,
 ) -> Trained:
-    """Fine-tune the checkpoint ``start`` on ``rows`` and save it, fp32, to ``out``; of an adapter, the adapter alone.
+    """Fine-tune the checkpoint ``start`` on ``rows`` and save it in the dtype of the training to ``out``; of an adapter, the adapter alone.
 
     Args:
         start: a checkpoint folder.
@@ -124,9 +124,10 @@ def _attempt(
     check_rows(len(rows), spec.training)
     began = time.perf_counter()
     if spec.adapter is not None and spec.adapter.kind.four_bit:
-        model = load_four_bit(start, spec.trust_remote_code, spec.attention)
+        model = load_four_bit(start, spec.trust_remote_code, spec.attention, spec.device_map)
     else:
-        model = load_model(start, spec.trust_remote_code, None, spec.attention)
+        model = load_model(start, spec.trust_remote_code, None, spec.attention, spec.dtype, spec.device_map)
+    check_trainable(model)
     tokenizer = load_tokenizer(start, spec.trust_remote_code, spec.chat)
     if spec.trainable is not None:
         for name, parameter in model.named_parameters():
@@ -156,7 +157,7 @@ def _batch_and_remedy(spec: TrainSpec, rows: Sequence[Encoded], model: Any) -> s
     batch, passes = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
     each = shared_rows(settings)["per_device_train_batch_size"]
     longest = max(len(row.input_ids) for row in rows)
-    state = sum(parameter.numel() * (16 if parameter.requires_grad else 4) for parameter in model.parameters())
+    state = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
     remedies = []
     if batch > 1:
         half = -(-batch // 2)
@@ -204,6 +205,10 @@ def _fine_tune(
         )
     except (ValueError, ImportError) as error:  # what depends on the model, such as router_aux_loss_coef
         raise CpiftError(f"training: the trainer refuses it ({' '.join(str(error).split())[:300]})") from error
+    if spec.dtype == "bfloat16" and trainer.is_fsdp_enabled:
+        raise CpiftError(
+            "model.dtype: bfloat16 is not trained under FSDP, which shards fp32 weights; leave one of them out"
+        )
     if spec.anchor and getattr(trainer, "aux_loss_enabled", False):
         raise CpiftError(
             "protect.anchor: is not combined with a router's auxiliary loss; set training.router_aux_loss_coef to 0"
@@ -251,7 +256,13 @@ def _fine_tune(
         losses=watch.losses,
         frozen=frozen_count,
         frozen_changed=changed,
-        precision="bf16 autocast" if config.bf16 else "fp16 autocast" if config.fp16 else "fp32",
+        precision="bf16 weights"
+        if spec.dtype == "bfloat16"
+        else "bf16 autocast"
+        if config.bf16
+        else "fp16 autocast"
+        if config.fp16
+        else "fp32",
         device_batch=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
     )

@@ -20,9 +20,11 @@ from cpift.checkpoint.completeness import (
     wrapped_weights,
 )
 from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.stream import Checkpoint
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import write_stop_ids
 from cpift.errors import CpiftError
+from cpift.recipe.model import Dtype
 from cpift.train.accelerator import frees_memory
 
 
@@ -91,36 +93,58 @@ def check_attention(folder: Path, attention: str, trust_remote_code: bool = Fals
             raise CpiftError(f"attn_implementation: transformers refuses {attention!r} here ({_why(error)})") from error
 
 
+def check_stored_as_bf16(checkpoint: Checkpoint) -> None:
+    """Raise :class:`CpiftError` where bf16 weights would not be those of the checkpoint, but their rounding."""
+    other = next((name for name, tensor in checkpoint.tensors.items() if tensor.dtype != "BF16"), None)
+    if other is not None:
+        raise CpiftError(
+            f"model.dtype: bfloat16 needs a base whose every tensor is stored as BF16, and {checkpoint.path} has {other} as "
+            f"{checkpoint.tensors[other].dtype}: Δ would be its rounding; leave model.dtype out"
+        )
+
+
 def load_model(
-    folder: Path, trust_remote_code: bool = False, base: Path | None = None, attention: str | None = None
+    folder: Path,
+    trust_remote_code: bool = False,
+    base: Path | None = None,
+    attention: str | None = None,
+    dtype: Dtype = "float32",
+    device_map: str | None = None,
 ) -> Any:
-    """A causal language model with fp32 weights, all of which come from the checkpoint.
+    """A causal language model, all of whose weights come from the checkpoint.
 
     Args:
         folder: of the checkpoint, or of an adapter, which is merged into its base.
         trust_remote_code: may code that lies in the folder be run?
         base: of an adapter; by default the one that it names.
         attention: transformers' name of how attention is computed; None: its choice.
+        dtype: of the weights; bfloat16 only where all of them are stored so.
+        device_map: how transformers spreads the layers over several devices; None: the processor's memory.
 
     Raises:
-        CpiftError: no plain checkpoint, a damaged one, or one that lacks weights of the model.
+        CpiftError: no plain checkpoint, a damaged one, one that lacks weights of the model, or other weights than bf16
+            where these are asked for.
     """
     check_model(folder, trust_remote_code, base)
     checkpoint = open_checkpoint(folder, None if base is None else open_checkpoint(base))
-    options = {} if attention is None else {"attn_implementation": attention}
+    if dtype == "bfloat16":
+        check_stored_as_bf16(checkpoint)
+    given = {"attn_implementation": attention, "device_map": device_map}
+    options = {name: value for name, value in given.items() if value is not None}
     with quiet():
         try:
             if checkpoint.beneath is not None:
                 model, loaded = load_computed(checkpoint, trust_remote_code, options)
                 refuse_incomplete(loaded, checkpoint)
-                return model
+                return model.to(getattr(torch, dtype)) if dtype != "float32" else model
             wrapped = wrapped_weights(folder)
             if wrapped is not None:  # names that transformers does not know
                 model, loaded = load_by_plain_names(folder, wrapped, trust_remote_code, options)
+                model = model.to(getattr(torch, dtype)) if dtype != "float32" else model
             else:
                 model, loaded = AutoModelForCausalLM.from_pretrained(
                     folder,
-                    dtype=torch.float32,
+                    dtype=getattr(torch, dtype),
                     use_safetensors=True,
                     trust_remote_code=trust_remote_code,
                     output_loading_info=True,

@@ -9,6 +9,7 @@ from typing import Any
 from cpift.data.mixture import Mix
 from cpift.data.templates import ChatSettings
 from cpift.recipe.adapter import Adapter
+from cpift.recipe.model import Dtype
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class TrainSpec:
         trust_remote_code: may the checkpoint bring code of its own?
         adapter: train this in place of all parameters; None: all parameters.
         attention: transformers' name of how attention is computed; None: its choice.
+        dtype: of the weights in training.
+        device_map: how transformers spreads the layers over several devices; None: one device.
         merge: save whole weights, the adapter merged, frozen positions as they were; False: the adapter alone.
     """
 
@@ -54,3 +57,5 @@ class TrainSpec:
     adapter: Adapter | None = None
     merge: bool = False
     attention: str | None = None
+    dtype: Dtype = "float32"
+    device_map: str | None = None

@@ -59,6 +59,7 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
             chat=run.recipe.chat,
             base=model.base,
             attention=run.recipe.attn_implementation,
+            device_map=run.recipe.device_map,
         )
         facts = {}
         for stage, folder in folders.items():

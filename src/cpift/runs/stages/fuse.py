@@ -22,6 +22,9 @@ def fuse_stage(run: Run, backbone: ModelRef) -> Stage:
     """Fuses all probes into the backbone."""
     part = run.recipe.fuse
     settings: dict[str, Any] = {**part.model_dump(), "tasks": run.tasks, **settings_of(run.base, "base")}
+    # Refine stages in bf16 start from the very values that are written here.
+    dtype = {"dtype": "base"} if run.recipe.dtype == "bfloat16" else {}
+    settings |= dtype
     if backbone != run.base:
         settings |= settings_of(backbone, "backbone")
     needs = [*run.base.needs, *(stage(task) for task in run.tasks for stage in (layout.probe, layout.region))]
@@ -38,6 +41,7 @@ def fuse_stage(run: Run, backbone: ModelRef) -> Stage:
             backbone=backbone.path,
             regions=regions if part.transplant else None,
             **part.model_dump(exclude={"transplant"}),
+            **dtype,
             progress=Counter(run.reporter, total),
         )
         for text in report["warnings"]:

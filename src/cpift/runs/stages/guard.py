@@ -36,6 +36,7 @@ def neutral_stage(run: Run, name: str, model: ModelRef) -> Stage:
             trust_remote_code=run.recipe.trust_remote_code,
             base=model.base,
             attention=run.recipe.attn_implementation,
+            device_map=run.recipe.device_map,
         )
         (folders[stage] / layout.NEUTRAL_FILE).write_text(json.dumps(result))
         return {stage: {"loss": result["loss"], "precision": result["precision"]}}

@@ -35,7 +35,8 @@ def identify_stage(run: Run, task: str) -> Stage:
             region = regions[name]
             region.save(folders[stage] / layout.REGION_FILE)
             facts[stage] = region_facts(region)
-            for warning in region_warnings(name, region):
+            rounded = run.recipe.dtype == "bfloat16" and run.recipe.probe.adapter is None
+            for warning in region_warnings(name, region, rounded):
                 run.add(warning.of(stage))
         return facts
 
@@ -66,7 +67,7 @@ def core_stage(
             region = region.without(Region.load(run.folder(stage) / layout.REGION_FILE))
         # No base named: regions that are frozen together come from models of different times.
         replace(region, base="").save(folders[name] / layout.REGION_FILE)
-        for warning in region_warnings(task, region):
+        for warning in region_warnings(task, region, run.recipe.dtype == "bfloat16"):
             run.add(warning.of(name))
         return {name: region_facts(region)}
 

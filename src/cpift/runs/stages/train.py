@@ -91,6 +91,8 @@ def spec_of(run: Run, training: Mapping[str, Any], steps: int, tasks: tuple[str,
         chat=recipe.chat,
         trust_remote_code=recipe.trust_remote_code,
         attention=recipe.attn_implementation,
+        dtype=recipe.dtype,
+        device_map=recipe.device_map,
         **more,
     )
 
@@ -174,6 +176,8 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
         settings["anchor"] = spec.anchor
     if spec.attention is not None:
         settings["attn_implementation"] = spec.attention
+    if spec.dtype != "float32":
+        settings["dtype"] = spec.dtype
     if spec.trainable is not None:
         settings["trainable"] = spec.trainable
     if spec.adapter is not None:
