@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cpift.compare.methods import METHODS
+from cpift.method.criteria import CRITERIA
 from cpift.method.interpolations import INTERPOLATIONS
 from cpift.method.overlap_rules import OVERLAP_RULES
 from cpift.metrics import METRICS
 from cpift.recipe.backbones import BACKBONES
-from cpift.recipe.selections import SELECTIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -68,9 +68,10 @@ def methods() -> str:
     return rows(["method", "what", "trains", "under", "from"], body)
 
 
-def selections() -> str:
-    """One line a choice of core positions."""
-    return rows(["`region.select`", "which positions"], [[f"`{e.name}`", e.summary] for e in SELECTIONS.values()])
+def criteria() -> str:
+    """One line a criterion of core positions."""
+    body = [[f"`{e.name}`", e.summary, e.needs.value, e.reference] for e in CRITERIA.values()]
+    return rows(["`region.by`", "which positions", "needs", "from"], body)
 
 
 def backbones() -> str:
@@ -82,12 +83,12 @@ def backbones() -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "backbone sources": backbones,
+    "criteria": criteria,
     "interpolations": interpolations,
     "methods": methods,
     "metrics": metrics,
     "metric settings": metric_settings,
     "overlap rules": overlap_rules,
-    "selections": selections,
 }
 
 

@@ -19,11 +19,11 @@ from cpift.compare import compare
 from cpift.compare.methods import METHODS, Method, is_form_of
 from cpift.compare.methods.method import Budgeting
 from cpift.data.shapes import SHAPES, Shape
+from cpift.method.criteria import CRITERIA, Criterion
 from cpift.metrics import METRICS
 from cpift.metrics.metric import Metric, Scoring
 from cpift.recipe.backbones import BACKBONES, BackboneSource
 from cpift.recipe.recipe import Recipe
-from cpift.recipe.selections import SELECTIONS, Selection
 from cpift.recipe.stages import Backbone, RegionPart
 from cpift.recipe.task import Task
 from cpift.recipe.template import template
@@ -32,7 +32,7 @@ from cpift.recipe.template import template
 @pytest.fixture(autouse=True)
 def from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a package of someone else's registers when it is imported."""
-    for table in (METRICS, METHODS, SHAPES, BACKBONES, SELECTIONS):
+    for table in (METRICS, METHODS, SHAPES, BACKBONES, CRITERIA):
         monkeypatch.setattr(table, "_entries", dict(table))
 
     METRICS.register(
@@ -68,7 +68,7 @@ def from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             variant_of="base",
         )
     )
-    SELECTIONS.register(Selection("none", "no position", "of which none was kept", lambda region, seed: region))
+    CRITERIA.register(Criterion("none", "no position", "of which none was kept", lambda choice: {}))
     BACKBONES.register(BackboneSource("first_group", "SFT on the first group", stages=lambda groups, tasks: groups[:1]))
 
 
@@ -84,9 +84,9 @@ def test_they_are_found_in_help_recipe_check_and_template() -> None:
     backbone = Backbone.model_validate({"from": "first_group"})
     assert backbone.trained
     assert backbone.stages([["a"], ["b"]], ["a", "b"]) == [["a"]]
-    assert RegionPart(select="none").entry.label == "of which none was kept"
+    assert RegionPart(by="none").entry.label == "of which none was kept"
     assert "| letters |" in template()
-    assert "largest | random | none" in template()
+    assert "random | random_model | none" in template()
     assert "| first_group |" in template()
     assert is_form_of("untrained:seed=1", "base")
 

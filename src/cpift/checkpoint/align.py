@@ -68,12 +68,13 @@ def _prefixes(renamed: dict[str, str]) -> tuple[str, str]:
     return "", ""
 
 
-def excluded(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+def excluded(names: Iterable[str], patterns: Iterable[str], key: str = "exclude") -> set[str]:
     """The names that match one of the patterns.
 
     Args:
         names: of parameters.
         patterns: shell-style.
+        key: where they were given, for the message.
 
     Raises:
         CpiftError: a pattern matches none.
@@ -82,6 +83,6 @@ def excluded(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
     for pattern in patterns:
         hit = set(fnmatch.filter(names, pattern))
         if not hit:
-            raise CpiftError(f"exclude: {pattern!r} matches no parameter; names look like {names[0]}")
+            raise CpiftError(f"{key}: {pattern!r} matches no parameter; names look like {names[0]}")
         matching |= hit
     return matching

@@ -57,10 +57,12 @@ def equal_tokens(recipe: Recipe, own: Recipe, out: Path, job: Job, reporter: Rep
         one_pass = plain.pooled_tokens([plain.tasks] if mixed else groups, part.examples_per_task)
         times = len(groups) if mixed else 1
         fixed = 0.0 if not method.refines else part.epochs * times * one_pass
+        fixed += plain.region_tokens(plain.tasks, own)
     factor = (total - fixed) / stretched
     if factor <= 0:
         raise CpiftError(
-            f"{job.method}: its refine stage alone sees more tokens than all of {REFERENCE}; lower refine.epochs"
+            f"{job.method}: what it sees beside probes and backbone is more than all of {REFERENCE}; "
+            "lower refine.epochs or region.rows"
         )
     if abs(factor - 1) < TOLERANCE / 2:
         return own, total

@@ -25,6 +25,7 @@ from cpift.errors import CpiftError
 from cpift.files import manifest
 from cpift.files.layout import RunLayout
 from cpift.files.lock import alone
+from cpift.method.criteria import Needs
 from cpift.metrics.comparison import ComparisonRecord, Result
 from cpift.metrics.score import Scores
 from cpift.recipe.recipe import Recipe
@@ -75,6 +76,13 @@ def compare(
         raise CpiftError(
             f"{adapted[0]}.adapter: cpift compare sets methods that train all parameters side by side; leave it out"
         )
+    for job in wanted:
+        part = recipe.changed(overrides_of(job.method)).region
+        if job.budget == "incremental" and part.entry.needs is Needs.ALL_UPDATES:
+            raise CpiftError(
+                f"{job.method}: region.by: {part.by} compares the probes of all tasks, and under --budget incremental "
+                "these arrive one by one; choose another"
+            )
     for overrides in distinct.values():  # most methods change nothing, and the base is read through for each
         check(recipe.changed(overrides), out / "check")
     if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file() and not RunLayout(out).recipe.is_file():

@@ -25,6 +25,7 @@ from cpift.metrics.comparison import (
     Results,
     TaskEntry,
 )
+from cpift.recipe.identity import identity
 from cpift.recipe.recipe import Recipe
 from cpift.runs.usage import versions
 
@@ -133,7 +134,7 @@ def arrival_entry(arrival: Arrival) -> ArrivalEntry:
 
 def key_of(recipe: Recipe, job: Job) -> str:
     """Stands for what a job's result is made of."""
-    parts = [recipe.model_dump(by_alias=True, mode="json"), job.budget, job.method, job.seed]
+    parts = [identity(recipe), job.budget, job.method, job.seed]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -13,6 +13,7 @@ from cpift.console.reporter import Reporter
 from cpift.data.mixture import pooled_rows
 from cpift.files import layout, manifest
 from cpift.files.layout import RunLayout
+from cpift.method.criteria import Needs
 from cpift.method.region import Region
 from cpift.metrics.score import Scores
 from cpift.recipe.recipe import Recipe
@@ -80,6 +81,7 @@ class Work:
         stages = last_stages(self.run)
         made = [s for s in stages if s.kind in ("backbone", "fuse") or (refine and s.kind == "refine")]
         self._runner.make(made)
+        self.trained += [layout.region(task) for task in self.tasks if _scores_rows(self.run.recipe)]
         self.trained += [s.name for s in made if s.kind != "fuse"]
         return self.run.model(made[-1].name)
 
@@ -186,11 +188,26 @@ class Work:
 
     def identify(self, task: str) -> ModelRef:
         """The core region of a task, from the base and its probe."""
+        self.trained += [layout.region(task)] if _scores_rows(self.run.recipe) else []
         return self.make(identify_stage(self.run, task))
 
     def core_of(self, task: str, before: ModelRef, after: ModelRef) -> ModelRef:
         """The core region of a task from two models that follow one another, in place of base and probe."""
-        return self.make(core_stage(self.run, layout.region(task), task, before, after))
+        self.trained += [layout.region(task)] if _scores_rows(self.run.recipe) else []
+        return self.make(core_stage(self.run, layout.region(task), task, before, after, training="backbone"))
+
+    def region_tokens(self, tasks: Sequence[str], recipe: Recipe | None = None) -> float:
+        """Tokens that the choice of core regions sees: a pass over training rows, or none.
+
+        Args:
+            tasks: whose regions.
+            recipe: by whose criterion; None: this method's.
+        """
+        recipe = recipe or self.run.recipe
+        if not _scores_rows(recipe):
+            return 0.0
+        rows = {task: min(self.rows(task), recipe.region.rows or self.rows(task)) for task in tasks}
+        return sum(count * self.row_tokens(task) for task, count in rows.items())
 
     def score(self, model: str, place: ModelRef, tasks: Sequence[str] | None = None) -> Scores:
         """Scores of a model on the tasks, by default all."""
@@ -250,3 +267,8 @@ class Work:
             rows += times * sum(kept.values())
             total += times * sum(count * self.row_tokens(t) for t, count in kept.items())
         return max(1, round(tokens / total * math.ceil(rows / batch_rows(training))))
+
+
+def _scores_rows(recipe: Recipe) -> bool:
+    """Does the choice of core regions take a pass over training rows, so that its tokens count?"""
+    return recipe.region.entry.needs is Needs.ROWS

@@ -31,6 +31,7 @@ class Facts(TypedDict, total=False):
         threshold: smallest \|Δ\| in the region.
         median: of all \|Δ\| that are not zero.
         zero_share: share of the updates that are exactly zero.
+        scores: what ``threshold`` is of, where it is not of updates.
         by_parameter: core positions of each parameter.
         sizes: elements of each parameter.
         loss: in nats, on the neutral text.
@@ -75,6 +76,7 @@ class Facts(TypedDict, total=False):
     threshold: float
     median: float
     zero_share: float
+    scores: str
     by_parameter: dict[str, int]
     sizes: dict[str, int]
     loss: float
@@ -281,6 +283,7 @@ class PlanRecord(TypedDict):
         core: positions of a task's region.
         stages: the parts of the run.
         tokens: of all trainings.
+        region_tokens: of rows that core regions are chosen by, where they are.
         evaluated_models: models that are scored.
         evaluated_tokens: tokens that are scored.
         memory: bytes: peak of a trial, or of weights, gradients and AdamW.
@@ -304,6 +307,7 @@ class PlanRecord(TypedDict):
     core: int
     stages: list[PlannedPart]
     tokens: int
+    region_tokens: NotRequired[int]
     evaluated_models: int
     evaluated_tokens: int
     memory: int

@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import xxhash
 
-from cpift.checkpoint.align import align, excluded
+from cpift.checkpoint.align import align
 from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import BLOCK, Block, Checkpoint, blocks, native
@@ -33,6 +33,7 @@ from cpift.kernels.selection import count_keys, scan_updates
 from cpift.kernels.threads import check_threads, ordered_map, thread_local_scratch
 from cpift.method.candidates import INFINITE, SEGMENT, Candidates, cut, has_infinite, value_of
 from cpift.method.region import Region
+from cpift.method.scores import counted
 from cpift.method.zero_updates import reasons
 
 CHUNK = 2**17  # elements of one checkpoint in work at a time
@@ -73,6 +74,7 @@ def identify(
     tuned: Mapping[str, str | Path],
     percent: str | float | int = 1,
     *,
+    include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     chunk: int = CHUNK,
     threads: int | None = None,
@@ -87,6 +89,7 @@ def identify(
         base: a checkpoint, as a folder or a ``.safetensors`` file.
         tuned: checkpoints by task name. An adapter is applied to ``base``.
         percent: share of the counted elements, 0 < percent <= 100.
+        include: shell-style patterns; with any, only parameters that match one count.
         exclude: shell-style patterns of parameters that do not count.
         chunk: elements in work at a time, 1 to 2**20; changes speed only.
         threads: worker threads, by default one a core; changes speed only.
@@ -113,7 +116,7 @@ def identify(
     if vocabulary == "union":  # a region lies in the rows that the base has
         union(origin, models)
         models = {name: base_rows(model, origin) for name, model in models.items()}
-    skipped = excluded(origin.tensors, exclude)
+    skipped = set(origin.tensors) - counted(origin.tensors, include, exclude)
     total = sum(t.size for name, t in origin.tensors.items() if name not in skipped)
     count = core_count(percent, total)
     spill = max_memory is not None and 16 * count * len(models) > max_memory

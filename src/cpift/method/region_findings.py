@@ -19,11 +19,11 @@ def region_warnings(name: str, region: Region, bf16_weights: bool = False) -> li
     if not region.count:
         warnings.append(finding("empty-region", f"{name}: the core region is empty; raise the percent"))
     warnings += [bf16_warning(name, region)] if bf16_weights else zero_warnings(name, region.statistics)
-    if region.count and not region.threshold:
+    if region.count and region.threshold == 0:
         warnings.append(
             finding(
                 "core-filled",
-                f"{name}: fewer updates than the region holds are not zero; the rest was filled by position",
+                f"{name}: fewer {region.statistics.get('scores', 'update')}s than the region holds are not zero; the rest was filled by position",
             )
         )
     return warnings

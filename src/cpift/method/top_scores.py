@@ -162,6 +162,19 @@ def _blocks(shapes: Mapping[str, Shape]) -> Iterator[Block]:
             yield Block(name, start, min(start + BLOCK, size))
 
 
+def columns_of(shape: Shape) -> tuple[int, int]:
+    """Number of columns of a parameter, of all its matrices, and the elements of each."""
+    matrices, wide = _columns(shape)
+    return matrices * wide, _length(shape)
+
+
+def column_positions(shape: Shape, columns: np.ndarray) -> np.ndarray:
+    """Sorted row-major positions of some columns, given by their numbers below ``columns_of(shape)[0]``."""
+    chosen = np.zeros(_columns(shape), np.bool_)
+    chosen.ravel()[columns] = True
+    return _positions(shape, chosen)
+
+
 def _columns(shape: Shape) -> tuple[int, int]:
     """Number of stacked matrices, and columns of each; the elements of a vector are the columns of one matrix."""
     return int(np.prod(shape[:-2], dtype=np.int64)), shape[-1] if shape else 1

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from cpift.checkpoint.align import excluded
 from cpift.checkpoint.hub import locate
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.encoding import Encoded
@@ -19,7 +18,9 @@ from cpift.data.rows import load_task
 from cpift.errors import CpiftError
 from cpift.evaluation.task import EvalTask
 from cpift.files.records import PLAN_FORMAT, DataEntry, Measured, PlannedPart, PlanRecord, Preparation
+from cpift.method.criteria import Needs
 from cpift.method.identify import core_count
+from cpift.method.scores import counted
 from cpift.planning import trial
 from cpift.planning.adapters import adapter_plan
 from cpift.planning.gpus import per_gpu
@@ -74,9 +75,9 @@ def _plan(
     recipe: Recipe, base: Path, converted: bool, measure: bool, gpus: int | None, prepared: float, scratch: Path
 ) -> PlanRecord:
     checkpoint, tokenizer = open_checkpoint(base), load_tokenizer(base, recipe.trust_remote_code, recipe.chat)
-    skipped = excluded(checkpoint.tensors, recipe.region.exclude)
-    counted = sum(t.size for n, t in checkpoint.tensors.items() if n not in skipped)
-    core = core_count(str(recipe.region.percent), counted)
+    kept = counted(checkpoint.tensors, recipe.region.include, recipe.region.exclude)
+    total = sum(checkpoint.tensors[name].size for name in kept)
+    core = core_count(str(recipe.region.percent), total)
     limit = max_length(recipe.training)
     rows, encoded, tests, data, scored, warnings = {}, {}, {}, {}, 0, list[str]()
     held: dict[str, tuple[Sequence[Row], Sequence[Row]]] = {}
@@ -108,7 +109,7 @@ def _plan(
     record: PlanRecord = {
         "format": PLAN_FORMAT,
         "parameters": checkpoint.total,
-        "counted": counted,
+        "counted": total,
         "core": core,
         "stages": parts,
         "tokens": sum(p["tokens"] for p in parts),
@@ -127,6 +128,9 @@ def _plan(
         record["dtype"] = recipe.dtype
     if adapter is not None:
         record["adapter"] = adapter
+    if recipe.region.entry.needs is Needs.ROWS:
+        read = recipe.additions.order if recipe.arrivals else list(rows)
+        record["region_tokens"] = round(sum(min(rows[t], recipe.region.rows or rows[t]) * lengths[t] for t in read))
     if gpus is not None:
         shape = shape_of({n: t.size for n, t in checkpoint.tensors.items()}, checkpoint.config)
         longest = max(len(e.input_ids) for kept in encoded.values() for e in kept)
@@ -272,7 +276,8 @@ def _add_seconds(record: PlanRecord, measured: Measured, tests: Mapping[str, int
         made = part["stages"] * (measured["train_overhead_seconds"] + finish)
         each = slower.get(part["stage"], 1.0) / measured["train_tokens_per_second"]
         part["seconds"] = part["tokens"] * each + made
-    parts.append({"stage": "identify", "stages": 1, "seconds": measured["identify_seconds"]})
+    scored = record.get("region_tokens", 0) / measured["train_tokens_per_second"]  # a pass forward and back as well
+    parts.append({"stage": "identify", "stages": 1, "seconds": measured["identify_seconds"] + scored})
     parts.append({"stage": "fuse", "stages": 1, "seconds": measured["fuse_seconds"] + finish})
     one = measured["load_seconds"] + sum(measured["row_seconds"][t] * count for t, count in tests.items())
     evaluate = record["evaluated_models"] * (one + measured["neutral_seconds"])

@@ -30,6 +30,8 @@ def show(record: PlanRecord, say: Write) -> None:
         took = f"  {duration(part['seconds'])}" if "seconds" in part else ""
         done = f"{part['steps']:,} steps, {part['tokens']:,} tokens" if "steps" in part else "no training"
         say(f"{part['stage']:12} {done}{took}")
+    if "region_tokens" in record:
+        say(f"regions      gradients of {record['region_tokens']:,} tokens, row by row")
     took = f"  {duration(record['evaluate_seconds'])}" if "evaluate_seconds" in record else ""
     say(f"evaluate     {record['evaluated_models']} models, {record['evaluated_tokens']:,} tokens{took}")
     dtype = "bf16" if record.get("dtype") == "bfloat16" else "fp32"

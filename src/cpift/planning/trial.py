@@ -153,7 +153,7 @@ def _merging(recipe: Recipe, base: Path, scratch: Path) -> MergingTrial:
     percent, tuned = str(recipe.region.percent), {"trial": scratch / "trial"}
     reset_peak()
     began = time.perf_counter()
-    regions = identify(base, tuned, percent, exclude=recipe.region.exclude)
+    regions = identify(base, tuned, percent, include=recipe.region.include, exclude=recipe.region.exclude)
     identified, identify_peak = time.perf_counter() - began, peak_memory()
     reset_peak()
     began = time.perf_counter()

@@ -14,6 +14,7 @@ from cpift.data.chat import ChatSettings
 from cpift.data.files import is_file_name
 from cpift.data.mixture import check_mix
 from cpift.errors import CpiftError, did_you_mean
+from cpift.method.criteria import Needs
 from cpift.recipe.arrivals import Arrivals, Protect
 from cpift.recipe.model import DeviceMap, Dtype, ModelPart, Output, check_model_keys
 from cpift.recipe.part import Part
@@ -148,6 +149,15 @@ class Recipe(Part):
             raise ValueError(f"protect.by: {self.protect.by} needs kept rows, and every task is one that arrives")
         if self.protect.by == "update" and self.arrivals and self.base is None:
             raise ValueError("protect.by: update needs base, the checkpoint that the model was fine-tuned from")
+        if self.region.entry.needs is Needs.ALL_UPDATES and (self.arrivals or len(self.tasks) < 2):
+            raise ValueError(
+                f"region.by: {self.region.by} compares the probes of several tasks; "
+                + ("arrivals have none, choose another" if self.arrivals else "give two tasks, or choose another")
+            )
+        if self.region.entry.needs is Needs.ROWS and self.probe.adapter is not None:
+            raise ValueError(
+                f"region.by: {self.region.by} takes gradients of all parameters of a probe; leave probe.adapter out"
+            )
         if self.arrivals and self.stages_by_adapter:
             raise ValueError(f"{self.stages_by_adapter[0]}.adapter: arrivals train all parameters; leave it out")
         if self.base is not None and not self.arrivals:

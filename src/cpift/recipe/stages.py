@@ -6,16 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
+from cpift.method.criteria import CRITERIA, FORMER_NAMES, Criterion, Needs
 from cpift.method.interpolations import INTERPOLATIONS, check_weight
 from cpift.method.overlap_rules import OVERLAP_RULES
 from cpift.recipe.adapter import Adapter, MergedAdapter
 from cpift.recipe.backbones import BACKBONES, BackboneSource
 from cpift.recipe.part import Part, Trained
-from cpift.recipe.selections import SELECTIONS, Selection
 
 OverlapName = Annotated[str, AfterValidator(OVERLAP_RULES.check)]
 InterpolationName = Annotated[str, AfterValidator(INTERPOLATIONS.check)]
-SelectionName = Annotated[str, AfterValidator(SELECTIONS.check)]
+CriterionName = Annotated[str, AfterValidator(CRITERIA.check)]
 
 
 class Probe(Trained):
@@ -35,19 +35,45 @@ class Probe(Trained):
 
 
 class RegionPart(Part):
-    """Which updates are core."""
+    """Which positions are core."""
 
     percent: float = Field(default=1.0, gt=0, le=100)
     """Share of all parameters, in per cent."""
     exclude: list[str] = []
     """Shell-style patterns of parameters that do not count, such as '*embed_tokens*'."""
-    select: SelectionName = "largest"
-    """Which positions: those moved most, or another choice of docs/method.md."""
+    include: list[str] = []
+    """Shell-style patterns; with any, only parameters that match one count, such as '*mlp*'."""
+    by: CriterionName = "update"
+    """Which positions: those moved most, or another criterion of docs/method.md. It was called select."""
+    unit: Literal["element", "column"] = "element"
+    """What is core: single parameters, or whole columns of weights by their mean score."""
+    rows: int | None = Field(default=None, gt=0)
+    """Training rows of each task, drawn by seed, that a criterion by rows is taken on; null: all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_key(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if "select" in data:
+            if "by" in data:
+                raise ValueError("select is the former name of by, and both are given; leave select out")
+            data["by"] = data.pop("select")
+        if isinstance(data.get("by"), str):
+            data["by"] = FORMER_NAMES.get(data["by"], data["by"])
+        return data
+
+    @model_validator(mode="after")
+    def _rows_are_read(self) -> RegionPart:
+        if self.rows is not None and self.entry.needs is not Needs.ROWS:
+            raise ValueError(f"rows is not read by {self.by}; leave it out")
+        return self
 
     @property
-    def entry(self) -> Selection:
-        """Its entry in the table of selections."""
-        return SELECTIONS[self.select]
+    def entry(self) -> Criterion:
+        """Its entry in the table of criteria."""
+        return CRITERIA[self.by]
 
 
 class Group(Part):

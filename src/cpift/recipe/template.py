@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 
+from cpift.method.criteria import CRITERIA
 from cpift.method.interpolations import INTERPOLATIONS
 from cpift.method.overlap_rules import OVERLAP_RULES
 from cpift.metrics import METRICS
 from cpift.recipe.backbones import BACKBONES
-from cpift.recipe.selections import SELECTIONS
 from cpift.table import Entry
 
 # A comment of template.yaml that holds <KEY> shows the names of this table there.
 TABLES: Mapping[str, Mapping[str, Entry]] = {
     "metrics": METRICS,
-    "selections": SELECTIONS,
+    "criteria": CRITERIA,
     "backbone sources": BACKBONES,
     "interpolations": INTERPOLATIONS,
     "overlap rules": OVERLAP_RULES,

@@ -44,12 +44,15 @@ _Loader.add_implicit_resolver(
 )
 
 
+_RENAMED = {"region.select": "region.by"}  # keys of earlier recipes
+
+
 def origins(path: str | Path, overrides: Mapping[str, object] | None = None) -> dict[str, str]:
     """Dotted keys that a recipe file which loads, or the overrides, give: "recipe" or "command line"; others are defaults."""
     found = dict.fromkeys(_leaves(read_yaml(Path(path).read_text(encoding="utf-8"))), "recipe")
     for key, value in (overrides or {}).items():
         found |= dict.fromkeys(_leaves(value, key), "command line")
-    return found
+    return {_RENAMED.get(key, key): source for key, source in found.items()}
 
 
 def _leaves(value: object, where: str = "") -> list[str]:
@@ -61,6 +64,7 @@ def _leaves(value: object, where: str = "") -> list[str]:
 
 def set_key(data: dict[str, object], key: str, value: object) -> None:
     """Give a dotted key its value, in place. Raises :class:`CpiftError` where a part of it is no table."""
+    key = _RENAMED.get(key, key)
     *parents, last = key.split(".")
     for parent in parents:
         inner = data.setdefault(parent, {})
@@ -70,3 +74,6 @@ def set_key(data: dict[str, object], key: str, value: object) -> None:
             raise CpiftError(f"--set {key}: {parent} is not a table")
         data = inner
     data[last] = value
+    for former, now in _RENAMED.items():
+        if now == key:
+            data.pop(former.rpartition(".")[2], None)

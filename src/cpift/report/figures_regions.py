@@ -220,9 +220,10 @@ def by_layer(percent: float, cores: Mapping[str, Mapping[str, int]], sizes: Mapp
 
 def statistics(run: RunFacts) -> Html | None:
     """Threshold, median and zero share of each region."""
-    rows = []
+    rows, least = [], "threshold of |Δ|"
     for task, stage in run.kind(Kind.REGION).items():
         f = stage.facts
+        least = "threshold of the score" if f.get("scores") == "score" else least
         ratio = f["threshold"] / f["median"] if f.get("threshold") and f.get("median") else None
         zero = f.get("zero_share")
         rows.append(
@@ -237,7 +238,7 @@ def statistics(run: RunFacts) -> Html | None:
         )
     return (
         table(
-            ["task", "core positions", "threshold of |Δ|", "median |Δ|", "threshold to median", "updates exactly zero"],
+            ["task", "core positions", least, "median |Δ|", "threshold to median", "updates exactly zero"],
             rows,
         )
         if rows

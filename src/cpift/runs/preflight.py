@@ -10,7 +10,7 @@ from typing import Literal
 
 from transformers import AutoConfig
 
-from cpift.checkpoint.align import align, excluded
+from cpift.checkpoint.align import align
 from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.hub import checkpoint_place, locate
 from cpift.checkpoint.names import plain_name
@@ -26,6 +26,7 @@ from cpift.files.findings import Finding
 from cpift.method.patch import check_name
 from cpift.method.region import Region
 from cpift.method.rehearsal import check_names
+from cpift.method.scores import counted
 from cpift.metrics import named
 from cpift.recipe.backbones import BACKBONES
 from cpift.recipe.recipe import Recipe
@@ -53,7 +54,7 @@ def check_models(recipe: Recipe) -> None:
     base = open_plain(model)
     if recipe.dtype == "bfloat16":
         check_stored_as_bf16(base)
-    excluded(base.tensors, recipe.region.exclude)
+    counted(base.tensors, recipe.region.include, recipe.region.exclude)
     source = recipe.backbone.source
     if recipe.backbone.entry is None:
         near = nearest(source, BACKBONES)

@@ -7,7 +7,7 @@ g is the gradient of the *mean* of these over all trained tokens of all rows. Bo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,14 @@ class Measured:
     Attributes:
         rows: number of rows.
         tokens: their trained tokens.
+        seen: all their tokens.
         left_out: rows left out, as ``max_length`` leaves them no trained token.
         warnings: what a user should know of the rows.
     """
 
     rows: int
     tokens: int
+    seen: int
     left_out: int
     warnings: list[str]
 
@@ -57,6 +59,7 @@ def write_importance(
     *,
     chat: ChatSettings | None = None,
     trust_remote_code: bool = False,
+    source: str = "--rows",
 ) -> Measured:
     """Write a checkpoint that holds each parameter's score in its place, fp32, under the names of the model's files.
 
@@ -71,6 +74,7 @@ def write_importance(
         tick: called with the number of rows done, and of all.
         chat: chat template and end token in place of the tokenizer's own.
         trust_remote_code: may code that lies in the folder be run?
+        source: of the rows, for messages.
 
     Raises:
         CpiftError: no row with a trained token is left; a row that the model has no room for.
@@ -78,14 +82,22 @@ def write_importance(
     network, tokenizer = load_model(model, trust_remote_code), load_tokenizer(model, trust_remote_code, chat)
     encoded, left_out = encode_all(rows, tokenizer, max_length)
     if not encoded:
-        raise CpiftError(f"--rows: no trained token is left within {max_length} tokens of any row; raise --max-length")
+        raise CpiftError(
+            f"{source}: no trained token is left within {max_length} tokens of any row; raise the max_length"
+        )
     limits = limits_of(network.config, [name for name, _ in network.named_parameters()])
-    warnings = [warning.text for warning in check_encoded(encoded, limits, tokenizer, "--rows: row")]
+    warnings = [warning.text for warning in check_encoded(encoded, limits, tokenizer, f"{source}: row")]
     accelerator.place(network)
     network.eval()
     scores = score(network, encoded, tick)
     network.save_pretrained(out, state_dict={name: values.cpu() for name, values in scores.items()})
-    return Measured(len(encoded), sum(row.trained for row in encoded), left_out, warnings)
+    return Measured(
+        len(encoded),
+        sum(row.trained for row in encoded),
+        sum(len(row.input_ids) for row in encoded),
+        left_out,
+        warnings,
+    )
 
 
 def squared_gradients(
@@ -132,6 +144,9 @@ def weighted_gradients(
     }
     network.zero_grad(set_to_none=True)
     return scores
+
+
+SCORES: Mapping[str, Importance] = {"fisher": squared_gradients, "magnitude_gradient": weighted_gradients}
 
 
 def _summed_loss(network: Network, row: Encoded) -> torch.Tensor:

@@ -8,21 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from cpift.checkpoint.align import align, excluded
+from cpift.checkpoint.align import align
 from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.reader import open_checkpoint
-from cpift.checkpoint.stream import Block, Checkpoint, fingerprint
-from cpift.checkpoint.tensor import widen
+from cpift.checkpoint.stream import Checkpoint, fingerprint
 from cpift.data.row_checks import Row, check_row
 from cpift.data.sources import SourceFacts, source_rows
 from cpift.data.templates import ChatSettings
 from cpift.errors import CpiftError, nearest
 from cpift.kernels.threads import check_threads
+from cpift.method.criteria import UNITS
 from cpift.method.identify import core_count
 from cpift.method.region import Region
-from cpift.method.top_scores import Read, top_columns, top_elements
+from cpift.method.scores import counted, magnitudes, updates
 from cpift.method.zero_updates import reasons, zero_warnings
 from cpift.recipe.task import Source
 from cpift.train.importance import Importance, squared_gradients, weighted_gradients, write_importance
@@ -54,7 +52,6 @@ CRITERIA: Mapping[str, Criterion] = {
     ),
     "magnitude": Criterion("|θ|"),
 }
-UNITS = {"element": top_elements, "column": top_columns}
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ def protect(
     count = core_count(percent, total)
     statistics: dict[str, object] = {"by": name, "unit": unit}
     with tempfile.TemporaryDirectory(prefix="cpift-") as scratch:
-        read = _magnitudes(checkpoint) if origin is None else _updates(origin, checkpoint)
+        read = magnitudes(checkpoint) if origin is None else updates(origin, checkpoint)
         score = CRITERIA[name].score
         if rows is not None and score is not None:
             folder, kept = Path(scratch), _rows(rows, warnings) if isinstance(rows, str) else rows
@@ -133,7 +130,7 @@ def protect(
                     f"{measured.left_out} rows have no trained token within {max_length} tokens and were left out"
                 )
             statistics |= {"rows": measured.rows, "tokens": measured.tokens}
-            read = _magnitudes(align(checkpoint, open_checkpoint(folder)))
+            read = magnitudes(align(checkpoint, open_checkpoint(folder)))
         selected = UNITS[unit](shapes, read, count, threads)
     zeros = sum(selected.zeros.values())
     statistics["zero_share"] = zeros / total if total else 0.0
@@ -184,11 +181,9 @@ def _criterion(base: object, rows: object, by: str | None) -> str:
 
 
 def _counted(checkpoint: Checkpoint, only: list[str], exclude: list[str]) -> dict[str, tuple[int, ...]]:
-    names = list(checkpoint.tensors)
-    kept = excluded(names, only) if only else set(names)
-    kept -= excluded(names, exclude)
+    kept = counted(checkpoint.tensors, only, exclude)
     if not kept:
-        raise CpiftError("protect: --only and --except leave no parameter")
+        raise CpiftError("protect: --except leaves no parameter")
     return {name: tensor.shape for name, tensor in checkpoint.tensors.items() if name in kept}
 
 
@@ -198,17 +193,3 @@ def _rows(path: str, warnings: list[str]) -> list[Row]:
     if facts.empty:
         warnings.append(f"{facts.empty} rows of {path} have an empty response and were left out")
     return rows
-
-
-def _magnitudes(checkpoint: Checkpoint) -> Read:
-    return lambda block: _values(checkpoint, block)
-
-
-def _updates(origin: Checkpoint, tuned: Checkpoint) -> Read:
-    return lambda block: _values(tuned, block) - _values(origin, block)
-
-
-def _values(checkpoint: Checkpoint, block: Block) -> np.ndarray:
-    """Elements of a block in fp32."""
-    scratch = np.empty(block.stop - block.start, np.float32)
-    return widen(checkpoint.raw(*block), checkpoint.tensors[block.name].dtype, scratch).astype(np.float32, copy=False)

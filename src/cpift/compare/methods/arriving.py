@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cpift.compare.methods.method import Arrival
+from cpift.errors import CpiftError
 
 if TYPE_CHECKING:
     from cpift.compare.workbench import Work
@@ -18,6 +19,21 @@ if TYPE_CHECKING:
 def allowance(work: Work, task: str) -> float:
     """Tokens of an arrival: a probe of the task, and half as many again to settle it in."""
     return 1.5 * work.paper_tokens([task])
+
+
+def left_of(work: Work, task: str, tokens: float) -> float:
+    """What of a number of tokens the choice of the task's core region leaves to its training.
+
+    Raises:
+        CpiftError: nothing.
+    """
+    left = tokens - work.region_tokens([task])
+    if left <= 0:
+        raise CpiftError(
+            f"region.by: {work.run.recipe.region.by} on the rows of {task} takes all tokens that its arrival has; "
+            "lower region.rows"
+        )
+    return left
 
 
 def sample(work: Work, earlier: list[str]) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cpift.compare.methods.arriving import allowance, arrival, sample
+from cpift.compare.methods.arriving import allowance, arrival, left_of, sample
 from cpift.compare.methods.method import Arrival, Budgeting, Method
 from cpift.files import layout
 from cpift.metrics.score import Scores
@@ -42,7 +42,7 @@ def _arriving(work: Work) -> list[Arrival]:
             f"incremental/{i + 1}/refined",
             fused,
             [task],
-            allowance(work, task) - probe_tokens,
+            left_of(work, task, allowance(work, task) - probe_tokens),
             replay=sample(work, earlier) or None,
             frozen=earlier if earlier and recipe.refine.freeze else None,
             training=recipe.training_of("refine"),
@@ -67,9 +67,9 @@ RANDOM_REGION = Method(
     name="cpi_ft_random_region",
     summary="as many core positions, at random: does it matter which they are?",
     trains=CPI_FT.trains,
-    source="region.select: random",
+    source="region.by: random",
     run=_cpi_ft,
-    settings={"region.select": "random"},
+    settings={"region.by": "random"},
     variant_of=CPI_FT.name,
     without="with random core positions",
     budgeting=Budgeting.PIPELINE,

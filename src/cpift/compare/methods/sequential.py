@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cpift.compare.methods.arriving import allowance, arrival, sample
+from cpift.compare.methods.arriving import allowance, arrival, left_of, sample
 from cpift.compare.methods.method import Arrival, Method
 
 if TYPE_CHECKING:
@@ -35,18 +35,18 @@ def _cpi_ft_sequential(work: Work) -> list[Arrival]:
     """The core of a task is what its arrival moved most: no probe is needed, all tokens go into the model."""
     arrivals, current = list[Arrival](), work.base
     for i, task in enumerate(work.tasks):
-        earlier, name = work.tasks[:i], f"continued/{i + 1}"
+        earlier, name, before = work.tasks[:i], f"continued/{i + 1}", work.spent()
         trained = work.train(
             f"{name}/trained",
             current,
             [task],
-            allowance(work, task),
+            left_of(work, task, allowance(work, task)),
             replay=sample(work, earlier) or None,
             frozen=earlier if earlier and work.run.recipe.refine.freeze else None,
         )
         work.core_of(task, current, trained)
         current = work.blend(f"{name}/fused", task, trained, current, earlier) if earlier else trained
-        arrivals.append(arrival(work, task, name, current, work.spent(name)))
+        arrivals.append(arrival(work, task, name, current, work.spent() - before))
     return arrivals
 
 

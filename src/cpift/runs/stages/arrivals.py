@@ -70,6 +70,8 @@ def _protect(run: Run) -> Stage | None:
     settings |= settings_of(run.base, "base")
     if by != "none":
         settings |= {"percent": str(part.percent), "unit": part.unit, "exclude": run.recipe.region.exclude}
+        if run.recipe.region.include:
+            settings["include"] = run.recipe.region.include
     if kept:
         settings |= {"tasks": kept, "max_length": limit, **run.recipe.chat.identity()}
     origin = checkpoint_place(run.recipe.base) if by == "update" and run.recipe.base else None
@@ -86,6 +88,7 @@ def _protect(run: Run) -> Stage | None:
                 by=by,
                 percent=str(part.percent),
                 unit=part.unit,
+                only=run.recipe.region.include,
                 exclude=run.recipe.region.exclude,
                 max_length=limit,
                 chat=run.recipe.chat,
