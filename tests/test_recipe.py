@@ -21,7 +21,14 @@ def test_defaults_are_the_papers_method() -> None:
     """One per cent, τ = 0.1, random order, multi-stage backbone, SLERP of weights per tensor, frozen cores."""
     told = Recipe.parse(LEAST).model_dump(by_alias=True)
     assert told["probe"]["steps"] == "auto"
-    assert told["region"] == {"percent": 1.0, "exclude": [], "select": "largest"}
+    assert told["region"] == {
+        "percent": 1.0,
+        "exclude": [],
+        "include": [],
+        "by": "update",
+        "unit": "element",
+        "rows": None,
+    }
     assert told["group"] == {"threshold": 0.1, "order": "random"}
     assert (told["backbone"]["from"], told["backbone"]["epochs"]) == ("multi_stage", "auto")
     assert told["fuse"] == {
