@@ -18,7 +18,8 @@ def region_warnings(name: str, region: Region, bf16_weights: bool = False) -> li
     warnings = []
     if not region.count:
         warnings.append(finding("empty-region", f"{name}: the core region is empty; raise the percent"))
-    warnings += [bf16_warning(name, region)] if bf16_weights else zero_warnings(name, region.statistics)
+    if "zero_share" in region.statistics:  # other criteria score something else than the update
+        warnings += [bf16_warning(name, region)] if bf16_weights else zero_warnings(name, region.statistics)
     if region.count and region.threshold == 0:
         warnings.append(
             finding(
