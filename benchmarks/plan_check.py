@@ -50,7 +50,7 @@ def check(recipe: Path, place: Path) -> Pair:
     peak = max(usage.ru_maxrss * 1024, *(fact["peak_memory"] for _, fact in facts))
     real: dict[str, float] = {}
     for stage, fact in facts:
-        kind = stage.parts[0][3:].replace("neutral", "evaluate")
+        kind = stage.parts[0][3:].replace("guard", "evaluate")
         real[kind] = real.get(kind, 0.0) + fact["seconds"]
     predicted = {"evaluate": plan["evaluate_seconds"]}
     for part in plan["stages"]:

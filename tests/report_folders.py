@@ -186,7 +186,21 @@ def made_run(
                 items, metric = [float(rng.random() < p) for _ in range(60)], "exact_match"
             score = {"metric": metric, "score": sum(items) / 60, "items": items, "tokens": [3] * 60}
             stage(f"07-evaluate/{folder_name}/{task}", {"score.json": score}, score=score["score"])
-        stage(f"07-neutral/{folder_name}", {"neutral.json": {}}, loss=3.1 + 0.02 * i)
+        losses = [3.1 + 0.02 * i + 0.1 * j for j in range(6)]
+        guard: dict[str, Any] = {
+            "scores": {
+                "neutral text": {"metric": "loss", "score": sum(losses) / 6, "items": losses, "tokens": [70] * 6}
+            }
+        }
+        if i:
+            guard["drift"] = {
+                "kl": 0.01 * i,
+                "low": 0.009 * i,
+                "high": 0.011 * i,
+                "items": [0.01 * i] * 6,
+                "tokens": [70] * 6,
+            }
+        stage(f"07-guard/{folder_name}", {"guard.json": guard})
     if going:
         log.append({"event": "run", "seconds": 1000.0})
     elif error:

@@ -21,7 +21,7 @@ from cpift.distributed.engine import JobError, make_engine
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.evaluation import forced
 from cpift.evaluation import scores as evaluation
-from cpift.evaluation.guard import neutral_loss
+from cpift.evaluation.guard import Guarded, score_guard
 from cpift.evaluation.scores import EvalTask, evaluate
 from cpift.files import manifest
 from cpift.method.identify import identify
@@ -145,8 +145,12 @@ def test_nothing_of_a_scoring_stays(base: Path, watched: Watched, monkeypatch: p
     evaluate(base, tasks)
     assert watched.seen
     assert watched.alive == []
-    neutral_loss(base)
+    neutral_score(base)
     assert watched.alive == []
+
+
+def neutral_score(model: Path) -> Any:
+    return score_guard(model, [Guarded("neutral text", None)])["scores"]["neutral text"]
 
 
 def raising(error: Exception) -> Any:
@@ -298,19 +302,19 @@ def test_peak_device_memory_is_recorded(tmp_path: Path, monkeypatch: pytest.Monk
 def test_scoring_on_a_device_is_under_bf16_autocast_and_on_record(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 weights, bf16 products; near the scores in fp32, and marked as what they are."""
     tasks = {"t": EvalTask(tiny.rows("first", 6, 0), "loss"), "g": EvalTask(tiny.rows("first", 3, 0), "generate")}
-    plain, text = evaluate(base, tasks), neutral_loss(base)
+    plain, text = evaluate(base, tasks), neutral_score(base)
     assert {score.precision for score in plain.values()} == {text["precision"]} == {"fp32"}
     monkeypatch.setattr(accelerator, "scoring_precision", lambda: "bf16 autocast")
     monkeypatch.setattr(accelerator, "scoring_autocast", lambda network: torch.autocast("cpu", torch.bfloat16))
     kinds: set[torch.dtype] = set()
     loss = forced.mean_loss
     monkeypatch.setattr(forced, "mean_loss", lambda logits, *rest: kinds.add(logits.dtype) or loss(logits, *rest))
-    half, half_text = evaluate(base, tasks), neutral_loss(base)
+    half, half_text = evaluate(base, tasks), neutral_score(base)
     assert kinds == {torch.bfloat16}
     assert {score.precision for score in half.values()} == {half_text["precision"]} == {"bf16 autocast"}
     assert half["t"].items != plain["t"].items
     assert half["t"].items == pytest.approx(plain["t"].items, rel=0.01)
-    assert half_text["loss"] == pytest.approx(text["loss"], rel=0.01)
+    assert half_text["score"] == pytest.approx(text["score"], rel=0.01)
     assert half["t"].to_dict()["precision"] == "bf16 autocast"
 
 
@@ -355,7 +359,7 @@ def test_a_card_is_described_with_its_memory(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_model_too_large_for_the_device_is_one_line(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before any batch."""
     monkeypatch.setattr(torch.nn.Module, "to", raising(torch.OutOfMemoryError(CUDA)))
-    for score in (lambda: evaluate(base, {}), lambda: neutral_loss(base)):
+    for score in (lambda: evaluate(base, {}), lambda: neutral_score(base)):
         with pytest.raises(OutOfMemory, match=r"the model's weights alone take 0\.0 GiB"):
             score()
 

@@ -26,6 +26,7 @@ from cpift.method.region import Region
 from cpift.planning.plan import plan
 from cpift.recipe.recipe import Recipe
 from cpift.report import make_report
+from cpift.report.arrivals import summary_lines
 from cpift.runs.alternatives import ALTERNATIVES, compare_additions
 from cpift.runs.arrival_rows import arrival_steps, replayed_rows
 from cpift.runs.make import make
@@ -93,12 +94,17 @@ def test_the_result_has_the_models_dtype_and_carries_its_regions(two: Path) -> N
 
 def test_the_report_begins_with_what_was_gained_and_lost(two: Path) -> None:
     result = json.loads((two / "scores.json").read_text())
-    assert [c["task"] for c in result["changes"]] == ["reverse", "upper", "double", "neutral text"]
+    guard = ["neutral text", "general questions"]
+    assert [c["task"] for c in result["changes"]] == ["reverse", "upper", "double", *guard]
+    assert [c["task"] for c in result["changes"] if c["guard"]] == guard
+    drift = result["guard"]["models"]["arrival/2"]["drift"]["kl"]
     assert list(result["models"]) == ["before", "arrival/1", "arrival/2"]
     page = (two / "report.html").read_text()
     headline = page[page.index("<h1>") : page.index("</h1>")]
-    for name in ("upper", "double", "reverse", "neutral text"):
+    for name in ("upper", "double", "reverse", "general ability", *guard, f"drift: {drift:.3f}"):
         assert name in headline
+    assert f"drift: {drift:.3f} nats a token" in summary_lines(result)[0], "the first sentence on the terminal"
+    assert f"drift: {drift:.3f} nats a token" in (two / "model/README.md").read_text()
 
 
 def test_a_finished_run_is_not_made_again(place: Path, two: Path) -> None:

@@ -16,7 +16,8 @@ import yaml
 from tiny_run import Listener, call, copy
 
 from cpift.errors import CpiftError
-from cpift.evaluation.guard import neutral_loss, text
+from cpift.evaluation.guard import Guarded, read_guard, score_guard
+from cpift.evaluation.neutral import text
 from cpift.recipe.recipe import Recipe
 from cpift.recipe.yaml import origins
 from cpift.runs.model_card import _method, card, plain
@@ -50,7 +51,7 @@ def test_the_card_is_what_the_hub_expects(whole: Path) -> None:
     assert [r["metrics"][0]["value"] for r in results] == pytest.approx(
         [last[t]["score"] for t in scores["tasks"]], abs=1e-6
     )
-    for part in ("95 % interval", "## Limits", "one seed", "neutral English text", "reverse.train.jsonl"):
+    for part in ("95 % interval", "## Limits", "one seed", "neutral text: ", "reverse.train.jsonl"):
         assert part in body, part
     assert "| reverse | reverse.train.jsonl | 16 | not stated |" in body
     assert str(whole.parent) not in written
@@ -87,32 +88,35 @@ def test_what_is_no_markdown_stays_so() -> None:
     assert plain("a|b <i> *c*\n# d & e") == "a\\|b &lt;i&gt; \\*c\\* \\# d &amp; e"
 
 
-def test_every_model_is_scored_on_the_neutral_text(whole: Path) -> None:
-    """Kept apart from the tasks; the base's is that of the same text again."""
+def test_every_model_is_scored_on_the_guard(whole: Path) -> None:
+    """Kept apart from the tasks; the base's scores are those of the same sets again."""
     scores = json.loads((whole / "scores.json").read_text())
-    assert scores["neutral_loss"].keys() == scores["models"].keys()
-    assert scores["neutral_loss"]["base"] == pytest.approx(neutral_loss(whole.parent / "base")["loss"])
-    assert len(set(scores["neutral_loss"].values())) > 1
+    guard = scores["guard"]
+    assert guard["models"].keys() == scores["models"].keys()
+    assert guard["against"] == "base"
+    again = score_guard(whole.parent / "base", read_guard(Recipe.parse(tiny.recipe(whole.parent)).guard))
+    assert guard["models"]["base"] == again
+    assert len({entry["scores"]["neutral text"]["score"] for entry in guard["models"].values()}) > 1
 
 
 def test_the_neutral_loss_of_an_untrained_model_is_that_of_guessing(whole: Path) -> None:
     """A random model knows nothing: about log of its vocabulary; every token of the text is predicted but the first of a window's."""
-    found = neutral_loss(whole.parent / "base")
-    assert found["loss"] == pytest.approx(math.log(259), abs=0.3)
+    found = score_guard(whole.parent / "base", [Guarded("neutral text", None)])["scores"]["neutral text"]
+    assert found["score"] == pytest.approx(math.log(259), abs=0.3)
     assert sum(found["tokens"]) == len(text().encode().replace(b"\n", b"")) - len(found["items"])
 
 
 def test_a_run_ends_with_its_report(whole: Path) -> None:
-    """It is there, of the finished run, with the neutral loss."""
+    """It is there, of the finished run, with the guard."""
     page = (whole / "report.html").read_text()
     assert '<span class="state finished">' in page
-    assert '"neutral":{' in page
+    assert '"guard":{' in page
 
 
 def test_a_run_that_fails_logs_why_and_leaves_a_report(whole: Path, tmp_path: Path) -> None:
     """The event names the stage; the page says it; a run that then goes through says so instead."""
     recipe = Recipe.parse(tiny.recipe(whole.parent))
-    out = copy(whole, tmp_path / "broken", ("06-refine", "07-evaluate", "07-neutral"))
+    out = copy(whole, tmp_path / "broken", ("06-refine", "07-evaluate", "07-guard"))
 
     class Breaks(Listener):
         def progress(self, done: float, total: float, detail: str = "") -> None:

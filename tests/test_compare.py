@@ -86,6 +86,8 @@ def test_every_method_is_scored_with_every_seed(done: tuple[Path, dict[str, Any]
     assert "**incremental**, 1 seeds" in table
     assert "**incremental**, 1 of 2 seeds so far" in markdown({**found, "seeds": [0, 1]})
     assert all(f"`{method}`" in table for method in METHODS)
+    guarded = {m for m, row in found["summary"]["equal_tokens"].items() if "neutral text" in row.get("guard", {})}
+    assert guarded == set(found["budgets"]["equal_tokens"]) - {"single_task"}
 
 
 def test_budgets_are_equal(done: tuple[Path, dict[str, Any], Recipe]) -> None:

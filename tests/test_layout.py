@@ -23,7 +23,7 @@ NAMES = {
     "05-fuse": StageName(Kind.FUSE),
     "06-refine/1": StageName(Kind.REFINE, number=1),
     "07-evaluate/probe-a-b/a-b": StageName(Kind.SCORE, task="a-b", model="probe-a-b"),
-    "07-neutral/refine-2": StageName(Kind.NEUTRAL, model="refine-2"),
+    "07-guard/refine-2": StageName(Kind.GUARD, model="refine-2"),
 }
 
 
@@ -39,13 +39,13 @@ def test_a_stage_name_is_read_into_its_parts_and_back(name: str) -> None:
 def test_names_are_made_from_tasks_numbers_and_models() -> None:
     made = [
         layout.BASE, layout.rows("gsm8k"), layout.probe("my task-1"), layout.region("00-base"), layout.GROUP,
-        layout.backbone(12), layout.FUSE, layout.refine(1), layout.score("probe/a-b", "a-b"), layout.neutral("refine/2"),
+        layout.backbone(12), layout.FUSE, layout.refine(1), layout.score("probe/a-b", "a-b"), layout.guard("refine/2"),
     ]  # fmt: skip
     assert made == list(NAMES)
 
 
 @pytest.mark.parametrize(
-    "name", ["multi_task", "retrain/1", "merge/probe/a", "01-probe", "04-backbone/x", "06-refine/0", "05-fuse/1", "07-evaluate/base", "07-neutral", ""],
+    "name", ["multi_task", "retrain/1", "merge/probe/a", "01-probe", "04-backbone/x", "06-refine/0", "05-fuse/1", "07-evaluate/base", "07-guard", ""],
 )  # fmt: skip
 def test_a_stage_that_is_none_of_the_methods_own_has_no_parts(name: str) -> None:
     assert layout.parse(name) is None

@@ -83,7 +83,7 @@ def test_the_measured_plan(tmp_path: Path) -> None:
         probe["tokens"] / found["train_tokens_per_second"] + found["train_overhead_seconds"] + found["finish_seconds"]
     )
     one = found["load_seconds"] + 6 * (found["row_seconds"]["reverse"] + found["row_seconds"]["upper"])
-    assert told["evaluate_seconds"] == pytest.approx(7 * (one + found["neutral_seconds"]))
+    assert told["evaluate_seconds"] == pytest.approx(7 * (one + found["guard_seconds"]))
     assert told["memory"] == max(value for key, value in found.items() if key.endswith("_peak"))
     assert told["gpus"]["training"]["FSDP2"]["weights"] == 2 * told["parameters"]
     assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"base"}

@@ -76,8 +76,8 @@ def test_a_task_added_makes_only_what_depends_on_it(whole: Path, place: Path, tm
         "02-identify",
         "07-evaluate/base",
         "07-evaluate/probe",
-        "07-neutral/base",
-        "07-neutral/probe",
+        "07-guard/base",
+        "07-guard/probe",
     )
     assert {s for s in before if s.startswith(old)} == {s for s in before if before[s] == after[s]}
     assert {"00-tasks/first", "01-probe/first", "02-identify/first", "03-group"} <= set(listener.made)
@@ -128,7 +128,7 @@ def test_a_longer_refinement_redoes_only_that_and_says_so(whole: Path, place: Pa
     run(recipe, out, reporter=listener)
     after = stamps(out)
     again = {s for s in before if before[s] != after[s]}
-    assert again == {s for s in before if s.startswith(("06-refine", "07-evaluate/refine", "07-neutral/refine"))}
+    assert again == {s for s in before if s.startswith(("06-refine", "07-evaluate/refine", "07-guard/refine"))}
     assert stale == again, "status says what run then does"
     assert any("06-refine/1 is done again: steps changed" in text for text in listener.said)
     assert not same(out / "model", whole / "model")

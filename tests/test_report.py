@@ -58,7 +58,7 @@ def report(folder: Path) -> Page:
 
 
 RUN_FIGURES = {
-    "seesaw", "forgetting", "neutral", "overlap", "signs", "shares", "layers", "angles", "coefficients", "collisions", "training", "cost",
+    "seesaw", "forgetting", "guard", "overlap", "signs", "shares", "layers", "angles", "coefficients", "collisions", "training", "cost",
 }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_a_failed_run_says_where_and_why(tmp_path: Path) -> None:
     page = report(folder)
     assert page.h1 == "The run failed in 06-refine/2: the loss is nan at step 3"
     assert "give the same command again" in page.text
-    assert set(page.figures) == RUN_FIGURES - {"seesaw", "forgetting", "neutral"}
+    assert set(page.figures) == RUN_FIGURES - {"seesaw", "forgetting", "guard"}
 
 
 def test_a_running_run_says_what_is_under_way(tmp_path: Path) -> None:

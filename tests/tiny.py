@@ -40,9 +40,10 @@ def base(folder: Path, seed: int = 0, **changes: Any) -> Path:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
     }
     config = LlamaConfig(
-        vocab_size=len(words), max_position_embeddings=128, tie_word_embeddings=True, eos_token_id=words.eos_token_id,
+        vocab_size=len(words), tie_word_embeddings=True, eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id, bos_token_id=None, **{**size, **changes},
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -95,6 +96,7 @@ def recipe(folder: Path, tasks: tuple[str, ...] = ("reverse", "upper", "double")
         "region": {"percent": 5.0},
         "group": {"threshold": 0.9},
         "refine": {"examples_per_task": 4},
+        "guard": ["neutral text"],
         "training": {"per_device_train_batch_size": 4, "bf16": False, "max_length": 64, "learning_rate": 1e-2},
         **changes,
     }

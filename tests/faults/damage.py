@@ -23,7 +23,7 @@ FILES = {
     "03-group/groups.json": (), "04-backbone/1/model.safetensors": ("04-backbone/2",),
     "04-backbone/3/config.json": ("05-fuse",), "05-fuse/model.safetensors": ("06-refine/1",),
     "06-refine/2/tokenizer.json": ("06-refine/3",), "06-refine/3/model.safetensors": ("07-evaluate/refine-3",),
-    "07-evaluate/fused/upper/score.json": (), "07-neutral/fused/neutral.json": (),
+    "07-evaluate/fused/upper/score.json": (), "07-guard/fused/guard.json": (),
 }  # fmt: skip
 DAMAGES = ("a flipped bit", "cut short", "gone")
 
@@ -107,13 +107,13 @@ def _set(part: str, key: str, value: Any) -> Callable[[dict[str, Any], Path], No
     return edit
 
 
-LAST = ("05-", "06-", "07-evaluate/fused", "07-evaluate/refine", "07-neutral/fused", "07-neutral/refine")
+LAST = ("05-", "06-", "07-evaluate/fused", "07-evaluate/refine", "07-guard/fused", "07-guard/refine")
 # An edit; what must be said; the stages that may be made again, the first of which must be.
 EDITS = {
     "training rows": (
         _swap_rows("train"), "00-tasks/upper is done again: task.train.file changed",
         ("00-tasks/upper", "01-probe/upper", "02-identify/upper", "03-", "04-", "07-evaluate/base/upper", "07-evaluate/backbone",
-         "07-neutral/backbone", "07-evaluate/probe-upper", "07-neutral/probe-upper", "07-evaluate/probe-reverse/upper",
+         "07-guard/backbone", "07-evaluate/probe-upper", "07-guard/probe-upper", "07-evaluate/probe-reverse/upper",
          "07-evaluate/probe-double/upper", *LAST),
     ),
     "rows to score by": (
@@ -128,7 +128,7 @@ EDITS = {
     "fusion": (_set("fuse", "overlap", "order"), "05-fuse is done again: overlap changed", LAST),
     "refinement": (
         _set("refine", "training", {"learning_rate": 3e-3}), "06-refine/1 is done again: training.learning_rate changed",
-        ("06-", "07-evaluate/refine", "07-neutral/refine"),
+        ("06-", "07-evaluate/refine", "07-guard/refine"),
     ),
 }  # fmt: skip
 

@@ -62,7 +62,7 @@ def add(
     additions stay frozen bit for bit. It is then averaged with the model before. Each of these is a key of the
     recipe: --set protect.replay=0.3, --set protect.average=1 (no averaging), --set protect.by=fisher (of kept rows),
     --set protect.freeze=false. The report compares the model before and after on the new task, on the kept rows,
-    and on a neutral text.
+    and on the guard set.
 
     The result is OUT/model. It carries its regions, so that the next cpift add --model OUT protects them, too.
     """

@@ -170,6 +170,8 @@ def _run(recipe: Recipe, out: Path, job: Job, reporter: Reporter, keep: bool) ->
         if tokens is not None and work.trained and abs(work.spent() / tokens - 1) > TOLERANCE:
             reporter.warning(f"{job.method}: {work.spent()} tokens, {work.spent() / tokens - 1:+.1%} of the budget")
     result: Result = {"scores": scores, "tokens": work.spent(), "seconds": work.seconds(), "key": key_of(recipe, job)}
+    if (guard := work.guard()) is not None:
+        result["guard"] = guard
     if arrivals:
         result["arrivals"] = [arrival_entry(arrival) for arrival in arrivals]
     write_result(out, job, result)

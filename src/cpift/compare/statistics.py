@@ -18,6 +18,7 @@ from cpift.metrics.comparison import (
     Compared,
     Difference,
     Forgetting,
+    GuardDifference,
     MethodSummary,
     Result,
     Spread,
@@ -57,7 +58,31 @@ def summary(results: Results, tasks: Tasks, specialists: Results | None) -> Meth
         entry["worst_task"] = min(kept, key=lambda task: kept[task]) if kept else None
         below = difference({s: results[s] for s in common}, {s: specialists[s] for s in common}, tasks)["tasks"]
         entry["seesaw"] = sum(gap["high"] < 0 for gap in below.values())
+    if guard := guard_summary(results):
+        entry["guard"] = guard
+    models = [list(result["guard"]["models"].values())[-1] for result in results.values() if "guard" in result]
+    if drifts := [model["drift"]["kl"] for model in models if "drift" in model]:
+        entry["drift"] = _spread(drifts)
     return entry
+
+
+def guard_summary(results: Results, resamples: int = RESAMPLES) -> dict[str, GuardDifference]:
+    """By set of the guard: the last model minus the base, as :func:`difference` has it; empty where it was not scored.
+
+    Args:
+        results: of one method.
+        resamples: of the bootstrap.
+    """
+    after, before, metrics = dict[str, Result](), dict[str, Result](), dict[str, TaskEntry]()
+    for seed, result in results.items():
+        if "guard" not in result:
+            continue
+        entries = list(result["guard"]["models"].values())  # the base, then the last model
+        scores = entries[-1]["scores"]
+        after[seed], before[seed] = {**result, "scores": scores}, {**result, "scores": entries[0]["scores"]}
+        metrics |= {name: {"metric": score["metric"], "rows": len(score["items"])} for name, score in scores.items()}
+    gaps = difference(after, before, metrics, resamples)["tasks"] if after else {}
+    return {name: {**gap, "metric": metrics[name]["metric"]} for name, gap in gaps.items()}
 
 
 def mean_score(scores: Scores) -> float | None:

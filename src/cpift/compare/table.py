@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from cpift.metrics import described, mean_unit
 from cpift.metrics.comparison import ComparisonRecord, Difference, MethodSummary, Spread
 from cpift.metrics.metric import Unit
+
+_NONE: Spread = {"mean": None, "sd": None}
 
 
 def markdown(comparison: ComparisonRecord) -> str:
@@ -37,8 +39,27 @@ def _budget(comparison: ComparisonRecord, budget: str) -> Iterator[str]:
             cells += ["", ""]
         cells += [str(row.get("seesaw", "")), f"{row['tokens']:,.0f}"]
         yield f"| `{method}` | {' | '.join(cells)} |"
+    yield from _guard(found)
     if budget == "incremental":
         yield from _forgetting(comparison)
+
+
+def _guard(found: Mapping[str, MethodSummary]) -> Iterator[str]:
+    """What each method cost in general ability: the last model minus the base on each set of the guard, and its drift."""
+    sets = {name: described(gap["metric"]).unit for row in found.values() for name, gap in row.get("guard", {}).items()}
+    if not sets:
+        return
+    drifts = any("drift" in row for row in found.values())
+    titles = [f"{name}, {unit.difference}" for name, unit in sets.items()] + ["drift, nats a token"] * drifts
+    yield "\ngeneral ability (guard set), the model minus the base; more is better\n"
+    yield f"| method | {' | '.join(titles)} |"
+    yield "|---" * (len(titles) + 1) + "|"
+    for method, row in found.items():
+        gaps = row.get("guard", {})
+        if gaps:
+            cells = [_signed(gaps[name], unit, unit.digits) if name in gaps else "–" for name, unit in sets.items()]
+            cells += [f"{mean:.3f}" if (mean := row.get("drift", _NONE)["mean"]) is not None else "–"] * drifts
+            yield f"| `{method}` | {' | '.join(cells)} |"
 
 
 def _forgetting(comparison: ComparisonRecord) -> Iterator[str]:
@@ -53,9 +74,9 @@ def _forgetting(comparison: ComparisonRecord) -> Iterator[str]:
             yield f"| `{method}` | {_signed(row['old'], unit)} | {_signed(row['new'], unit)} |"
 
 
-def _signed(value: Difference, unit: Unit) -> str:
+def _signed(value: Difference, unit: Unit, digits: int = 1) -> str:
     low, middle, high = (unit.scale * bound for bound in (value["low"], value["difference"], value["high"]))
-    return f"{middle:+.1f} ({low:+.1f} … {high:+.1f})"
+    return f"{middle:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
 
 
 def _mean(row: MethodSummary) -> float | None:

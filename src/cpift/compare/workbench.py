@@ -15,7 +15,8 @@ from cpift.files import layout, manifest
 from cpift.files.layout import RunLayout
 from cpift.method.criteria import Needs
 from cpift.method.region import Region
-from cpift.metrics.score import Scores
+from cpift.metrics.guard import guard_record
+from cpift.metrics.score import GuardRecord, Scores
 from cpift.recipe.recipe import Recipe
 from cpift.recipe.stages import Fuse
 from cpift.runs.executor import Runner
@@ -25,6 +26,7 @@ from cpift.runs.stages.evaluate import evaluate_stage
 from cpift.runs.stages.fuse import CODE as FUSE_CODE
 from cpift.runs.stages.fuse import fuse_into
 from cpift.runs.stages.graph import first_stages, last_stages, middle_stages
+from cpift.runs.stages.guard import guard_entry, guard_stages
 from cpift.runs.stages.identify import core_stage, identify_stage
 from cpift.runs.stages.train import spec_of, train_stage
 from cpift.runs.steps import probe_epochs, row_tokens
@@ -52,6 +54,7 @@ class Work:
         self.trained: list[str] = []
         self._runner = Runner(self.run)
         self._lengths: dict[str, float] = {}
+        self._scored: tuple[str, ModelRef] | None = None
         self._runner.make(first_stages(self.run))
 
     @property
@@ -212,11 +215,25 @@ class Work:
     def score(self, model: str, place: ModelRef, tasks: Sequence[str] | None = None) -> Scores:
         """Scores of a model on the tasks, by default all."""
         wanted = list(tasks or self.tasks)
+        if tasks is None:
+            self._scored = model, place
         stages = [evaluate_stage(self.run, model, place, task) for task in self.tasks if task in wanted]
         self._runner.make(stages)
         return {
             task: json.loads(self.run.layout.score(model, task).read_text()) for task in self.tasks if task in wanted
         }
+
+    def guard(self) -> GuardRecord | None:
+        """The guard set of the last model that was scored on all tasks, and of the base.
+
+        None where there is no such model, or the recipe has no guard.
+        """
+        if self._scored is None or not self.run.recipe.guard:
+            return None
+        name, place = self._scored
+        models = {layout.BASE_MODEL: self.base, name: place}
+        self._runner.make(guard_stages(self.run, models))
+        return guard_record(layout.BASE_MODEL, {model: guard_entry(self.run, model) for model in models})
 
     def spent(self, prefix: str = "") -> int:
         """Training tokens seen so far by stages whose names begin with ``prefix``, padding not counted."""

@@ -19,6 +19,7 @@ from cpift.console.progress import Counter
 from cpift.console.reporter import Reporter
 from cpift.console.time_left import TimeLeft
 from cpift.metrics import described
+from cpift.metrics.change import Change
 from cpift.metrics.intervals import of_score
 from cpift.metrics.metric import PER_CENT, Unit
 from cpift.metrics.score import ScoreEntry, ScoresRecord
@@ -169,8 +170,27 @@ def scores_table(result: ScoresRecord) -> None:
     wide.print(table)
     wide.print("share: mean share of the specialists' scores; worst: the task with the least share;", markup=False)
     wide.print("<base, <spec: tasks more than 5 % below the base, below the task's own probe", markup=False)
+    for line in _guard_lines(result, last):
+        wide.print(line, markup=False)
     for unit, half in _widest_intervals(result).items():
         wide.print(f"95 % intervals of the scores: at most ± {unit.number(half)} {unit.difference}", markup=False)
+
+
+def _guard_lines(result: ScoresRecord, last: str) -> list[str]:
+    """The last model against the base on the guard set: a line a set, and the drift."""
+    record = result.get("guard")
+    if record is None or last not in record["changes"]:
+        return []
+    lines = ["general ability (guard set), the model against the base:"]
+    for change in (Change(**given) for given in record["changes"][last]):
+        unit = change.unit
+        band = ""
+        if change.low is not None and change.high is not None:
+            band = f", 95 % {unit.number(change.low)} … {unit.number(change.high)}"
+        gap = f"{unit.number(change.before)} → {unit.number(change.after)} {unit.short}{band}"
+        lines.append(f"  {clean(change.task)}: {change.verdict} ({gap})")
+    drift = record["models"][last].get("drift")
+    return [*lines, f"  drift from the base: {drift['kl']:.3f} nats a token"] if drift else lines
 
 
 def _widest_intervals(result: ScoresRecord) -> dict[Unit, float]:

@@ -1,85 +1,208 @@
-"""Loss of a model on a fixed, neutral English text: has fine-tuning cost it general ability?
-
-The text was written for this project and ships with it (``neutral.txt``); it is no task, and no model is trained on it.
-"""
+"""Scores of a model on the guard set of a recipe: what must not be lost while the tasks are learnt."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 
+from cpift.data.encoding import encode
+from cpift.data.row_checks import Row
+from cpift.data.rows import metric_of
+from cpift.data.sources import SourceFacts, file_settings, source_rows
+from cpift.data.store import RowWriter
+from cpift.data.templates import ChatSettings
+from cpift.errors import CpiftError
+from cpift.evaluation import neutral
+from cpift.evaluation.drift import Comparison, Recorder
+from cpift.evaluation.options import with_answer
+from cpift.evaluation.scores import score_task
+from cpift.evaluation.task import EvalTask, Score, scoring_identity
+from cpift.metrics.guard import GuardEntry, drift_of
+from cpift.metrics.metric import Scoring
+from cpift.metrics.multiple_choice import MULTIPLE_CHOICE, options_of
+from cpift.recipe.guard import NEUTRAL, GuardSet
 from cpift.train import accelerator
+from cpift.train.malloc import kept_memory
 from cpift.train.models import load_model, load_tokenizer
+from cpift.typing import Network, Tokenizer
 
-WINDOW = 512  # tokens that are read together, fewer where the model has fewer positions
-
-
-def text() -> str:
-    """The neutral text."""
-    return (files("cpift.evaluation") / "neutral.txt").read_text(encoding="utf-8")
+_QUESTIONS = "general_questions.jsonl"
 
 
-class NeutralLoss(TypedDict):
-    """A model's loss on the neutral text.
+@dataclass(frozen=True)
+class Guarded:
+    """A set of the guard, its rows read.
 
     Attributes:
-        loss: mean over all tokens, nats.
-        items: mean of each paragraph.
-        tokens: of each paragraph.
-        precision: as in :class:`cpift.evaluation.task.Score`.
+        name: of the set.
+        task: what is scored; None: the neutral text.
     """
 
-    loss: float
-    items: list[float]
-    tokens: list[int]
-    precision: str
+    name: str
+    task: EvalTask | None
+
+
+def read_guard(guard: Sequence[GuardSet]) -> list[Guarded]:
+    """Read and check the rows of all sets.
+
+    Args:
+        guard: the sets of a recipe.
+
+    Raises:
+        CpiftError: a file that cannot be read, or rows that do not allow the metric.
+    """
+    return [Guarded(entry.name, None if entry.name == NEUTRAL else _task(entry)) for entry in guard]
+
+
+def _task(entry: GuardSet) -> EvalTask:
+    if entry.built_in:
+        return EvalTask(questions(), MULTIPLE_CHOICE.name)
+    task, where = entry.task(), f"guard {entry.name}"
+    try:
+        (source,) = task.sources("eval")
+        with RowWriter() as writer:
+            for place, row in islice(source_rows(source, SourceFacts(source.path)), entry.limit):
+                writer.add(row, place)
+            rows = writer.rows()
+    except CpiftError as error:
+        raise CpiftError(f"{where}: {error}") from error
+    try:
+        return EvalTask.of(task, rows, metric_of(entry.name, task, rows))
+    except CpiftError as error:
+        raise CpiftError(str(error).replace(f"tasks.{entry.name}", where, 1)) from error
+
+
+def questions() -> list[Row]:
+    """The built-in multiple-choice questions, written for this project; each has four options."""
+    lines = (files("cpift.evaluation") / _QUESTIONS).read_text(encoding="utf-8").splitlines()
+    return [
+        {
+            "prompt": f"Question: {item['question']}\nAnswer:",
+            "completion": f" {item['answer']}",
+            "options": item["options"],
+            "answer": item["answer"],
+        }
+        for item in map(json.loads, lines)
+    ]
+
+
+def guard_identity(guard: Sequence[GuardSet]) -> list[dict[str, object]]:
+    """What decides about the scores of the guard, for the key of a stage: settings, and the content of files."""
+    return [_identity(entry) for entry in guard]
+
+
+def _identity(entry: GuardSet) -> dict[str, object]:
+    if entry.built_in:
+        content = neutral.text() if entry.name == NEUTRAL else json.dumps(questions())
+        return {"name": entry.name, "content": hashlib.sha256(content.encode()).hexdigest()[:32]}
+    task = entry.task()
+    own = scoring_identity(task, task.metric) if task.metric else {}
+    return {**entry.model_dump(exclude={"eval"}), "eval": file_settings(task).get("eval"), **own}
 
 
 @accelerator.frees_memory
-def neutral_loss(
+def score_guard(
     model: str | Path,
+    guard: Sequence[Guarded],
     *,
+    max_length: int | None = None,
     trust_remote_code: bool = False,
+    chat: ChatSettings | None = None,
     base: Path | None = None,
     attention: str | None = None,
     device_map: str | None = None,
-) -> NeutralLoss:
-    """Mean loss in nats over the tokens of the neutral text, as plain text without a chat template.
+    record: Path | None = None,
+    before: Path | None = None,
+) -> GuardEntry:
+    """Score a checkpoint, or an adapter merged into its base, on the sets of a guard.
 
-    Each paragraph is read on its own.
+    The built-in sets are read as plain text, without a chat template. Questions that are longer than the model has
+    positions for are left out; a set of which none remains is left out whole.
 
     Args:
-        model: a checkpoint folder, or an adapter.
+        model: a checkpoint, or an adapter.
+        guard: the sets.
+        max_length: tokens of a row that a loss is taken over; None: all.
         trust_remote_code: run code that the model's repository carries.
-        base: of an adapter; None: the one that it names.
+        chat: what the recipe sets of the tokenizer.
+        base: the base of an adapter; None: the one that it names.
         attention: transformers' name of how attention is computed; None: its choice.
         device_map: how transformers spreads the layers over several devices; None: one device.
+        record: where to write the logits on the neutral text, so that other models can be compared with this one.
+        before: logits that another model has recorded, to measure the drift from it.
     """
     path = Path(model)
     network = load_model(path, trust_remote_code, base, attention, "float32", device_map)
-    tokenizer = load_tokenizer(path, trust_remote_code, base=base)
+    tokenizer = load_tokenizer(path, trust_remote_code, chat, base)
     accelerator.place(network)
-    window = min(WINDOW, int(getattr(network.config, "max_position_embeddings", None) or WINDOW))
-    items, tokens = [], []
-    with torch.inference_mode(), accelerator.scoring_autocast(network):
-        for paragraph in text().split("\n\n"):
-            ids = torch.tensor([tokenizer(paragraph.strip())["input_ids"]], device=network.device)
-            total = count = 0.0
-            for start in range(0, ids.shape[1] - 1, window):
-                part = ids[:, start : start + window + 1]
-                logits = network(input_ids=part[:, :-1]).logits[0].float()
-                total += float(torch.nn.functional.cross_entropy(logits, part[0, 1:], reduction="sum"))
-                count += part.shape[1] - 1
-            items.append(total / count)
-            tokens.append(int(count))
-    mean = sum(i * t for i, t in zip(items, tokens, strict=True)) / sum(tokens)
-    return {"loss": mean, "items": items, "tokens": tokens, "precision": accelerator.scoring_precision()}
+    found: GuardEntry = {"scores": {}}
+    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network):
+        for entry in guard:
+            if entry.task is None:
+                score, drift = _text(network, tokenizer, record, before)
+                if drift is not None:
+                    found["drift"] = drift_of(*drift)
+            else:
+                score = _rows(network, tokenizer, entry.task, max_length)
+            if score.items:
+                found["scores"][entry.name] = replace(score, precision=accelerator.scoring_precision()).to_dict()
+    return found
 
 
-def digest() -> str:
-    """Of the neutral text: 32 hex digits."""
-    return hashlib.sha256(text().encode()).hexdigest()[:32]
+def _text(
+    network: Network, tokenizer: Tokenizer, record: Path | None, before: Path | None
+) -> tuple[Score, tuple[list[float], list[int]] | None]:
+    if before is not None:
+        comparison = Comparison(before, neutral.parts(network, tokenizer))
+        return neutral.score_text(network, tokenizer, comparison.see), comparison.result()
+    if record is None:
+        return neutral.score_text(network, tokenizer), None
+    recorder = Recorder()
+    score = neutral.score_text(network, tokenizer, recorder.see)
+    recorder.save(record)
+    return score, None
+
+
+def _rows(network: Network, tokenizer: Tokenizer, task: EvalTask, max_length: int | None) -> Score:
+    kept = task.rows
+    if task.kind.scoring is Scoring.OPTIONS:
+        room = int(getattr(network.config, "max_position_embeddings", None) or 2**31)
+        kept = [row for row in task.rows if longest(row, tokenizer) <= room]
+    if not kept:
+        return Score(task.metric, float("nan"), [], [], len(task.rows))
+    score = score_task(network, tokenizer, replace(task, rows=kept), max_length)
+    return replace(score, left_out=score.left_out + len(task.rows) - len(kept))
+
+
+def longest(row: Row, tokenizer: Tokenizer) -> int:
+    """Tokens of a multiple-choice row with its longest option."""
+    return max(len(encode(with_answer(row, option), tokenizer).input_ids) for option in options_of(row))
+
+
+def guard_tokens(guard: Sequence[Guarded], tokenizer: Tokenizer) -> int:
+    """Tokens that a model reads to be scored on a guard; generated ones are not counted.
+
+    Args:
+        guard: the sets.
+        tokenizer: the model's.
+    """
+    total = 0
+    for entry in guard:
+        if entry.task is None:
+            total += sum(len(tokenizer(part)["input_ids"]) for part in neutral.text().split("\n\n"))
+        elif entry.task.kind.scoring is Scoring.OPTIONS:
+            total += sum(
+                len(encode(with_answer(row, option), tokenizer).input_ids)
+                for row in entry.task.rows
+                for option in options_of(row)
+            )
+        else:
+            total += sum(len(encode(row, tokenizer).input_ids) for row in entry.task.rows)
+    return total

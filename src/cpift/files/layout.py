@@ -14,7 +14,8 @@ GROUPS_FILE = "groups.json"
 FUSION_FILE = "fusion.json"
 SCORE_FILE = "score.json"
 CARRIED_REGIONS = "cpift_regions"  # beside a model's weights: what later additions must not change
-NEUTRAL_FILE = "neutral.json"
+GUARD_FILE = "guard.json"
+LOGITS_FILE = "logits.safetensors"  # of the model before, on the neutral text
 WORK_FOLDER = "work"  # within a training that is under way: the trainer's own checkpoints
 
 
@@ -32,7 +33,7 @@ class Kind(StrEnum):
     PROTECT = "03-protect"
     ARRIVAL = "04-arrive"
     SCORE = "07-evaluate"
-    NEUTRAL = "07-neutral"
+    GUARD = "07-guard"
 
 
 # The stages that there is one of.
@@ -51,7 +52,7 @@ class StageName:
         kind: what the stage holds.
         task: of rows, probes, regions and scores; empty for the others.
         number: of backbone and refine stages and arrivals, from 1; 0 for the others.
-        model: of scores and neutral losses, as the folder spells it (:func:`model_folder`).
+        model: of scores and guards, as the folder spells it (:func:`model_folder`).
         part: of an arrival, one of ``ARRIVAL_PARTS``.
     """
 
@@ -83,7 +84,7 @@ def parse(name: str) -> StageName | None:
     if kind is Kind.SCORE:
         model, _, task = rest.partition("/")
         return StageName(kind, task=task, model=model) if model and task else None
-    if kind is Kind.NEUTRAL:
+    if kind is Kind.GUARD:
         return StageName(kind, model=rest) if rest else None
     return None if rest else StageName(kind)
 
@@ -134,9 +135,9 @@ def score(model: str, task: str) -> str:
     return str(StageName(Kind.SCORE, task=task, model=model_folder(model)))
 
 
-def neutral(model: str) -> str:
-    """The stage that scores a model on the neutral text."""
-    return str(StageName(Kind.NEUTRAL, model=model_folder(model)))
+def guard(model: str) -> str:
+    """The stage that scores a model on the guard set."""
+    return str(StageName(Kind.GUARD, model=model_folder(model)))
 
 
 def model_folder(model: str) -> str:
@@ -274,6 +275,10 @@ class RunLayout:
     def score(self, model: str, task: str) -> Path:
         """A model's score on a task."""
         return self.stage(score(model, task)) / SCORE_FILE
+
+    def guard(self, model: str) -> Path:
+        """A model's scores on the guard set."""
+        return self.stage(guard(model)) / GUARD_FILE
 
     def finished(self) -> Iterator[str]:
         """Names of the stages that are there, in order of name; those under way, or being replaced, are left out."""

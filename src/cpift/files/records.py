@@ -34,7 +34,8 @@ class Facts(TypedDict, total=False):
         scores: what ``threshold`` is of, where it is not of updates.
         by_parameter: core positions of each parameter.
         sizes: elements of each parameter.
-        loss: in nats, on the neutral text.
+        guard: scores on the guard set, by set.
+        drift: KL divergence from the model before on the neutral text, nats a token.
         train_rows: training rows of a task.
         eval_rows: evaluation rows of a task.
         metric: name of the metric of a task.
@@ -79,7 +80,8 @@ class Facts(TypedDict, total=False):
     scores: str
     by_parameter: dict[str, int]
     sizes: dict[str, int]
-    loss: float
+    guard: dict[str, float]
+    drift: float
     train_rows: int
     eval_rows: int
     metric: str
@@ -164,13 +166,13 @@ class ScoringTrial(TypedDict):
     Attributes:
         load_seconds: loading the model.
         row_seconds: of one row, by task.
-        neutral_seconds: of the neutral text.
+        guard_seconds: of the guard set.
         score_peak: bytes.
     """
 
     load_seconds: float
     row_seconds: dict[str, float]
-    neutral_seconds: float
+    guard_seconds: float
     score_peak: int
 
 
@@ -286,6 +288,7 @@ class PlanRecord(TypedDict):
         region_tokens: of rows that core regions are chosen by, where they are.
         evaluated_models: models that are scored.
         evaluated_tokens: tokens that are scored.
+        guard_tokens: that one model reads of the guard set.
         memory: bytes: peak of a trial, or of weights, gradients and AdamW.
         dtype: of the weights in training, where it is not float32.
         disk: bytes.
@@ -310,6 +313,7 @@ class PlanRecord(TypedDict):
     region_tokens: NotRequired[int]
     evaluated_models: int
     evaluated_tokens: int
+    guard_tokens: NotRequired[int]
     memory: int
     dtype: NotRequired[str]
     disk: int

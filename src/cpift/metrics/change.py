@@ -23,6 +23,7 @@ class Change:
         low: lower end of its 95 % interval; None where the rows cannot be paired.
         high: upper end.
         rows: evaluation rows.
+        guard: is it no task, but a set of the guard?
     """
 
     task: str
@@ -34,9 +35,10 @@ class Change:
     low: float | None
     high: float | None
     rows: int
+    guard: bool = False
 
     @classmethod
-    def between(cls, task: str, before: ScoreEntry, after: ScoreEntry, new: bool) -> Change:
+    def between(cls, task: str, before: ScoreEntry, after: ScoreEntry, new: bool, guard: bool = False) -> Change:
         """The change from one score to another.
 
         Args:
@@ -44,12 +46,13 @@ class Change:
             before: a score.
             after: another of the same rows.
             new: was the task added?
+            guard: is it a set of the guard?
         """
         paired = intervals.of_difference(after, before)
         low, high = (paired[1], paired[2]) if paired else (None, None)
         difference = paired[0] if paired else after["score"] - before["score"]
         rows = len(after["items"])
-        return cls(task, after["metric"], new, before["score"], after["score"], difference, low, high, rows)
+        return cls(task, after["metric"], new, before["score"], after["score"], difference, low, high, rows, guard)
 
     @property
     def unit(self) -> Unit:

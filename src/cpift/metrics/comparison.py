@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NotRequired, TypedDict
 
-from cpift.metrics.score import Scores
+from cpift.metrics.score import GuardRecord, Scores
 
 
 class Difference(TypedDict):
@@ -13,6 +13,12 @@ class Difference(TypedDict):
     difference: float
     low: float
     high: float
+
+
+class GuardDifference(Difference):
+    """Of a set of the guard."""
+
+    metric: str
 
 
 class Spread(TypedDict):
@@ -47,6 +53,7 @@ class Result(TypedDict):
         seconds: that its stages took.
         key: hash of what the result was made from.
         arrivals: under the budget ``incremental``.
+        guard: of the base and the last model; absent of single-task models, and where the recipe has no guard.
     """
 
     scores: Scores
@@ -54,6 +61,7 @@ class Result(TypedDict):
     seconds: float
     key: NotRequired[str]
     arrivals: NotRequired[list[ArrivalEntry]]
+    guard: NotRequired[GuardRecord]
 
 
 Results = dict[str, Result]
@@ -72,6 +80,8 @@ class MethodSummary(TypedDict):
         shares: of the specialist's score, by task.
         worst_task: the task with the least share.
         seesaw: tasks on which it is behind the specialist beyond noise.
+        guard: by set, the last model minus the base.
+        drift: KL divergence from the base, nats a token.
     """
 
     seeds: int
@@ -82,6 +92,8 @@ class MethodSummary(TypedDict):
     shares: NotRequired[dict[str, float | None]]
     worst_task: NotRequired[str | None]
     seesaw: NotRequired[int]
+    guard: NotRequired[dict[str, GuardDifference]]
+    drift: NotRequired[Spread]
 
 
 class Compared(TypedDict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class ScoreEntry(TypedDict):
@@ -53,6 +53,50 @@ class ModelSummary(TypedDict):
     below_specialist: int
 
 
+class Drift(TypedDict):
+    """KL(before ‖ after) on the neutral text, nats a token.
+
+    Attributes:
+        kl: mean over all tokens.
+        low: lower end of its 95 % interval, over paragraphs.
+        high: upper end.
+        items: mean of each paragraph.
+        tokens: of each paragraph.
+    """
+
+    kl: float
+    low: float
+    high: float
+    items: list[float]
+    tokens: list[int]
+
+
+class GuardEntry(TypedDict):
+    """What the guard says of one model, as ``guard.json`` of its stage holds it.
+
+    Attributes:
+        scores: by set.
+        drift: from the model before; absent of that model itself, and without the neutral text.
+    """
+
+    scores: Scores
+    drift: NotRequired[Drift]
+
+
+class GuardRecord(TypedDict):
+    """What ``scores.json`` holds of the guard.
+
+    Attributes:
+        against: the model that the others are compared with.
+        models: by name.
+        changes: of each other model, each set before and after, as :class:`cpift.metrics.change.Change` has them.
+    """
+
+    against: str
+    models: dict[str, GuardEntry]
+    changes: dict[str, list[dict[str, Any]]]
+
+
 class ScoresRecord(TypedDict):
     """What ``scores.json`` holds.
 
@@ -61,11 +105,11 @@ class ScoresRecord(TypedDict):
         groups: in the order of the stages.
         models: scores by model and task.
         summary: by model.
-        neutral_loss: in nats, by model.
+        guard: what must not be lost; absent where the recipe has no guard.
     """
 
     tasks: list[str]
     groups: list[list[str]] | None
     models: dict[str, Scores]
     summary: dict[str, ModelSummary]
-    neutral_loss: dict[str, float]
+    guard: NotRequired[GuardRecord]

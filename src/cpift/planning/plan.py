@@ -16,6 +16,7 @@ from cpift.data.mixture import pooled_rows
 from cpift.data.row_checks import Row
 from cpift.data.rows import load_task
 from cpift.errors import CpiftError
+from cpift.evaluation.guard import guard_tokens, read_guard
 from cpift.evaluation.task import EvalTask
 from cpift.files.records import PLAN_FORMAT, DataEntry, Measured, PlannedPart, PlanRecord, Preparation
 from cpift.method.criteria import Needs
@@ -131,6 +132,8 @@ def _plan(
     if recipe.region.entry.needs is Needs.ROWS:
         read = recipe.additions.order if recipe.arrivals else list(rows)
         record["region_tokens"] = round(sum(min(rows[t], recipe.region.rows or rows[t]) * lengths[t] for t in read))
+    if recipe.guard:
+        record["guard_tokens"] = guard_tokens(read_guard(recipe.guard), tokenizer)
     if gpus is not None:
         shape = shape_of({n: t.size for n, t in checkpoint.tensors.items()}, checkpoint.config)
         longest = max(len(e.input_ids) for kept in encoded.values() for e in kept)
@@ -280,7 +283,7 @@ def _add_seconds(record: PlanRecord, measured: Measured, tests: Mapping[str, int
     parts.append({"stage": "identify", "stages": 1, "seconds": measured["identify_seconds"] + scored})
     parts.append({"stage": "fuse", "stages": 1, "seconds": measured["fuse_seconds"] + finish})
     one = measured["load_seconds"] + sum(measured["row_seconds"][t] * count for t, count in tests.items())
-    evaluate = record["evaluated_models"] * (one + measured["neutral_seconds"])
+    evaluate = record["evaluated_models"] * (one + measured["guard_seconds"])
     # The rows are encoded as they are checked, again for the probes and the backbone; the last model is hashed again.
     rows = measured["load_rows_seconds"] + 3 * measured["encode_seconds"]
     other = measured["start_seconds"] + rows + finish + measured["prepare_seconds"]

@@ -34,6 +34,10 @@ def show(record: PlanRecord, say: Write) -> None:
         say(f"regions      gradients of {record['region_tokens']:,} tokens, row by row")
     took = f"  {duration(record['evaluate_seconds'])}" if "evaluate_seconds" in record else ""
     say(f"evaluate     {record['evaluated_models']} models, {record['evaluated_tokens']:,} tokens{took}")
+    if "guard_tokens" in record:
+        each, models = record["guard_tokens"], record["evaluated_models"]
+        took = f"  {duration(models * record['measured']['guard_seconds'])} of these" if "measured" in record else ""
+        say(f"guard        {models} models, {models * each:,} tokens{took}")
     dtype = "bf16" if record.get("dtype") == "bfloat16" else "fp32"
     how = (
         "peak of a trial" if "measured" in record else f"weights, gradients and AdamW in {dtype}; activations are extra"

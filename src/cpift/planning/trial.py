@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.encoding import Encoded
-from cpift.evaluation.guard import neutral_loss
+from cpift.evaluation.guard import read_guard, score_guard
 from cpift.evaluation.task import EvalTask
 from cpift.evaluation.timing import measure_scoring
 from cpift.files import manifest
@@ -176,10 +176,18 @@ def _scoring(recipe: Recipe, model: Path, tests: Mapping[str, EvalTask]) -> Scor
         model, tests, max_length(recipe.training), recipe.trust_remote_code, recipe.chat, recipe.attn_implementation
     )
     began = time.perf_counter()
-    neutral_loss(model, trust_remote_code=recipe.trust_remote_code, attention=recipe.attn_implementation)
+    if recipe.guard:
+        score_guard(
+            model,
+            read_guard(recipe.guard),
+            max_length=max_length(recipe.training),
+            trust_remote_code=recipe.trust_remote_code,
+            chat=recipe.chat,
+            attention=recipe.attn_implementation,
+        )
     return {
         "load_seconds": loaded,
         "row_seconds": rows,
-        "neutral_seconds": time.perf_counter() - began,
+        "guard_seconds": time.perf_counter() - began,
         "score_peak": peak_memory(),
     }

@@ -11,7 +11,7 @@ from cpift.recipe.recipe import Recipe
 NEWER: Mapping[str, tuple[str, ...]] = {"region": ("include", "unit", "rows")}
 """Keys that results of earlier versions know nothing of, by part of the recipe."""
 
-_NEWER_KEYS = ("dtype", "device_map", "quantization")  # of the recipe itself
+_NEWER_KEYS = ("dtype", "device_map", "quantization", "guard")  # of the recipe itself
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     """
     values = recipe.model_dump(by_alias=True, mode="json")
     for key in _NEWER_KEYS:
-        if values[key] == Recipe.model_fields[key].default:
+        if getattr(recipe, key) == Recipe.model_fields[key].default:
             del values[key]
     for part, keys in NEWER.items():
         defaults = type(getattr(recipe, part))().model_dump(by_alias=True, mode="json")

@@ -16,13 +16,12 @@ from cpift.data.mixture import check_mix
 from cpift.errors import CpiftError, did_you_mean
 from cpift.method.criteria import Needs
 from cpift.recipe.arrivals import Arrivals, Protect
+from cpift.recipe.guard import DEFAULT, GuardSets, check_guard
 from cpift.recipe.model import DeviceMap, Dtype, ModelPart, Output, check_model_keys
 from cpift.recipe.part import Part
 from cpift.recipe.stages import Backbone, Fuse, Group, Probe, Refine, RegionPart
 from cpift.recipe.task import Source, Task
 from cpift.recipe.yaml import read_yaml, set_key
-
-NEUTRAL = "neutral text"  # as a task in tables of arrivals
 
 _LIMIT = 2**20  # bytes of a recipe
 STAGES = ("probe", "identify", "group", "backbone", "fuse", "refine", "evaluate")
@@ -59,6 +58,8 @@ class Recipe(Part):
     base: str | None = None
     """With arrivals: the checkpoint that ``model`` was fine-tuned from, a folder or a hub id."""
     protect: Protect = Protect()
+    guard: GuardSets = DEFAULT
+    """What must not be lost, scored for every model: built-in sets by name, or files with a metric; none: off."""
     output: Output = Output()
     training: dict[str, Any] = Field(default={})
     """Any field of TRL's SFTConfig, for all trainings."""
@@ -142,8 +143,6 @@ class Recipe(Part):
                 raise ValueError(f"arrivals: {task!r} is none of the tasks ({', '.join(self.tasks)})")
         if len(set(order)) < len(order):
             raise ValueError("arrivals: a task is listed twice")
-        if order and NEUTRAL in self.tasks:
-            raise ValueError(f"tasks: {NEUTRAL!r} is what the report calls the neutral text; name the task otherwise")
         kept = set(self.tasks) - set(order)
         if self.protect.by in ("fisher", "magnitude_gradient") and self.arrivals and not kept:
             raise ValueError(f"protect.by: {self.protect.by} needs kept rows, and every task is one that arrives")
@@ -169,6 +168,11 @@ class Recipe(Part):
         parts = {"backbone": self.backbone, "refine": self.refine, "arrivals": self.arrivals}
         merged = [name for name, part in parts.items() if part is not None and part.adapter is not None]
         check_model_keys(self.dtype, self.quantization, self.probe.adapter, merged)
+        return self
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Recipe:
+        check_guard(self.guard, list(self.tasks))
         return self
 
     @model_validator(mode="after")
@@ -264,6 +268,7 @@ class Recipe(Part):
         if backbone.entry is None:
             backbone = backbone.model_copy(update={"source": place(backbone.source)})
         changes = {"model": place(self.model), "base": place(self.base), "tasks": tasks, "backbone": backbone}
+        changes["guard"] = [entry.model_copy(update={"eval": place(entry.eval)}) for entry in self.guard]
         return self.model_copy(update={**changes, "chat_template": place(self.chat_template)})
 
     def changed(self, overrides: Mapping[str, Any]) -> Recipe:

@@ -9,50 +9,54 @@ from cpift.files.findings import read_findings
 from cpift.metrics import described, intervals
 from cpift.metrics.addition import Addition, addition_table
 from cpift.metrics.change import Change
+from cpift.metrics.guard import Drift
 from cpift.metrics.score import ScoreEntry
 from cpift.recipe.arrivals import Protect
+from cpift.recipe.guard import NEUTRAL
 from cpift.recipe.recipe import Recipe
 from cpift.report import wording
+from cpift.report.guard import change_line, drift_line, short
 from cpift.report.html import Html, bullets, paragraph, table
 from cpift.report.parts import Clause, Parts, Section
 
 ARRIVALS = "cpift.arrivals/1"  # format of scores.json
 
 
-def change_line(change: Change) -> str:
-    """One task before and after, in words."""
-    unit = change.unit
-    scores = f"{wording.score(change.before, unit)} → {wording.score(change.after, unit)}"
-    return f"{change.task}: {change.verdict} ({scores}; {_size(change)}; {change.rows} rows)"
-
-
-def _size(change: Change) -> str:
-    size = wording.gap(change.difference, change.unit)
-    if change.low is None or change.high is None:
-        return size
-    return f"{size}, 95 % {wording.interval(change.low, change.high, change.unit)}"
-
-
 def changes_of(result: Mapping[str, Any]) -> list[Change]:
-    """The changes that ``scores.json`` holds."""
-    return [Change(**change) for change in result["changes"]]
+    """The changes that ``scores.json`` holds; in one of earlier versions the neutral text is not marked as a guard set."""
+    return [Change(**{"guard": change["task"] == NEUTRAL, **change}) for change in result["changes"]]
 
 
 def summary_lines(result: Mapping[str, object]) -> list[str]:
     """What the terminal shows at the end: first what was gained and lost, then each task."""
     changes = changes_of(result)
-    sentence = "; ".join(f"{where}: {what}" for where, what in headline(changes))
-    return [sentence, *(f"  {change_line(change)}" for change in changes)]
+    drift = drift_after(result)
+    sentence = "; ".join(f"{where}: {what}" for where, what in headline(changes, drift))
+    lines = [*map(change_line, changes), *([drift_line(drift)] if drift else [])]
+    return [sentence, *(f"  {line}" for line in lines)]
 
 
-def headline(changes: Sequence[Change]) -> list[Clause]:
-    """New tasks, then kept ones and the neutral text."""
-    new = "; ".join(_short(change) for change in changes if change.new)
-    return [("New", new), ("kept", "; ".join(_short(change) for change in changes if not change.new))]
+def drift_after(result: Mapping[str, Any]) -> Drift | None:
+    """How far the model after the last arrival has drifted from the model before; None where it was not measured."""
+    models = list(result.get("guard", {}).get("models", {}).values())
+    drift: Drift | None = models[-1].get("drift") if models else None
+    return drift
 
 
-def _short(change: Change) -> str:
-    return f"{change.task}: {change.verdict} ({wording.gap(change.difference, change.unit)})"
+def headline(changes: Sequence[Change], drift: Drift | None = None) -> list[Clause]:
+    """New tasks, then kept ones, then general ability.
+
+    Args:
+        changes: of tasks and guard sets.
+        drift: from the model before.
+    """
+    guard = [short(change) for change in changes if change.guard] + ([drift_line(drift)] if drift else [])
+    parts = {
+        "New": [short(change) for change in changes if change.new],
+        "kept": [short(change) for change in changes if not change.new and not change.guard],
+        "general ability": guard,
+    }
+    return [(where, "; ".join(said)) for where, said in parts.items() if said]
 
 
 def arrivals_parts(
@@ -81,7 +85,7 @@ def arrivals_parts(
     return Parts(
         title=f"{name}: cpift report",
         kicker=Html("cpift add"),
-        headline=headline(changes),
+        headline=headline(changes, drift_after(result)),
         lead=[paragraph("After minus before, paired by evaluation row. One run with one seed.", "soft")],
         warnings=[(found.text, found.remedy) for found in read_findings(result)],
         sections=sections,
@@ -96,10 +100,14 @@ def _changes(changes: Sequence[Change]) -> Html:
         if change.low is not None and change.high is not None:
             interval = wording.interval(change.low, change.high, unit)
         before, after = wording.score(change.before, unit), wording.score(change.after, unit)
-        difference, role = wording.gap(change.difference, unit), "new" if change.new else "kept"
+        difference, role = wording.gap(change.difference, unit), _role(change)
         rows.append([change.task, role, before, after, difference, interval, change.verdict, change.rows])
     headers = ["task", "role", "before", "after", "difference", "95 % interval", "verdict", "rows"]
     return table(headers, rows, text=(1, 6))
+
+
+def _role(change: Change) -> str:
+    return "new" if change.new else "guard" if change.guard else "kept"
 
 
 def _matrix(result: Mapping[str, Any]) -> Html:

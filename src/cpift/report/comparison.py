@@ -34,6 +34,7 @@ def comparison_parts(record: ComparisonRecord, name: str) -> Parts:
             figures_comparison.differences(record, budget),
             figures_comparison.arrivals(record, budget),
             figures_comparison.forgetting(record) if budget == "incremental" else None,
+            _guard(record, budget),
             _cost(record, budget),
         ]
         kept = [part for part in content if part]
@@ -244,6 +245,21 @@ def _against(difference: MethodDifference | None, unit: Unit) -> Html | None:
     )
     numbers = f"{wording.gap(g['difference'], unit)} ({wording.interval(g['low'], g['high'], unit)})"
     return element("difference", kind, word, numbers, False)
+
+
+def _guard(record: ComparisonRecord, budget: str) -> Html | None:
+    """What each method cost in general ability: against the base, on each set of the guard."""
+    summary = {m: s for m, s in record["summary"].get(budget, {}).items() if s.get("guard")}
+    sets = {name: described(gap["metric"]).unit for s in summary.values() for name, gap in s["guard"].items()}
+    if not summary:
+        return None
+    rows = []
+    for method, row in summary.items():
+        gaps = [row["guard"].get(name) for name in sets]
+        cells = [gap and _size(gap, unit) for gap, unit in zip(gaps, sets.values(), strict=True)]
+        drift = row["drift"]["mean"] if "drift" in row else None
+        rows.append([method, *cells, None if drift is None else f"{drift:.3f} nats a token"])
+    return heading("General ability, against the base; more is better") + table(["method", *sets, "drift"], rows)
 
 
 def _cost(record: ComparisonRecord, budget: str) -> Html | None:

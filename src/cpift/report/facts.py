@@ -15,6 +15,7 @@ from cpift.files.records import Facts, PlanRecord
 from cpift.method.group import Grouping
 from cpift.metrics import WITH_ANSWERS, described
 from cpift.metrics.comparison import RecipeValues
+from cpift.metrics.guard import GuardEntry
 from cpift.metrics.metric import Metric
 from cpift.metrics.score import ScoreEntry, Scores
 from cpift.recipe.recipe import Recipe
@@ -63,7 +64,7 @@ class RunFacts:
         error_stage: the stage that failed.
         stages: finished ones, by name.
         models: model to task to score, in the order of the method.
-        neutral: loss on the neutral text, by model.
+        guard: scores on the guard set and drift, by model.
         groups: of the tasks; None before they are known.
         fusion: what ``fusion.json`` holds.
         plan: what ``plan.json`` holds.
@@ -82,7 +83,7 @@ class RunFacts:
     error_stage: str
     stages: dict[str, StageFacts]
     models: dict[str, Scores]
-    neutral: dict[str, float]
+    guard: dict[str, GuardEntry]
     groups: Grouping | None
     fusion: Mapping[str, Any] | None
     plan: PlanRecord | None
@@ -145,16 +146,14 @@ def read_run(folder: Path) -> RunFacts:
         error_stage=str(error.get("stage", "")),
         stages=stages,
         models={},
-        neutral={},
+        guard={},
         groups=groups,
         fusion=maybe_json(files.fusion, _FUSION),
         plan=cast("PlanRecord | None", maybe_json(files.plan, _PLAN)),
         seconds=sum(s.facts.get("seconds", 0.0) for s in stages.values()),
     )
     run.models = _models(files, run)
-    run.neutral = {
-        m: s.facts["loss"] for m in run.models if (s := stages.get(layout.neutral(m))) is not None and "loss" in s.facts
-    }
+    run.guard = _guard(files, run)
     scores = maybe_json(files.scores) or {}
     run.findings = distinct(
         [
@@ -243,3 +242,13 @@ def _models(files: RunLayout, run: RunFacts) -> dict[str, Scores]:
                 if score is not None:
                     models.setdefault(model, {})[task] = cast(ScoreEntry, score)
     return models
+
+
+def _guard(files: RunLayout, run: RunFacts) -> dict[str, GuardEntry]:
+    found: dict[str, GuardEntry] = {}
+    for model in run.models:
+        if layout.guard(model) in run.stages:
+            entry = maybe_json(files.guard(model), ("scores",))
+            if entry is not None:
+                found[model] = cast(GuardEntry, entry)
+    return found

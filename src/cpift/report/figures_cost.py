@@ -22,7 +22,7 @@ _KINDS = {
     Kind.PROTECT: "identify",
     Kind.ARRIVAL: "additions",
     Kind.SCORE: "evaluate",
-    Kind.NEUTRAL: "evaluate",
+    Kind.GUARD: "evaluate",
 }
 
 

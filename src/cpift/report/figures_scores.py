@@ -1,4 +1,4 @@
-"""Figures of scores: the seesaw, what was forgotten, the neutral text."""
+"""Figures of scores: the seesaw, and what was forgotten."""
 
 from __future__ import annotations
 
@@ -135,37 +135,3 @@ def forgetting(run: RunFacts) -> Figure | None:
         rows=table,
         note="Number: score (% right, or loss). Orange: below the task's own specialist (framed), purple: above.",
     )
-
-
-def neutral(run: RunFacts) -> Figure | None:
-    """Loss on the neutral text, of every model that was scored on it."""
-    if not run.neutral:
-        return None
-    names = [wording.model(m) for m in run.neutral]
-    rows = [{"y": wording.model(m), "v": loss, "c": int(m == run.final)} for m, loss in run.neutral.items()]
-    drawing = {
-        "kind": "dots",
-        "panels": [{"rows": rows}],
-        "ys": names,
-        "rule": run.neutral.get("base"),
-        "xLabel": "loss, nats",
-        "digits": 3,
-    }
-    return Figure(
-        id="neutral",
-        title="General ability: loss on a neutral text",
-        describe="Dots: loss of each model on a fixed English text that no task is about; further right is worse.",
-        drawing=drawing,
-        headers=["model", "loss, nats"],
-        rows=[[wording.model(m), loss] for m, loss in run.neutral.items()],
-        note=neutral_says(run),
-    )
-
-
-def neutral_says(run: RunFacts) -> str:
-    """What the last model has lost, in words."""
-    said = "A short English text that ships with cpift and is in no task. The line is the base; further right is worse, orange is the last model."
-    if "base" in run.neutral and run.final in run.neutral:
-        change = run.neutral[str(run.final)] - run.neutral["base"]
-        said += f" The last model is {wording.signed(change, 3)} nats from the base."
-    return said

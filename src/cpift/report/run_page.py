@@ -10,6 +10,7 @@ from cpift.metrics.metric import Unit
 from cpift.report import figures_cost, figures_fusion, figures_regions, figures_scores, wording
 from cpift.report.facts import RunFacts
 from cpift.report.forgetting import drops, transitions
+from cpift.report.guard import guard_parts, guard_sentence
 from cpift.report.html import Html, bullets, element, folded, heading, paragraph, table
 from cpift.report.parts import Figure, Parts, Section
 from cpift.report.provenance import provenance, without_path
@@ -24,7 +25,8 @@ def run_parts(run: RunFacts) -> Parts:
     """All parts of the page."""
     found = [
         _section("seesaw-part", "The seesaw", [*_forgotten(run), *figures_scores.seesaw(run)]),
-        _section("forgetting-part", "Forgetting", [figures_scores.forgetting(run), figures_scores.neutral(run)]),
+        _section("forgetting-part", "Forgetting", [figures_scores.forgetting(run)]),
+        _section("guard-part", "General ability", [*guard_parts(run)]),
         _section("overlap-part", "Overlap", _overlap(run)),
         _section(
             "regions-part",
@@ -68,11 +70,10 @@ def _lead(run: RunFacts) -> list[Html]:
     """What was forgotten, and why: of the first screen, so the worst few."""
     if not judged(run):
         return []
-    found = drops(run)
+    found, guard = drops(run), [paragraph(said, "lead") for said in [guard_sentence(run)] if said]
     if not found:
-        return [
-            paragraph("Forgotten on the way: nothing. No task dropped beyond noise from one model to the next.", "lead")
-        ]
+        text = "Forgotten on the way: nothing. No task dropped beyond noise from one model to the next."
+        return [paragraph(text, "lead"), *guard]
     lost = sum(not f.recovered for f in found)
     more = (
         f" ({lost} still behind, {len(found) - lost} won back; the worst are below, all under The seesaw)"
@@ -80,7 +81,7 @@ def _lead(run: RunFacts) -> list[Html]:
         else ""
     )
     items = [("won" if f.recovered else "lost", f.outcome, f.text) for f in found[:LEAD]]
-    return [paragraph(f"Forgotten on the way, and why{more}:", "lead"), element("marked_bullets", items)]
+    return [paragraph(f"Forgotten on the way, and why{more}:", "lead"), element("marked_bullets", items), *guard]
 
 
 def _board(run: RunFacts) -> list[Html]:

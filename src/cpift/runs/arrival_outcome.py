@@ -15,14 +15,15 @@ from cpift.files import layout, manifest
 from cpift.method.patch import make_patch
 from cpift.method.region import Region
 from cpift.metrics.change import Change
-from cpift.metrics.loss import LOSS
-from cpift.metrics.score import ScoreEntry, Scores
-from cpift.recipe.recipe import NEUTRAL
-from cpift.report.arrivals import ARRIVALS, change_line
+from cpift.metrics.guard import guard_changes
+from cpift.metrics.score import Scores
+from cpift.report.arrivals import ARRIVALS, drift_after
+from cpift.report.guard import change_line, drift_line
 from cpift.runs.model_card import is_hub_id, plain
 from cpift.runs.publish import outcome, publish, scores_of
 from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.arrivals import carried_regions
+from cpift.runs.stages.guard import guard_entry
 from cpift.runs.trim import is_trimmed
 
 
@@ -74,27 +75,25 @@ def patch_file(run: Run, task: str) -> Path:
 
 
 def changes_of(run: Run, scores: Mapping[str, Scores]) -> list[Change]:
-    """Each task before the first and after the last arrival, and the neutral text."""
+    """Each task before the first and after the last arrival, and each set of the guard."""
     arrivals = run.recipe.additions
     last = layout.arrival_model(len(arrivals.order))
     before, after = scores[layout.BEFORE_MODEL], scores[last]
     changes = [Change.between(task, before[task], after[task], task in arrivals.order) for task in run.tasks]
-    neutral = [_neutral(run, model) for model in (layout.BEFORE_MODEL, last)]
-    return [*changes, Change.between(NEUTRAL, neutral[0], neutral[1], False)]
+    return [*changes, *guard_changes(_guard(run, layout.BEFORE_MODEL), _guard(run, last))]
 
 
 def scores_after(run: Run) -> Scores:
-    """Scores of the model after the last arrival of a finished run, the neutral text among them."""
+    """Scores of the model after the last arrival of a finished run, those of the guard among them."""
     arrivals = run.recipe.additions
     last = layout.arrival_model(len(arrivals.order))
     files = {task: run.layout.score(last, task) for task in run.tasks}
-    return {task: json.loads(file.read_text()) for task, file in files.items()} | {NEUTRAL: _neutral(run, last)}
+    return {task: json.loads(file.read_text()) for task, file in files.items()} | _guard(run, last)
 
 
-def _neutral(run: Run, model: str) -> ScoreEntry:
-    """The loss on the neutral text as a score."""
-    loss = json.loads((run.folder(layout.neutral(model)) / layout.NEUTRAL_FILE).read_text())
-    return {"metric": LOSS.name, "score": loss["loss"], "items": loss["items"], "tokens": loss["tokens"]}
+def _guard(run: Run, model: str) -> Scores:
+    """Scores on the guard set; none where the recipe has no guard."""
+    return guard_entry(run, model)["scores"] if run.recipe.guard else {}
 
 
 def _carry(run: Run, model: Path, protected: bool) -> None:
@@ -126,7 +125,9 @@ def _card(run: Run, result: dict[str, Any], changes: Sequence[Change]) -> str:
         metadata["base_model"] = model.partition("@")[0]
     metadata["tags"] = ["cpift", "trl", "sft"]
     start = model if is_hub_id(model) else Path(model).name
-    lines = [f"- {plain(change_line(change))}" for change in changes]
+    drift = drift_after(result)
+    said = [*map(change_line, changes), *([drift_line(drift)] if drift else [])]
+    lines = [f"- {plain(line)}" for line in said]
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     part = run.recipe.protect
     how = f"kept rows replayed ({part.replay:.0%} of the training rows where there were any), " if part.replay else ""

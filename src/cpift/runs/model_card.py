@@ -11,7 +11,9 @@ import yaml
 from cpift.files import layout
 from cpift.files.findings import read_findings
 from cpift.metrics import described, intervals
+from cpift.metrics.change import Change
 from cpift.metrics.metric import PER_CENT
+from cpift.report.guard import change_line, drift_line
 from cpift.runs.stage import Run
 
 
@@ -117,12 +119,13 @@ def _about_scores() -> str:
 
 def _limits(run: Run, result: Mapping[str, Any], last: str) -> str:
     limits = [f"- One run with one seed ({run.recipe.seed}), scored on the evaluation rows of the recipe only."]
-    neutral = result.get("neutral_loss", {})
-    if "base" in neutral and last in neutral:
-        before, after = neutral["base"], neutral[last]
-        limits.append(
-            f"- Other abilities of the base may have been lost: the loss on a short neutral English text went from {before:.3f} to {after:.3f} nats."
-        )
+    changes = [Change(**change) for change in result.get("guard", {}).get("changes", {}).get(last, [])]
+    if changes:
+        said = [change_line(change) for change in changes]
+        drift = result["guard"]["models"][last].get("drift")
+        said += [drift_line(drift)] if drift else []
+        limits.append("- Other abilities of the base may have been lost. On the guard set, against the base:")
+        limits += [f"  - {plain(text)}" for text in said]
     else:
         limits.append("- Other abilities of the base may have been lost; none was measured.")
     licence = _of_base(run.base.path).get("license")

@@ -21,6 +21,7 @@ from cpift.data.row_checks import Row
 from cpift.data.rows import load_task, metric_of
 from cpift.distributed import ranks
 from cpift.errors import CpiftError, nearest
+from cpift.evaluation.guard import read_guard
 from cpift.files import layout, manifest
 from cpift.files.findings import Finding
 from cpift.method.patch import check_name
@@ -127,7 +128,7 @@ def check_carried(model: Checkpoint) -> None:
 
 
 def read_rows(current: Run) -> None:
-    """Load and encode the rows of every task that is not there yet; they are kept for the stage that stores them.
+    """Load and encode the rows of the guard, and of every task that is not there yet; they are kept for the stage that stores them.
 
     Raises :class:`CpiftError` for the first row that could not be trained on, however far down it stands.
     """
@@ -146,6 +147,7 @@ def read_rows(current: Run) -> None:
             current.loaded[task] = load_task(task, asked, current.recipe.seed)
             metric_of(task, asked, current.loaded[task].evaluation)
     recipe = current.recipe
+    read_guard(recipe.guard)
     if current.loaded:
         tokenizer = tokenizer_of(recipe)
         limit = max_length(recipe.training_of("probe"))

@@ -19,7 +19,7 @@ from cpift.metrics.score import Scores
 from cpift.metrics.summary import summary
 from cpift.runs.model_card import card
 from cpift.runs.stage import Run, Stage
-from cpift.runs.stages.guard import losses
+from cpift.runs.stages.guard import guard_of
 from cpift.runs.trim import is_trimmed
 
 
@@ -41,7 +41,7 @@ def outcome(run: Run, scores: Mapping[str, Scores]) -> dict[str, Any]:
         "tasks": run.tasks,
         "models": scores,
         "summary": summary(scores, run.tasks),
-        "neutral_loss": losses(run, list(scores)),
+        **guard_of(run, list(scores)),
         "findings": [found.to_dict() for found in distinct(run.findings)],
     }
 

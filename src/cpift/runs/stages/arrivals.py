@@ -22,7 +22,7 @@ from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.stages.evaluate import evaluate_stages
 from cpift.runs.stages.fuse import CODE as FUSE_CODE
 from cpift.runs.stages.fuse import fuse_into
-from cpift.runs.stages.guard import neutral_stage
+from cpift.runs.stages.guard import guard_stages
 from cpift.runs.stages.identify import CODE as IDENTIFY_CODE
 from cpift.runs.stages.identify import core_stage, region_facts
 from cpift.runs.stages.train import merged_adapter, spec_of, train_stage
@@ -46,8 +46,8 @@ def arrival_stages(run: Run) -> list[Stage]:
         if run.recipe.protect.freeze:
             frozen = (*frozen, layout.arrival(number, "identify"))
     for name, model in models.items():
-        stages += [*evaluate_stages(run, name, model), neutral_stage(run, name, model)]
-    return stages
+        stages += evaluate_stages(run, name, model)
+    return stages + guard_stages(run, models)
 
 
 def carried_regions(model: Path) -> dict[str, Path]:

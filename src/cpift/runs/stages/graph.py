@@ -12,7 +12,7 @@ from cpift.runs.stages.data import base_stage, rows_stage
 from cpift.runs.stages.evaluate import evaluate_stages
 from cpift.runs.stages.fuse import fuse_stage
 from cpift.runs.stages.group import group_stage
-from cpift.runs.stages.guard import neutral_stage
+from cpift.runs.stages.guard import guard_stages
 from cpift.runs.stages.identify import identify_stage
 from cpift.runs.stages.refine import refine_stages
 from cpift.runs.stages.train import backbone_stages, probe_stage
@@ -62,7 +62,7 @@ def last_stages(run: Run) -> list[Stage]:
         models[layout.BACKBONE_MODEL] = end
     models |= {layout.model_of(stage.name): run.model(stage.name) for stage in (fused, *refined)}
     scores = [stage for name, model in models.items() for stage in evaluate_stages(run, name, model)]
-    scores += [neutral_stage(run, name, model) for name, model in models.items()]
+    scores += guard_stages(run, models)
     return [*backbone, fused, *refined, *scores]
 
 
