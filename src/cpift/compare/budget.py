@@ -58,6 +58,8 @@ def equal_tokens(recipe: Recipe, own: Recipe, out: Path, job: Job, reporter: Rep
         times = len(groups) if mixed else 1
         fixed = 0.0 if not method.refines else part.epochs * times * one_pass
         fixed += plain.region_tokens(plain.tasks, own)
+        if method.refines:
+            fixed += part.epochs * plain.replayed_tokens(groups, own)
     factor = (total - fixed) / stretched
     if factor <= 0:
         raise CpiftError(

@@ -19,8 +19,10 @@ from cpift.metrics.guard import guard_record
 from cpift.metrics.score import GuardRecord, Scores
 from cpift.recipe.recipe import Recipe
 from cpift.recipe.stages import Fuse
+from cpift.runs.arrival_rows import rows_of_share
 from cpift.runs.executor import Runner
 from cpift.runs.identity import settings_of
+from cpift.runs.refine_rows import replayed_pass
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.stages.evaluate import evaluate_stage
 from cpift.runs.stages.fuse import CODE as FUSE_CODE
@@ -30,6 +32,7 @@ from cpift.runs.stages.guard import guard_entry, guard_stages
 from cpift.runs.stages.identify import core_stage, identify_stage
 from cpift.runs.stages.train import spec_of, train_stage
 from cpift.runs.steps import probe_epochs, row_tokens
+from cpift.train.averaging import Averaging
 from cpift.train.config import batch_rows
 
 
@@ -101,13 +104,34 @@ class Work:
         tokens: float,
         *,
         replay: Mapping[str, int] | None = None,
+        replay_share: float | None = None,
         frozen: list[str] | None = None,
-        trainable: str | None = None,
+        inside: Sequence[str] = (),
+        anchor: float = 0.0,
+        average: Averaging | None = None,
+        unaveraged: Sequence[str] = (),
+        trainable: str | tuple[str, ...] | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> ModelRef:
-        """Fine-tune on the rows of ``tasks`` for a number of tokens."""
+        """Fine-tune on the rows of some tasks for a number of tokens.
+
+        Args:
+            name: of the stage.
+            start: the model that is fine-tuned.
+            tasks: whose rows are trained on.
+            tokens: that the training may see.
+            replay: rows to draw from each earlier task.
+            replay_share: of all rows; None: about half.
+            frozen: tasks whose cores stay as they are.
+            inside: stages whose regions alone are trained; none: all that is not frozen.
+            anchor: factor of the divergence from the model before, on the prompts.
+            average: averages with the model before while training.
+            unaveraged: stages whose regions are left out of these.
+            trainable: shell-style patterns of the only parameters that are trained; None: all.
+            training: settings; None: those of the backbone.
+        """
         settings = self.run.recipe.training_of("backbone") if training is None else training
-        steps = self.steps(tokens, tasks, replay or {}, settings)
+        steps = self.steps(tokens, tasks, replay or {}, settings, replay_share)
         what = f"{name}: {', '.join(tasks)}" + (f"; replayed: {', '.join(replay)}" if replay else "")
         spec = spec_of(
             self.run,
@@ -115,7 +139,12 @@ class Work:
             steps,
             tuple(tasks),
             replay=replay or {},
+            replay_share=replay_share if replay else None,
             frozen=tuple(map(layout.region, frozen or ())),
+            inside=tuple(inside),
+            anchor=anchor,
+            average=average,
+            unaveraged=tuple(unaveraged) if average else (),
             trainable=trainable,
         )
         stage = train_stage(self.run, name, "backbone", what, start, spec)
@@ -212,6 +241,12 @@ class Work:
         rows = {task: min(self.rows(task), recipe.region.rows or self.rows(task)) for task in tasks}
         return sum(count * self.row_tokens(task) for task, count in rows.items())
 
+    def replayed_tokens(self, groups: Sequence[Sequence[str]], recipe: Recipe) -> float:
+        """Tokens of rows of earlier groups in one pass of all refine stages, as a recipe has them."""
+        rows = {task: self.rows(task) for task in self.tasks}
+        lengths = {task: self.row_tokens(task) for task in self.tasks if recipe.refine.replay}
+        return sum(replayed_pass(recipe, rows, lengths, groups, number)[1] for number, _ in enumerate(groups, start=1))
+
     def score(self, model: str, place: ModelRef, tasks: Sequence[str] | None = None) -> Scores:
         """Scores of a model on the tasks, by default all."""
         wanted = list(tasks or self.tasks)
@@ -275,11 +310,22 @@ class Work:
         """As many passes over the rows as a probe makes over those of the mean task."""
         return probe_epochs(self.run) * self.epoch_tokens(tasks)
 
-    def steps(self, tokens: float, tasks: list[str], replay: Mapping[str, int], training: Mapping[str, Any]) -> int:
+    def steps(
+        self,
+        tokens: float,
+        tasks: list[str],
+        replay: Mapping[str, int],
+        training: Mapping[str, Any],
+        replay_share: float | None = None,
+    ) -> int:
         """Optimizer steps that see this number of tokens."""
         rows, total = sum(self.rows(t) for t in tasks), self.pooled_tokens([tasks])
         kept = {t: min(count, self.rows(t)) for t, count in replay.items()}
-        if kept:
+        if kept and replay_share is not None:
+            again = rows_of_share(rows, replay_share)
+            rows += again
+            total += again * sum(count * self.row_tokens(t) for t, count in kept.items()) / sum(kept.values())
+        elif kept:
             times = max(1, round(rows / sum(kept.values())))
             rows += times * sum(kept.values())
             total += times * sum(count * self.row_tokens(t) for t, count in kept.items())

@@ -30,6 +30,7 @@ from cpift.planning.padding import shuffled_padding
 from cpift.recipe.recipe import Recipe
 from cpift.runs.arrival_rows import arrival_steps, mixed_rows, mixed_tokens
 from cpift.runs.preflight import check_limits, check_models
+from cpift.runs.refine_rows import replayed_pass
 from cpift.runs.survey import measure as measure_rows
 from cpift.runs.survey import mixture, mixture_lines
 from cpift.train.config import DEFAULTS, batch_rows, check_training, max_length
@@ -116,7 +117,7 @@ def _plan(
         "tokens": sum(p["tokens"] for p in parts),
         "evaluated_models": models,
         "evaluated_tokens": models * scored,
-        "memory": checkpoint.total * TRAINED_COPIES * width,
+        "memory": checkpoint.total * (TRAINED_COPIES + _held_copies(recipe)) * width,
         "disk": checkpoints * checkpoint.total * width
         + (4 * tasks * adapter["parameters"] if adapter is not None else 0)
         + _saved(recipe, parts) * checkpoint.total * SAVED_COPIES * width,
@@ -191,7 +192,11 @@ def _trainings(recipe: Recipe, rows: dict[str, int], lengths: dict[str, float]) 
         pool = pools["refine"]
         counts = [(number("refine", recipe.refine.epochs, sum(pool.values())), mean_length(pool))] * len(rows)
     else:
-        counts = [(number("refine", recipe.refine.epochs, drawn[t]), lengths[t]) for t in rows]
+        groups, counts = [[t] for t in rows], []
+        for place, t in enumerate(rows, start=1):
+            again, tokens = replayed_pass(recipe, rows, lengths, groups, place)
+            mean = (drawn[t] * lengths[t] + tokens) / (drawn[t] + again)
+            counts.append((number("refine", recipe.refine.epochs, drawn[t] + again), mean))
     parts.append(part("refine", "refine", counts))
     return parts
 
@@ -250,6 +255,14 @@ def _arrivals(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, flo
         tokens = mixed_tokens(recipe, rows, lengths, number)
         parts.append({"stage": f"arrival {task}", "stages": 1, "steps": steps, "tokens": round(passes * tokens)})
     return parts
+
+
+def _held_copies(recipe: Recipe) -> int:
+    """Copies of the weights before that a training holds: for an anchor, and for averages while it trains."""
+    anchor, every = recipe.refine.anchor.kl, recipe.fuse.every
+    if recipe.arrivals:
+        anchor, every = recipe.protect.anchor, recipe.protect.every
+    return bool(anchor) + bool(every)
 
 
 def _saved(recipe: Recipe, parts: list[PlannedPart]) -> int:

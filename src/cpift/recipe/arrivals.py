@@ -45,6 +45,8 @@ class Protect(Part):
     and memory for a second model."""
     average: float = Field(default=0.75, gt=0, le=1)
     """Weight of the trained model in its average with the model before; 1: no averaging."""
+    every: int | None = Field(default=None, gt=0)
+    """Optimizer steps after which the model is averaged so while it is trained, beside the end; null: at the end alone."""
     interpolation: Literal["slerp", "linear"] = "slerp"
     """How the two are averaged."""
     transplant: bool = True

@@ -8,7 +8,12 @@ from typing import Any
 from cpift.method.criteria import FORMER_NAMES
 from cpift.recipe.recipe import Recipe
 
-NEWER: Mapping[str, tuple[str, ...]] = {"region": ("include", "unit", "rows")}
+NEWER: Mapping[str, tuple[str, ...]] = {
+    "region": ("include", "unit", "rows"),
+    "fuse": ("every",),
+    "refine": ("train", "replay", "anchor"),
+    "protect": ("every",),
+}
 """Keys that results of earlier versions know nothing of, by part of the recipe."""
 
 _NEWER_KEYS = ("dtype", "device_map", "quantization", "guard")  # of the recipe itself

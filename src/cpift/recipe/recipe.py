@@ -159,6 +159,17 @@ class Recipe(Part):
             )
         if self.arrivals and self.stages_by_adapter:
             raise ValueError(f"{self.stages_by_adapter[0]}.adapter: arrivals train all parameters; leave it out")
+        if self.protect.every is not None and self.arrivals:
+            if self.protect.average == 1:
+                raise ValueError("protect.every: averages nothing with protect.average 1; give a weight below 1")
+            if self.arrivals.train == "inside":
+                raise ValueError("protect.every: with arrivals.train inside nothing is averaged; leave it out")
+            if self.arrivals.adapter is not None:
+                raise ValueError(
+                    "protect.every: is not combined with arrivals.adapter, which leaves the weights as they are"
+                )
+        if self.fuse.every is not None and self.refine.adapter is not None:
+            raise ValueError("fuse.every: is not combined with refine.adapter, which leaves the weights as they are")
         if self.base is not None and not self.arrivals:
             raise ValueError("base: is for arrivals; without them the base is model")
         return self

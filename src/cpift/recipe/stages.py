@@ -150,6 +150,9 @@ class Fuse(Part):
     """equal, or a number from 0 to 1; docs/fusion.md has what it means to each interpolation."""
     transplant: bool = True
     """Put each task's own values at its core positions; without, as a control, all is interpolated."""
+    every: int | None = Field(default=None, gt=0)
+    """While refining: optimizer steps after which the model is averaged with the fused one, and after the last step;
+    with weight and interpolation as above, equal being a half. null: never."""
 
     @field_validator("weight")
     @classmethod
@@ -162,6 +165,24 @@ class Fuse(Part):
     def _weight_is_read(self) -> Fuse:
         check_weight(self.interpolation, self.weight)
         return self
+
+    @model_validator(mode="after")
+    def _can_be_done_in_training(self) -> Fuse:
+        if self.every is not None:
+            if self.interpolation not in ("slerp", "linear"):
+                raise ValueError(f"every averages by slerp or linear while training; {self.interpolation} is neither")
+            if self.interpolation == "slerp" and (self.space, self.vector) != ("weights", "tensor"):
+                raise ValueError(
+                    "every averages weights, tensor by tensor; leave space and vector as they are, or it out"
+                )
+        return self
+
+
+class RefineAnchor(Part):
+    """What a refine stage is held to."""
+
+    kl: float = Field(default=0.0, ge=0, le=1e4)
+    """Factor β of the divergence (KL) from the model before the stage, on the prompts of the training rows; 0: off."""
 
 
 class Refine(Trained):
@@ -177,5 +198,17 @@ class Refine(Trained):
     """With ``data: mixed``, other rows for each stage; without, all stages see the same sample."""
     freeze: bool = True
     """Keep the core regions of earlier groups bit-identical."""
+    train: Literal["outside", "inside"] = "outside"
+    """outside: whatever is not frozen. inside: the core regions of the stage's own tasks alone."""
+    replay: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the rows of a stage that are rows of earlier groups, examples_per_task of each task at most; 0: none."""
+    anchor: RefineAnchor = RefineAnchor()
+    """Hold a stage to the model before it: {kl: 0.1}. Needs memory for a second model."""
     adapter: MergedAdapter = None
     """Train an adapter, merged at the end, in place of all parameters: {type: lora, r: 16}; docs/adapters.md."""
+
+    @model_validator(mode="after")
+    def _replay_is_read(self) -> Refine:
+        if self.replay and self.data == "mixed":
+            raise ValueError("replay: with data: mixed each stage sees the rows of all tasks; leave one of them out")
+        return self

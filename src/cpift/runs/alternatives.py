@@ -28,6 +28,7 @@ _PLAIN: Mapping[str, Any] = {
     "protect.freeze": False,
     "protect.transplant": False,
     "protect.average": 1,
+    "protect.every": None,
     "protect.anchor": 0,
     "arrivals.train": "all",
     "arrivals.adapter": None,
@@ -74,6 +75,7 @@ ALTERNATIVES: tuple[Alternative, ...] = (
             **_PLAIN,
             "protect.replay": recipe.protect.replay,
             "protect.average": recipe.protect.average,
+            "protect.every": recipe.protect.every,
         },
     ),
 )

@@ -27,9 +27,19 @@ def replayed_rows(recipe: Recipe, rows: Mapping[str, int], number: int) -> dict[
         return {}
     at_hand = {name: rows[name] for name in recipe.tasks if name not in arrivals.order}
     at_hand |= {name: min(rows[name], arrivals.examples_per_task) for name in arrivals.order[: number - 1]}
-    left, drawn = rows_of_share(rows[arrivals.order[number - 1]], part.replay), dict[str, int]()
+    return spread(rows_of_share(rows[arrivals.order[number - 1]], part.replay), at_hand)
+
+
+def spread(wanted: int, at_hand: Mapping[str, int]) -> dict[str, int]:
+    """A number of rows over the tasks, alike; what few rows leave goes to the others.
+
+    Args:
+        wanted: number of rows.
+        at_hand: rows that each task has.
+    """
+    left, drawn = wanted, dict[str, int]()
     for place, (name, count) in enumerate(sorted(at_hand.items(), key=lambda item: item[1])):
-        drawn[name] = min(count, -(-left // (len(at_hand) - place)))  # what few rows leave goes to the others
+        drawn[name] = min(count, -(-left // (len(at_hand) - place)))
         left -= drawn[name]
     return {name: drawn[name] for name in at_hand if drawn[name]}
 

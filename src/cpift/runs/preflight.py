@@ -219,6 +219,14 @@ def check_router(recipe: Recipe, model: Path) -> None:
         return
     if recipe.arrivals and recipe.protect.anchor and weights != [0]:
         raise CpiftError("protect.anchor: is not combined with a router's loss; set training.router_aux_loss_coef to 0")
+    if (
+        not recipe.arrivals
+        and recipe.refine.anchor.kl
+        and recipe.training_of("refine").get("router_aux_loss_coef") != 0
+    ):
+        raise CpiftError(
+            "refine.anchor: is not combined with a router's loss; set refine.training.router_aux_loss_coef to 0"
+        )
     own = getattr(config, "router_aux_loss_coef", 0.0)
     if not hasattr(config, "num_experts") and any(own if weight is None else weight for weight in weights):
         raise CpiftError(

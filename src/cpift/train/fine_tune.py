@@ -25,6 +25,7 @@ from cpift.train.accelerator import check_trainable, frees_memory, lacking
 from cpift.train.adapters import load_four_bit, save_adapter, wrapped
 from cpift.train.anchor import Anchor
 from cpift.train.auto_batch import asked, describe, halved
+from cpift.train.average import AverageCallback, check_averaging
 from cpift.train.callbacks import FreezeCallback, Tick, Watch
 from cpift.train.config import DEFAULTS, check_rows, sft_config, shared_rows, typed
 from cpift.train.limits import check_encoded, limits_of
@@ -74,6 +75,7 @@ def fine_tune(
     spec: TrainSpec,
     *,
     frozen: Region | None = None,
+    unaveraged: Region | None = None,
     work: Path | None = None,
     tick: Tick = lambda event: None,
     smaller: Callable[[str], None] = lambda text: None,
@@ -86,6 +88,7 @@ def fine_tune(
         out: the folder to save to.
         spec: settings, steps, seed and what is trainable.
         frozen: region that stays bit-identical.
+        unaveraged: region that ``spec.average`` leaves out; the frozen one is in any case.
         work: folder for the trainer's own checkpoints; the last one in it is resumed.
         tick: called with step, steps, loss and tokens per second as it goes.
         smaller: called with one line each time that ``auto_batch`` makes the batch smaller.
@@ -99,7 +102,7 @@ def fine_tune(
     """
     while True:
         try:
-            return _attempt(start, rows, out, spec, frozen, work, tick)
+            return _attempt(start, rows, out, spec, (frozen, unaveraged), work, tick)
         except OutOfMemory as error:
             training = halved(spec.training, DEFAULTS["per_device_train_batch_size"]) if asked(spec.training) else None
             if training is None:
@@ -115,7 +118,7 @@ def _attempt(
     rows: Sequence[Encoded],
     out: Path,
     spec: TrainSpec,
-    frozen: Region | None,
+    regions: tuple[Region | None, Region | None],
     work: Path | None,
     tick: Tick,
 ) -> Trained:
@@ -130,21 +133,22 @@ def _attempt(
     check_trainable(model)
     tokenizer = load_tokenizer(start, spec.trust_remote_code, spec.chat)
     if spec.trainable is not None:
+        patterns = (spec.trainable,) if isinstance(spec.trainable, str) else spec.trainable
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(fnmatch.fnmatchcase(name, spec.trainable))
+            parameter.requires_grad_(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise CpiftError(f"{start}: has no parameter {spec.trainable}; there is nothing to train")
     check_encoded(rows, limits_of(model.config, [name for name, _ in model.named_parameters()]), tokenizer, "row")
     masked = None
     if spec.adapter is not None and spec.merge:
-        masked = put_in(model, spec.adapter, frozen, spec.seed)
+        masked = put_in(model, spec.adapter, regions[0], spec.seed)
     elif spec.adapter is not None:
         model = wrapped(model, spec.adapter, start, spec.seed)
     loaded = _Loaded(model, tokenizer, time.perf_counter() - began, start, masked)
     place = tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work)
     try:
         with place as scratch, kept_memory():
-            return _fine_tune(loaded, rows, out, spec, frozen, Path(scratch), tick)
+            return _fine_tune(loaded, rows, out, spec, regions, Path(scratch), tick)
     except Exception as error:
         if isinstance(error, CpiftError) or not is_out_of_memory(error):
             raise
@@ -192,10 +196,11 @@ def _fine_tune(
     rows: Sequence[Encoded],
     out: Path,
     spec: TrainSpec,
-    frozen: Region | None,
+    regions: tuple[Region | None, Region | None],
     work: Path,
     tick: Tick,
 ) -> Trained:
+    frozen, _ = regions
     config = sft_config(spec.training, work, spec.steps, spec.seed)
     data = training_set(rows)
     watch = Watch(spec.steps, tick)
@@ -211,13 +216,17 @@ def _fine_tune(
         )
     if spec.anchor and getattr(trainer, "aux_loss_enabled", False):
         raise CpiftError(
-            "protect.anchor: is not combined with a router's auxiliary loss; set training.router_aux_loss_coef to 0"
+            "anchor: is not combined with a router's auxiliary loss; set training.router_aux_loss_coef to 0"
         )
     if spec.anchor:
         trainer.anchor = Anchor(_reference(loaded.start, spec, trainer.accelerator.device), spec.anchor)
     _only_our_progress(trainer)
     if loaded.masked is not None:
         _prepare(trainer, loaded.model)
+    if spec.average is not None:
+        check_averaging(spec, trainer)
+        kept = [region.detached() for region in regions if region is not None and region.count]
+        trainer.add_callback(AverageCallback(loaded.model, spec.average, kept[0] | kept[-1] if kept else None))
     freezes = frozen is not None and frozen.count and loaded.masked is None
     guard = FreezeCallback(frozen) if frozen is not None and freezes else None
     if guard:

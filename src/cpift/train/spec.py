@@ -10,6 +10,7 @@ from cpift.data.mixture import Mix
 from cpift.data.templates import ChatSettings
 from cpift.recipe.adapter import Adapter
 from cpift.recipe.model import Dtype
+from cpift.train.averaging import Averaging
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class TrainSpec:
         examples: rows drawn of each task, by seed; None: all.
         draw: which such sample, from 1.
         frozen: stages whose regions stay bit-identical.
-        inside: the stage whose region alone is trained; None: all that is not frozen.
+        inside: stages whose regions alone are trained; none: all that is not frozen.
         replay: rows to mix in from each earlier task. Replayed rows are repeated until they make up about half of the rows.
         replay_share: share of all rows that are replayed ones, exactly; None: the nearest whole number of repetitions.
         mix: what share each of several tasks gets (:mod:`cpift.data.mixture`).
         anchor: factor of the divergence from the model before, on the prompts (:mod:`cpift.train.anchor`); 0: none.
-        trainable: shell-style pattern of the only parameters that are trained, such as "*.bias"; None: all.
+        average: averages with the model before while training (:mod:`cpift.train.average`); None: none.
+        unaveraged: stages whose regions are left out of these averages; frozen ones are in any case.
+        trainable: shell-style patterns of the only parameters that are trained, such as "*.bias"; None: all.
         chat: the recipe's chat template and end token, saved with the model.
         trust_remote_code: may the checkpoint bring code of its own?
         adapter: train this in place of all parameters; None: all parameters.
@@ -46,12 +49,14 @@ class TrainSpec:
     examples: int | None = None
     draw: int = 1
     frozen: tuple[str, ...] = ()
-    inside: str | None = None
+    inside: tuple[str, ...] = ()
     replay: Mapping[str, int] = field(default_factory=dict)
     mix: Mix = "rows"
     replay_share: float | None = None
     anchor: float = 0.0
-    trainable: str | None = None
+    average: Averaging | None = None
+    unaveraged: tuple[str, ...] = ()
+    trainable: str | tuple[str, ...] | None = None
     chat: ChatSettings = field(default_factory=ChatSettings)
     trust_remote_code: bool = False
     adapter: Adapter | None = None

@@ -6,10 +6,13 @@ retrains on everything is the upper bound, and what it costs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cpift.compare.methods.method import Arrival
 from cpift.errors import CpiftError
+from cpift.runs.stages.refine import averaging
+from cpift.train.averaging import Averaging
 
 if TYPE_CHECKING:
     from cpift.compare.workbench import Work
@@ -39,6 +42,12 @@ def left_of(work: Work, task: str, tokens: float) -> float:
 def sample(work: Work, earlier: list[str]) -> dict[str, int]:
     """How many rows of each earlier task are still at hand."""
     return dict.fromkeys(earlier, work.run.recipe.refine.examples_per_task)
+
+
+def average_of(work: Work, at_end: bool = True) -> Averaging | None:
+    """Averages with the model before, where the recipe's ``fuse.every`` asks for them."""
+    average = averaging(work.run.recipe.fuse)
+    return None if average is None else replace(average, at_end=at_end)
 
 
 def arrival(work: Work, task: str, model: str, place: ModelRef, tokens: int) -> Arrival:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cpift.compare.methods.arriving import allowance, arrival, left_of, sample
+from cpift.compare.methods.arriving import allowance, arrival, average_of, left_of, sample
 from cpift.compare.methods.method import Arrival, Budgeting, Method
 from cpift.files import layout
 from cpift.metrics.score import Scores
@@ -36,7 +36,7 @@ def _arriving(work: Work) -> list[Arrival]:
         probe_tokens = work.paper_tokens([task])
         before = work.spent()
         probe = work.train(layout.probe(task), work.base, [task], probe_tokens, training=recipe.training_of("probe"))
-        work.identify(task)
+        core = work.identify(task).stage or ""
         fused = work.add(f"incremental/{i + 1}/fused", task, probe, current) if earlier else probe
         current = work.train(
             f"incremental/{i + 1}/refined",
@@ -44,7 +44,12 @@ def _arriving(work: Work) -> list[Arrival]:
             [task],
             left_of(work, task, allowance(work, task) - probe_tokens),
             replay=sample(work, earlier) or None,
+            replay_share=recipe.refine.replay or None,
             frozen=earlier if earlier and recipe.refine.freeze else None,
+            inside=[core] if recipe.refine.train == "inside" else [],
+            anchor=recipe.refine.anchor.kl,
+            average=average_of(work),
+            unaveraged=[core] if recipe.fuse.transplant and recipe.refine.train == "outside" else [],
             training=recipe.training_of("refine"),
         )
         arrivals.append(arrival(work, task, f"incremental/{i + 1}", current, work.spent() - before))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cpift.compare.methods.arriving import allowance, arrival, left_of, sample
+from cpift.compare.methods.arriving import allowance, arrival, average_of, left_of, sample
 from cpift.compare.methods.method import Arrival, Method
+from cpift.errors import CpiftError
 
 if TYPE_CHECKING:
     from cpift.compare.workbench import Work
@@ -33,7 +34,9 @@ def _one_after_another(work: Work, name: str, replay: bool) -> list[Arrival]:
 
 def _cpi_ft_sequential(work: Work) -> list[Arrival]:
     """The core of a task is what its arrival moved most: no probe is needed, all tokens go into the model."""
-    arrivals, current = list[Arrival](), work.base
+    arrivals, current, part = list[Arrival](), work.base, work.run.recipe.refine
+    if part.train == "inside":
+        raise CpiftError("cpi_ft_sequential: finds a core by training outside it; leave refine.train inside to cpi_ft")
     for i, task in enumerate(work.tasks):
         earlier, name, before = work.tasks[:i], f"continued/{i + 1}", work.spent()
         trained = work.train(
@@ -42,7 +45,10 @@ def _cpi_ft_sequential(work: Work) -> list[Arrival]:
             [task],
             left_of(work, task, allowance(work, task)),
             replay=sample(work, earlier) or None,
-            frozen=earlier if earlier and work.run.recipe.refine.freeze else None,
+            replay_share=part.replay or None,
+            frozen=earlier if earlier and part.freeze else None,
+            anchor=part.anchor.kl,
+            average=average_of(work, at_end=False),  # what is at the end follows, with the core left out
         )
         work.core_of(task, current, trained)
         current = work.blend(f"{name}/fused", task, trained, current, earlier) if earlier else trained

@@ -16,6 +16,7 @@ from cpift.files import layout, manifest
 from cpift.files.findings import finding
 from cpift.method.freeze import regions_by_name
 from cpift.method.region import Region
+from cpift.recipe.arrivals import Protect
 from cpift.runs.arrival_rows import arrival_steps, replayed_rows
 from cpift.runs.identity import checkpoint_identity, settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
@@ -26,6 +27,7 @@ from cpift.runs.stages.guard import guard_stages
 from cpift.runs.stages.identify import CODE as IDENTIFY_CODE
 from cpift.runs.stages.identify import core_stage, region_facts
 from cpift.runs.stages.train import merged_adapter, spec_of, train_stage
+from cpift.train.averaging import Averaging
 from cpift.train.config import max_length
 from cpift.train.protect import MAX_LENGTH, protect
 
@@ -128,6 +130,7 @@ def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[s
         frozen=frozen,
         replay=replay,
         anchor=recipe.protect.anchor,
+        average=_averaging(recipe.protect),
         **merged_adapter(recipe.additions.adapter),
         replay_share=recipe.protect.replay if replay else None,
     )
@@ -135,13 +138,20 @@ def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[s
     core = core_stage(run, layout.arrival(number, "identify"), task, before, run.model(train.name), frozen)
     stages = [train, core]
     if recipe.additions.train == "inside":
-        inside = replace(spec, inside=core.name)
+        inside = replace(spec, inside=(core.name,))
         name = layout.arrival(number, "inside")
         stages.append(train_stage(run, name, "refine", f"add {task}, training its core alone", before, inside))
         trained = run.model(name)
         return [*stages, _average(run, number, task, before, trained, frozen, 1.0)]
     trained = run.model(train.name)
     return [*stages, _average(run, number, task, before, trained, frozen, recipe.protect.average)]
+
+
+def _averaging(part: Protect) -> Averaging | None:
+    """Averages while training; the one at the end is a stage of its own, which leaves the new core out."""
+    if part.every is None:
+        return None
+    return Averaging(part.average, part.interpolation, part.every, at_end=False)
 
 
 def _average(

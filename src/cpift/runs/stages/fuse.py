@@ -21,7 +21,11 @@ CODE = 1  # raise it when the same settings and inputs would give another result
 def fuse_stage(run: Run, backbone: ModelRef) -> Stage:
     """Fuses all probes into the backbone."""
     part = run.recipe.fuse
-    settings: dict[str, Any] = {**part.model_dump(), "tasks": run.tasks, **settings_of(run.base, "base")}
+    settings: dict[str, Any] = {
+        **part.model_dump(exclude={"every"}),
+        "tasks": run.tasks,
+        **settings_of(run.base, "base"),
+    }
     # Refine stages in bf16 start from the very values that are written here.
     dtype = {"dtype": "base"} if run.recipe.dtype == "bfloat16" else {}
     settings |= dtype
@@ -40,7 +44,7 @@ def fuse_stage(run: Run, backbone: ModelRef) -> Stage:
             tuned,
             backbone=backbone.path,
             regions=regions if part.transplant else None,
-            **part.model_dump(exclude={"transplant"}),
+            **part.model_dump(exclude={"transplant", "every"}),
             **dtype,
             progress=Counter(run.reporter, total),
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import cycle, islice
 from pathlib import Path
@@ -109,11 +110,11 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
         spec: how, and on which rows.
     """
     needs = [*map(layout.rows, spec.tasks), *start.needs]
-    needs += [*spec.frozen, *([spec.inside] if spec.inside else []), *map(layout.rows, spec.replay)]
+    needs += [*spec.frozen, *spec.inside, *spec.unaveraged, *map(layout.rows, spec.replay)]
 
     def train(folders: Mapping[str, Path]) -> Facts:
         rows, facts = _rows_of(run, name, kind, start, spec)
-        frozen = _frozen(run, start, spec)
+        frozen, unaveraged = _frozen(run, start, spec), _joined(run, spec.unaveraged)
 
         def tick(event: Step) -> None:
             loss = f"loss {event['loss']:.3f}  " if event["loss"] is not None else ""
@@ -126,6 +127,7 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
                 folders[name],
                 spec,
                 frozen=frozen,
+                unaveraged=unaveraged,
                 work=folders[name] / layout.WORK_FOLDER,
                 tick=tick,
                 smaller=lambda text: run.add(finding("batch-made-smaller", f"{name}: {text}", name)),
@@ -140,15 +142,21 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
 
 
 def _frozen(run: Run, start: ModelRef, spec: TrainSpec) -> Region | None:
-    """What a training leaves unchanged: the regions of earlier stages, or all that lies outside one region."""
-    regions = {stage: Region.load(run.folder(stage) / layout.REGION_FILE) for stage in spec.frozen}
-    frozen = regions_by_name(regions, list(spec.frozen))
-    if spec.inside is None:
+    """What a training leaves unchanged: the regions of earlier stages, or all that lies outside some regions."""
+    frozen, inside = _joined(run, spec.frozen), _joined(run, spec.inside)
+    if inside is None:
         return frozen
-    core = Region.load(run.folder(spec.inside) / layout.REGION_FILE)
     shapes = {name: tensor.shape for name, tensor in open_checkpoint(start.path).tensors.items()}
-    outside = core.detached().complement(shapes)
-    return outside if frozen is None else outside | frozen.detached()
+    outside = inside.detached().complement(shapes)
+    outside = outside if frozen is None else outside | frozen.detached()
+    if outside.count == sum(map(math.prod, shapes.values())):
+        raise CpiftError("train: inside leaves no position to train: all of the core lies in frozen regions")
+    return outside
+
+
+def _joined(run: Run, stages: Sequence[str]) -> Region | None:
+    """The union of the stages' regions; None where there is no stage."""
+    return regions_by_name({s: Region.load(run.folder(s) / layout.REGION_FILE) for s in stages}, list(stages))
 
 
 def _settings(spec: TrainSpec) -> dict[str, Any]:
@@ -164,7 +172,7 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
         settings["examples"] = spec.examples
         if spec.draw > 1:
             settings["draw"] = spec.draw
-    if spec.inside is not None:
+    if spec.inside:
         settings["inside"] = True
     if spec.replay:
         settings["replay"] = dict(spec.replay)
@@ -174,6 +182,8 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
         settings["mix"] = spec.mix
     if spec.anchor:
         settings["anchor"] = spec.anchor
+    if spec.average is not None:
+        settings["average"] = asdict(spec.average)
     if spec.attention is not None:
         settings["attn_implementation"] = spec.attention
     if spec.dtype != "float32":
