@@ -38,6 +38,7 @@ def test_defaults_are_the_papers_method() -> None:
         "vector": "tensor",
         "weight": "equal",
         "transplant": True,
+        "every": None,
     }
     refine = {k: told["refine"][k] for k in ("examples_per_task", "epochs", "data", "resample", "freeze")}
     assert refine == {"examples_per_task": 64, "epochs": 1.0, "data": "group", "resample": False, "freeze": True}
