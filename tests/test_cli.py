@@ -79,7 +79,7 @@ OPTIONS = {
         "base", "tuned", "out", "backbone", "region", "overlap", "interpolation", "space", "vector", "weight",
         "vocabulary", "max_shard_size", "dtype", "threads",
     },
-    "evaluate": {"model", "recipe", "out", "base", "sets"},
+    "evaluate": {"models", "task", "metric", "rows", "base", "out", "as_json", "cache", "no_cache", "sets"},
     "export": {"model", "out", "form", "base", "rank", "dtype", "max_shard_size"},
     "apply": {"delta", "base", "out", "max_shard_size"},
     "compare": {

@@ -1,4 +1,4 @@
-"""Checkpoints that are there already: ``cpift identify``, ``group``, ``fuse``, ``evaluate``."""
+"""Checkpoints that are there already: ``cpift identify``, ``group``, ``fuse``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cpift.cli.options import RecipePath, Sets, named_paths, overrides, write_text
+from cpift.cli.options import named_paths, write_text
 from cpift.errors import CpiftError
 from cpift.files.layout import REGION_FILE
 
@@ -197,37 +197,6 @@ def fuse(
         first, end = copied["rows"]
         say(f"rows {first} to {end - 1} of the embedding: copied from {', '.join(copied['from'])}")
     say(f"{out}: {report['total']} parameters, {report['core']} transplanted ({won}), {report['contested']} contested")
-
-
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or a hub id with or without @revision.")
-    ],
-    recipe: RecipePath,
-    out: Annotated[Path, typer.Option(help="Where to write the scores, JSON.")] = Path("scores.json"),
-    base: Annotated[
-        str | None, typer.Option(metavar="BASE", help="Of an adapter; by default the one that it names.")
-    ] = None,
-    sets: Sets = None,
-) -> None:
-    """Score any checkpoint on a recipe's tasks."""
-    from cpift.checkpoint.hub import checkpoint_place
-    from cpift.console.terminal import Terminal, say
-    from cpift.evaluation.recipe import evaluate_recipe
-    from cpift.metrics import named
-    from cpift.recipe.recipe import Recipe
-
-    loaded = Recipe.load(recipe, overrides(sets))
-    folder = checkpoint_place(model, loaded.trust_remote_code)
-    origin = None if base is None else checkpoint_place(base, loaded.trust_remote_code)
-    terminal = Terminal()
-    try:
-        scores = evaluate_recipe(folder, loaded, terminal, origin)
-    finally:
-        terminal.close()
-    write_text(out, json.dumps({"model": str(model), "tasks": scores}) + "\n")
-    for task, score in scores.items():
-        say(f"{task}: {score['metric']} {named(score['metric']).value(score['score'])} ({len(score['items'])} rows)")
 
 
 def _region_files(places: Sequence[Path]) -> dict[str, Path]:

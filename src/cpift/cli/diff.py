@@ -48,7 +48,7 @@ def diff(
     from cpift.method.compare_updates import compare_updates
     from cpift.report.diff_page import diff_page
 
-    places = {name: checkpoint_place(path) for name, path in _named(tuned).items()}
+    places = {name: checkpoint_place(path) for name, path in named_models(tuned).items()}
     origin = checkpoint_place(base)
     first = open_checkpoint(origin)
     total = first.nbytes + sum(open_checkpoint(path, first).nbytes for path in places.values())
@@ -74,7 +74,7 @@ def diff(
             say(f"wrote {html}")
 
 
-def _named(values: Sequence[str]) -> dict[str, str]:
+def named_models(values: Sequence[str]) -> dict[str, str]:
     """Names of checkpoints: as given, or the last part of the path."""
     found: dict[str, str] = {}
     for value in values:

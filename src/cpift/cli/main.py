@@ -12,10 +12,11 @@ from typer.core import TyperCommand
 
 from cpift import __version__
 from cpift.cli.add import add
-from cpift.cli.checkpoints import evaluate, fuse, group, identify
+from cpift.cli.checkpoints import fuse, group, identify
 from cpift.cli.compare import Lists, compare
 from cpift.cli.data import data
 from cpift.cli.diff import diff
+from cpift.cli.evaluate import evaluate
 from cpift.cli.exports import apply, export
 from cpift.cli.patch import patch
 from cpift.cli.protect import protect

@@ -43,7 +43,7 @@ class EvaluateHelp(TyperCommand):
         from cpift.metrics import METRICS
 
         super().format_options(ctx, formatter)
-        list_entries(formatter, "tasks.NAME.metric in the recipe", METRICS)
+        list_entries(formatter, "--metric, or tasks.NAME.metric in a recipe", METRICS)
 
 
 class DataHelp(TyperCommand):

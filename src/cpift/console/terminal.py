@@ -110,6 +110,18 @@ class Terminal(Reporter):
             self._bar = None
 
 
+class BesideJson(Reporter):
+    """Messages and warnings on standard error: standard output is JSON alone."""
+
+    def message(self, text: str) -> None:
+        """A line on standard error."""
+        errors.print(clean(text), markup=False, soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        """A line on standard error."""
+        errors.print(f"warning: {clean(text)}", markup=False, soft_wrap=True)
+
+
 class _Reading(Terminal):
     """Of a command of its own: the bar comes with the first bytes, and goes with the last."""
 

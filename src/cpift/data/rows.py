@@ -54,6 +54,22 @@ def load_rows(name: str, task: Task, seed: int) -> tuple[Sequence[Row], Sequence
     return loaded.train, loaded.evaluation, loaded.warnings
 
 
+def load_evaluation(name: str, task: Task, seed: int) -> Sequence[Row]:
+    """The evaluation rows of a task alone; its training rows are not read.
+
+    Args:
+        name: the task's name.
+        task: its part of the recipe; ``eval`` names rows.
+        seed: of what is drawn.
+
+    Raises:
+        CpiftError: as :func:`load_task`.
+    """
+    if task.generate is not None or isinstance(task.eval, int):
+        return load_task(name, task, seed).evaluation
+    return _evaluation_rows(name, task, seed, Counter(), [])
+
+
 def load_task(name: str, task: Task, seed: int) -> TaskRows:
     """The rows of a task, and what is known of where they come from.
 
@@ -89,6 +105,7 @@ def _from_sets(name: str, task: Task, seed: int) -> TaskRows:
     shapes: Counter[str] = Counter()
     stored, parts = _stored(name, task, "train", shapes, warnings)
     held_out: set[int] = set()
+    evaluation: Sequence[Row]
     if isinstance(task.eval, int):
         if len(stored) <= task.eval:
             paths = ", ".join(part.source.path for part in parts)
@@ -96,13 +113,7 @@ def _from_sets(name: str, task: Task, seed: int) -> TaskRows:
         held_out = set(rng(seed, name, "split").sample(range(len(stored)), task.eval))
         evaluation = stored.take(indices(sorted(held_out)))
     else:
-        kept, sets = _stored(name, task, "eval", shapes, warnings)
-        chosen = indices()
-        for i, part in enumerate(sets):
-            own, wanted = indices(part.rows), part.num_samples
-            few = wanted is not None and wanted < len(own)
-            chosen += exactly(own, int(wanted or 0), rng(seed, name, f"eval samples {i}")) if few else own
-        evaluation = kept.take(chosen)
+        evaluation = _evaluation_rows(name, task, seed, shapes, warnings)
     train, used = indices(), []
     for i, part in enumerate(parts):
         left = indices(row for row in part.rows if row not in held_out) if held_out else indices(part.rows)
@@ -116,6 +127,17 @@ def _from_sets(name: str, task: Task, seed: int) -> TaskRows:
     if not train:
         raise CpiftError(f"tasks.{name}: the weights leave no training row")
     return TaskRows(stored.take(train), evaluation, warnings, dict(shapes), used)
+
+
+def _evaluation_rows(name: str, task: Task, seed: int, shapes: Counter[str], warnings: list[Finding]) -> Sequence[Row]:
+    """Rows of the sets that ``eval`` names; shapes and warnings are added to."""
+    kept, sets = _stored(name, task, "eval", shapes, warnings)
+    chosen = indices()
+    for i, part in enumerate(sets):
+        own, wanted = indices(part.rows), part.num_samples
+        few = wanted is not None and wanted < len(own)
+        chosen += exactly(own, int(wanted or 0), rng(seed, name, f"eval samples {i}")) if few else own
+    return kept.take(chosen)
 
 
 @dataclass(frozen=True)

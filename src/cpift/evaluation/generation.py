@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
-from cpift.data.healing import ContinueWith, starts, text_of
+from cpift.data.healing import ContinueWith, Start, starts, text_of
 from cpift.data.row_checks import Row
 from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
 from cpift.evaluation.batching import generation_room, in_batches
@@ -21,12 +21,21 @@ def generate(
     rows: Sequence[Row],
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda rows: None,
+    begun: Sequence[Start] | None = None,
 ) -> list[tuple[str, int]]:
     """Greedy answers to the rows' prompts, without their reasoning, to the end of the turn; their lengths in tokens.
 
     A turn ends at any of the model's end tokens, the tokenizer's, or the chat template's end of turn.
+
+    Args:
+        network: the model.
+        tokenizer: its tokenizer.
+        rows: of one task.
+        max_new_tokens: longest answer.
+        progress: called with the number of rows done.
+        begun: where each answer begins; by default :func:`cpift.data.healing.starts` of the rows.
     """
-    begun = starts(rows, tokenizer)
+    begun = starts(rows, tokenizer) if begun is None else begun
     prompts, ends = [start.ids for start in begun], stop_ids(tokenizer, network)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     answers: list[tuple[str, int]] = [("", 0)] * len(rows)

@@ -10,11 +10,13 @@ import torch
 
 from cpift.data.encoded import encode_rows
 from cpift.data.encoding import Encoded, forced_rows
+from cpift.data.healing import Start, starts
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import stop_ids
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.evaluation.forced import teacher_forced
 from cpift.evaluation.generation import generate
+from cpift.evaluation.known import Known, row_key, score_of, text_key
 from cpift.evaluation.options import score_options
 from cpift.evaluation.task import EvalTask, Score, left_out_warning, notes_message, scoring_identity
 from cpift.metrics.answers import references
@@ -51,6 +53,7 @@ def evaluate(
     base: Path | None = None,
     attention: str | None = None,
     device_map: str | None = None,
+    known: Known | None = None,
 ) -> dict[str, Score]:
     """Score a checkpoint, or an adapter merged into its base, on tasks by their metrics.
 
@@ -68,29 +71,62 @@ def evaluate(
         base: the base of an adapter; None: the one that it names.
         attention: transformers' name of how attention is computed; None: its choice.
         device_map: how transformers spreads the layers over several devices; None: one device.
+        known: from earlier scoring of the same model; what is new is added to it. Where nothing is new, no model is loaded.
 
     Raises:
         CpiftError: no row of a task has a token to score.
         OutOfMemory: names the task, the row's length and the device, where there is no memory for one row.
     """
-    path = Path(model)
-    network = load_model(path, trust_remote_code, base, attention, "float32", device_map)
-    tokenizer = load_tokenizer(path, trust_remote_code, chat, base)
-    accelerator.place(network)
-    scores = {}
-    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network):
-        for name, task in tasks.items():
-            try:
-                score = score_task(network, tokenizer, task, max_length, progress)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                text = error if isinstance(error, OutOfMemory) else f"out of memory on {accelerator.lacking(error)}"
-                shorter = "training.max_length" if task.kind.cuts_rows else f"tasks.{name}.max_new_tokens"
-                raise OutOfMemory(f"{name}: {text}; leave out the longest rows, or lower {shorter}") from error
-            if not score.items:
-                raise CpiftError(f"tasks.{name}: {_nothing(task)}")
-            scores[name] = replace(score, precision=accelerator.scoring_precision())
+    path, known = Path(model), known or Known()
+    scores = _scored_before(path, tasks, max_length, known, trust_remote_code, chat, base)
+    for name in scores:
+        progress(len(tasks[name].rows))
+    if due := {name: task for name, task in tasks.items() if name not in scores}:
+        network = load_model(path, trust_remote_code, base, attention, "float32", device_map)
+        tokenizer = load_tokenizer(path, trust_remote_code, chat, base)
+        accelerator.place(network)
+        with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network):
+            for name, task in due.items():
+                try:
+                    scores[name] = score_task(network, tokenizer, task, max_length, progress, known)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    text = error if isinstance(error, OutOfMemory) else f"out of memory on {accelerator.lacking(error)}"
+                    shorter = "training.max_length" if task.kind.cuts_rows else f"tasks.{name}.max_new_tokens"
+                    raise OutOfMemory(f"{name}: {text}; leave out the longest rows, or lower {shorter}") from error
+    for name, task in tasks.items():
+        if not scores[name].items:
+            raise CpiftError(f"tasks.{name}: {_nothing(task)}")
+    if known.store is not None:
+        known.store.prune()
+    return {name: replace(scores[name], precision=accelerator.scoring_precision()) for name in tasks}
+
+
+def _scored_before(
+    path: Path,
+    tasks: Mapping[str, EvalTask],
+    max_length: int | None,
+    known: Known,
+    trust_remote_code: bool,
+    chat: ChatSettings | None,
+    base: Path | None,
+) -> dict[str, Score]:
+    """Scores of the tasks of which every answer or outcome is known; the model is not needed."""
+    scores: dict[str, Score] = {}
+    if known.store is None:
+        return scores
+    tokenizer: Tokenizer | None = None
+    for name, task in tasks.items():
+        if task.kind.scoring is not Scoring.GENERATED:
+            section, keys = known.outcomes(task, max_length), [row_key(row) for row in task.rows]
+            if not section.missing(keys):
+                scores[name] = score_of(task, section.outcomes(keys, task.kind.cuts_rows), len(keys))
+        elif (section := known.texts(task.max_new_tokens)).values:
+            tokenizer = tokenizer or load_tokenizer(path, trust_remote_code, chat, base)
+            keys = _text_keys(task, starts(task.rows, tokenizer))
+            if not section.missing(keys):
+                scores[name] = _judged(task, [section.values[key] for key in keys], len(keys))
     return scores
 
 
@@ -117,36 +153,63 @@ def score_task(
     task: EvalTask,
     max_length: int | None,
     progress: Callable[[int], None] = lambda rows: None,
+    known: Known | None = None,
 ) -> Score:
-    """The score of one task, of a model that is in memory."""
-    if task.kind.scoring is Scoring.OPTIONS:
-        return score_options(network, tokenizer, task, progress)
-    encoded = forwarded_rows(network, tokenizer, task, max_length)
-    if encoded is not None:
-        return teacher_forced(network, tokenizer, task, encoded, progress)
-    return _generated(network, tokenizer, task, progress)
-
-
-def _generated(network: Network, tokenizer: Tokenizer, task: EvalTask, progress: Callable[[int], None]) -> Score:
-    texts = answers(network, tokenizer, task, progress)
-    judged = task.kind.judged(task.asked, [text for text, _ in texts], task.rows)
-    return _of_items(task.metric, judged.items, [count for _, count in texts], judged.notes)
+    """The score of one task, of a model that is in memory; of rows that are not known yet, the others are as they were."""
+    known = known or Known()
+    encoded: list[Encoded] | None = None
+    if task.kind.scoring is not Scoring.OPTIONS:
+        encoded = forwarded_rows(network, tokenizer, task, max_length)
+        if encoded is None:  # answers are generated
+            texts, reused = answers(network, tokenizer, task, progress, known)
+            return _judged(task, texts, reused)
+    section, keys = known.outcomes(task, max_length), [row_key(row) for row in task.rows]
+    missing = section.missing(keys)
+    progress(len(keys) - len(missing))
+    if missing:
+        some = replace(task, rows=[task.rows[i] for i in missing])
+        if encoded is None:
+            new = score_options(network, tokenizer, some, progress)
+        else:
+            new = teacher_forced(network, tokenizer, some, [encoded[i] for i in missing], progress)
+        outcomes: dict[str, tuple[str | float, int]] = {keys[i]: (0.0, 0) for i in missing}  # without a token to score
+        places = new.rows if new.rows is not None else range(len(missing))
+        for place, item, count in zip(places, new.items, new.tokens, strict=True):
+            outcomes[keys[missing[place]]] = item, count
+        section.keep(outcomes)
+    return score_of(task, section.outcomes(keys, task.kind.cuts_rows), len(keys) - len(missing))
 
 
 def answers(
-    network: Network, tokenizer: Tokenizer, task: EvalTask, progress: Callable[[int], None] = lambda rows: None
-) -> list[tuple[str, int]]:
-    """What the model answers to each row of a task, and the number of tokens."""
+    network: Network,
+    tokenizer: Tokenizer,
+    task: EvalTask,
+    progress: Callable[[int], None] = lambda rows: None,
+    known: Known | None = None,
+) -> tuple[list[tuple[str | float, int]], int]:
+    """What the model answers to each row of a task, with the number of tokens; and how many answers were known."""
     longest = task.max_new_tokens
     if task.kind.scoring is Scoring.EXACT and not task.pattern:  # the whole answer counts, however long
         longest = max(longest, *(2 * len(tokenizer(a)["input_ids"]) for row in task.rows for a in references(row)))
-    return generate(network, tokenizer, task.rows, longest, progress)
+    section, begun = (known or Known()).texts(longest), starts(task.rows, tokenizer)
+    keys = _text_keys(task, begun)
+    missing = section.missing(keys)
+    progress(len(keys) - len(missing))
+    texts = {i: section.values[key] for i, key in enumerate(keys) if key in section.values}
+    if missing:
+        rows = [task.rows[i] for i in missing]
+        new = generate(network, tokenizer, rows, longest, progress, begun=[begun[i] for i in missing])
+        texts |= zip(missing, new, strict=True)
+        section.keep({keys[i]: text for i, text in zip(missing, new, strict=True)})
+    return [texts[i] for i in range(len(keys))], len(keys) - len(missing)
 
 
-def _of_items(metric: str, given: Sequence[float | None], tokens: Sequence[int], notes: Mapping[str, int]) -> Score:
-    """A score of outcomes; rows that have none are left out and counted."""
-    kept = [i for i, item in enumerate(given) if item is not None]
-    items = [item for item in given if item is not None]
-    mean = sum(items) / len(items) if items else float("nan")
-    rows = kept if len(kept) < len(given) else None
-    return Score(metric, mean, items, [tokens[i] for i in kept], len(given) - len(kept), rows=rows, notes=notes)
+def _text_keys(task: EvalTask, begun: Sequence[Start]) -> list[str]:
+    return [text_key(start.ids, start.rest, row) for start, row in zip(begun, task.rows, strict=True)]
+
+
+def _judged(task: EvalTask, texts: Sequence[tuple[str | float, int]], reused: int) -> Score:
+    judged = task.kind.judged(task.asked, [str(text) for text, _ in texts], task.rows)
+    pairs = zip(judged.items, texts, strict=True)
+    outcomes = [None if item is None else (item, count) for item, (_, count) in pairs]
+    return replace(score_of(task, outcomes, reused), notes=judged.notes)

@@ -76,6 +76,7 @@ class Score:
         precision: ``fp32``, or ``bf16 autocast`` over fp32 weights.
         rows: number of each item's row from 0, where some are left out; None: of all rows.
         notes: counts of the metric's, such as tokens that a judge was paid for.
+        reused: rows whose answer or outcome was known from earlier scoring.
     """
 
     metric: str
@@ -86,6 +87,7 @@ class Score:
     precision: str = "fp32"
     rows: list[int] | None = None
     notes: Mapping[str, int] = field(default_factory=dict)
+    reused: int = 0
 
     def to_dict(self) -> ScoreEntry:
         """For JSON."""

@@ -198,6 +198,11 @@ class RunLayout:
         return self.out / "scores.json"
 
     @property
+    def scored(self) -> Path:
+        """Answers and outcomes of rows, for scores of other metrics or more rows; may be removed."""
+        return self.out / ".scored"
+
+    @property
     def report(self) -> Path:
         """The page."""
         return self.out / "report.html"

@@ -25,7 +25,9 @@ def cache_folder() -> Path:
 
 def digest(content: object) -> str:
     """Of anything that JSON can hold: 32 hex digits."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()[
+        :32
+    ]
 
 
 class Store:

@@ -29,6 +29,9 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     for key in _NEWER_KEYS:
         if getattr(recipe, key) == Recipe.model_fields[key].default:
             del values[key]
+    for task in values["tasks"].values():
+        if not task["metric_settings"]:
+            del task["metric_settings"]
     for part, keys in NEWER.items():
         defaults = type(getattr(recipe, part))().model_dump(by_alias=True, mode="json")
         for key in keys:

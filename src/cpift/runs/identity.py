@@ -1,68 +1,13 @@
-"""What stands for a checkpoint in the key of a stage: a hash of its weights, configuration and tokenizer."""
+"""What stands for a model, and for how it computes, in the key of a stage."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
-
-import xxhash
-
-from cpift.checkpoint.companions import TEMPLATE, TEMPLATE_FOLDERS, TOKENIZER
-from cpift.checkpoint.reader import open_checkpoint
-from cpift.checkpoint.stream import fingerprint
+from cpift.checkpoint.identity import checkpoint_identity, content_identity, identities
 from cpift.files import manifest
 from cpift.recipe.recipe import Recipe
-from cpift.runs.stage import ModelRef
+from cpift.runs.stage import ModelRef, Run
 
-identities: dict[
-    Path, tuple[list[tuple[str, int, int]], str]
-] = {}  # what checkpoint_identity knows: state of the files, identity
-
-_FIRST = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)  # in the order of the identity
-_OTHERS = (
-    *sorted({*TOKENIZER, *TEMPLATE} - {*_FIRST}),
-    "*.tiktoken",
-    "tokenization_*.py",
-    *(f"{folder}/**/*" for folder in TEMPLATE_FOLDERS),
-)
-
-
-def checkpoint_identity(path: Path, base: Path | None = None) -> str:
-    """Fingerprint of weights, configuration and tokenizer of a checkpoint; read once in a process.
-
-    Args:
-        path: the checkpoint's folder. Of an adapter its base's files count as well.
-        base: what an adapter is applied to; by default the base that it names.
-    """
-    checkpoint = open_checkpoint(path, None if base is None else open_checkpoint(base))
-    first = [path / name for name in _FIRST]
-    beneath = [folder for folder in checkpoint.folders if folder.resolve() != path.resolve()]
-    others = _matching(path, _OTHERS) | {
-        f"{number}/{name}": file
-        for number, folder in enumerate(beneath)
-        for name, file in _matching(folder, (*_FIRST, *_OTHERS)).items()
-    }
-    files = [*checkpoint.files, *(file for file in first if file.is_file()), *others.values()]
-    state = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    if path not in identities or identities[path][0] != state:
-        parts = [fingerprint(checkpoint), *(manifest.file_hash(file) if file.is_file() else "" for file in first)]
-        if others:
-            hashes = {name: manifest.file_hash(file) for name, file in others.items()}
-            parts.append(xxhash.xxh3_128_hexdigest(json.dumps(hashes, sort_keys=True).encode()))
-        identities[path] = state, "-".join(part[:16] for part in parts)
-    return identities[path][1]
-
-
-def _matching(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
-    """Files of a folder that match, by their name there."""
-    files = sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
-    return {file.relative_to(folder).as_posix(): file for file in files}
+__all__ = ["attention_of", "checkpoint_identity", "content_of", "identities", "settings_of"]
 
 
 def attention_of(recipe: Recipe) -> dict[str, str]:
@@ -82,3 +27,22 @@ def settings_of(model: ModelRef, name: str) -> dict[str, str]:
         Nothing for a model that a stage has made: that stage's digest counts as a need.
     """
     return {} if model.stage else {name: checkpoint_identity(model.path, model.base)}
+
+
+def content_of(run: Run, model: ModelRef) -> str | None:
+    """What stands for a model among all models: of one that a stage has made, the stage's digest and its base's.
+
+    Args:
+        run: the run.
+        model: one of its models.
+
+    Returns:
+        None for the model of a stage that is not finished.
+    """
+    if not model.stage:
+        return content_identity(model.path, model.base)
+    made = manifest.read(run.folder(model.stage))
+    if made is None:
+        return None
+    base = None if model == run.base else content_of(run, run.base)
+    return made.digest if base is None else f"{made.digest}-{base}"

@@ -9,10 +9,12 @@ from typing import Any
 
 from cpift.console.progress import Counter
 from cpift.data.lengths import cut_warning, encode_measured
+from cpift.evaluation.known import Known
 from cpift.evaluation.scores import EvalTask, Score, evaluate, left_out_warning, notes_message, scoring_identity
 from cpift.files import layout
 from cpift.files.findings import Finding
-from cpift.runs.identity import attention_of, settings_of
+from cpift.metrics.store import Store
+from cpift.runs.identity import attention_of, content_of, settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.train.config import max_length
 from cpift.train.models import load_tokenizer
@@ -60,6 +62,7 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
             base=model.base,
             attention=run.recipe.attn_implementation,
             device_map=run.recipe.device_map,
+            known=_known(run, model),
         )
         facts = {}
         for stage, folder in folders.items():
@@ -84,6 +87,15 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
         model=name,
         code=CODE,
     )
+
+
+def _known(run: Run, model: ModelRef) -> Known | None:
+    """What this run has scored of a model with the same weights before."""
+    content = content_of(run, model)
+    if content is None:
+        return None
+    settings = {**run.recipe.chat.identity(), **attention_of(run.recipe)}
+    return Known(content, settings, Store(run.layout.scored))
 
 
 def _warnings(run: Run, name: str, task: EvalTask, score: Score, model: ModelRef) -> list[Finding]:
