@@ -1,0 +1,86 @@
+"""Which cells each experiment has, in what order: whole units finish one after another, so that a stop leaves balanced
+data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lab.arrivals import Cell, orders
+from lab.rows import EXPLORE, REPORT
+
+RATES = (5e-4, 1.5e-3, 4.5e-3)
+KEPT = 64
+STEPS = 100
+SKILLS, TUNING_SKILLS = 4, 3  # that arrive
+ISOLATED = ["freeze_1", "freeze_10", "freeze_30", "freeze_50", "random_10", "random_30", "fisher_30"]
+INSIDE = ["inside_2", "inside_10", "inside_30", "at_random_2", "at_random_10", "at_random_30"]
+E2_METHODS = ["plain", "average", *ISOLATED, "conflict", "bottom", "kl", *INSIDE]
+E1_METHODS = ["plain", "average", "average_freeze", "average_transplant", "average_both", "average_both_1"]
+E1_STEPS = (40, 120)
+COMMON_RATE = 1.5e-3  # of replay before tuning
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell to run.
+
+    Attributes:
+        experiment: its name.
+        unit: number of the unit.
+        model: seed of the pre-trained model.
+        cell: the sequence.
+        label: what distinguishes the cell within its unit.
+    """
+
+    experiment: str
+    unit: int
+    model: int
+    cell: Cell
+    label: str
+
+    @property
+    def name(self) -> str:
+        """Key in the file of outcomes."""
+        return f"{self.experiment}/{self.unit}/{self.label}"
+
+
+def e2_tuning(kept: int, methods: list[str]) -> Iterator[Job]:
+    """Three rates a method, on three of the exploring skills; neither they nor this order are in the tables."""
+    order = orders(EXPLORE, 0)[:TUNING_SKILLS]
+    for method in methods:
+        for rate in RATES:
+            cell = Cell(method, order, kept, rate, STEPS, seed=0)
+            yield Job(f"e2-{kept}-tuning", 0, 0, cell, f"{method}/{rate:g}")
+
+
+def e2(kept: int, units: int, methods: list[str], rates: dict[str, float]) -> Iterator[Job]:
+    """Every method on four of the reporting skills; a unit is a pre-trained model with an order and a seed of its own."""
+    for unit in range(1, units + 1):
+        for method in methods:
+            cell = Cell(method, orders(REPORT, unit)[:SKILLS], kept, rates[method], STEPS, 100 * unit)
+            yield Job(f"e2-{kept}", unit, unit, cell, method)
+
+
+def e1_tuning(steps: int, methods: list[str]) -> Iterator[Job]:
+    """Three rates a method, as for E2, with a fixed number of steps."""
+    order = orders(EXPLORE, 0)[:TUNING_SKILLS]
+    for method in methods:
+        for rate in RATES:
+            cell = Cell(method, order, KEPT, rate, steps, seed=0)
+            yield Job(f"e1-{steps}-tuning", 0, 0, cell, f"{method}/{rate:g}")
+
+
+def e1(units: int, methods: list[str], rates: dict[int, dict[str, float]]) -> Iterator[Job]:
+    """Averaging, freezing, transplanting and the rate; both orders on the same model; a unit is a pre-trained model.
+
+    ``untuned`` is replay at the rate that all had before; every other method has its tuned one.
+    """
+    for unit in range(1, units + 1):
+        order = orders(REPORT, unit)[:SKILLS]
+        for steps in E1_STEPS:
+            for way, skills in (("forward", order), ("reverse", order[::-1])):
+                named = [("untuned", "plain", COMMON_RATE), *((m, m, rates[steps][m]) for m in methods)]
+                for name, method, rate in named:
+                    cell = Cell(method, skills, KEPT, rate, steps, 100 * unit)
+                    yield Job(f"e1-{steps}", unit, unit, cell, f"{way}/{name}")

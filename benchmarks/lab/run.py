@@ -1,0 +1,134 @@
+"""Run the experiments of the laboratory: each finished cell is one line of raw outcomes, and is not run again.
+
+python benchmarks/lab/run.py e2 --units 6        kept rows 0 and 64, tuning first
+python benchmarks/lab/run.py e1 m1 m2 --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab import plan
+from lab.arrivals import Run, Size
+from lab.network import Network
+from lab.outcomes import Log
+from lab.pretrain import STEPS, pretrained
+from lab.probes import Pairs, Probes, held, pairs_of
+from lab.rows import REPORT, SKILLS, vocabulary_size
+from lab.tuning import best_rates
+
+EXPERIMENTS = ("e2", "e1", "m1", "m2")
+
+
+class Laboratory:
+    """The pre-trained models, the raw outcomes, and what runs a cell."""
+
+    def __init__(self, folder: Path, device: str = "cpu", *, tiny: bool = False) -> None:
+        self.folder, self.device, self.tiny = folder, device, tiny
+        small = {"layers": 1, "width": 32, "heads": 2, "inner": 64}
+        self.network = Network(vocabulary_size(), **(small if tiny else {}))
+        self.size = Size(64, 16, 16) if tiny else Size()
+        self.pretraining = 3 if tiny else STEPS
+        self.firsts: dict[tuple[object, ...], torch.Tensor] = {}
+
+    def base(self, seed: int) -> torch.Tensor:
+        """A pre-trained model."""
+        return pretrained(self.network, self.folder / "models", seed, self.pretraining).to(self.device)
+
+    def log(self, experiment: str) -> Log:
+        """Raw outcomes of an experiment."""
+        return Log(self.folder / f"{experiment}.jsonl")
+
+    def arrivals(self, log: Log, jobs: Iterable[plan.Job]) -> None:
+        """Run what is not done yet."""
+        for job in jobs:
+            if job.name in log:
+                continue
+            cell = (
+                replace(job.cell, steps=min(3, job.cell.steps), kept=min(4, job.cell.kept)) if self.tiny else job.cell
+            )
+            began, base = time.perf_counter(), self.base(job.model)
+            shared = (job.model, cell.order[0], cell.steps, cell.seed)
+            stages, first = Run(self.network, base, cell, self.size).run(self.firsts.get(shared))
+            if shared not in self.firsts:
+                self.firsts = {shared: first}
+            log.add(job.name, {
+                "experiment": job.experiment, "unit": job.unit, "model": job.model, "label": job.label,
+                "method": cell.method, "order": list(cell.order), "kept": cell.kept, "rate": cell.rate,
+                "seconds": round(time.perf_counter() - began, 2), "stages": stages,
+            })  # fmt: skip
+            print(job.name, f"{time.perf_counter() - began:.1f} s", flush=True)
+
+    def e2(self, units: int) -> None:
+        """Retention with 0 and with 64 kept rows."""
+        log, tuned = self.log("e2"), {}
+        for kept in (0, plan.KEPT):
+            self.arrivals(log, plan.e2_tuning(kept, plan.E2_METHODS))
+            tuned[kept] = best_rates(log, f"e2-{kept}-tuning")
+        for unit in range(1, units + 1):
+            for kept in (0, plan.KEPT):
+                jobs = plan.e2(kept, units, plan.E2_METHODS, tuned[kept])
+                self.arrivals(log, (job for job in jobs if job.unit == unit))
+
+    def e1(self, units: int) -> None:
+        """Averaging, freezing, transplanting, the rate."""
+        log, tuned = self.log("e1"), {}
+        for steps in plan.E1_STEPS:
+            self.arrivals(log, plan.e1_tuning(steps, plan.E1_METHODS))
+            tuned[steps] = best_rates(log, f"e1-{steps}-tuning")
+        self.arrivals(log, plan.e1(units, plan.E1_METHODS, tuned))
+
+    def probes(self, unit: int) -> Probes:
+        """Specialists of a unit's pre-trained model."""
+        steps = {"steps": 3} if self.tiny else {}
+        return Probes(self.network, self.base(unit), 100 * unit, self.size, **steps)
+
+    def m1(self, units: int) -> None:
+        """How much of a skill the top p % hold."""
+        log = self.log("m1")
+        for unit in range(1, units + 1):
+            for skill in REPORT:
+                name = f"m1/{unit}/{skill}"
+                if name not in log:
+                    outcomes = held(self.probes(unit), skill)
+                    log.add(name, {"unit": unit, "model": unit, "skill": skill, "outcomes": outcomes})
+                    print(name, flush=True)
+
+    def m2(self, units: int) -> None:
+        """All ordered pairs of skills."""
+        log, skills = self.log("m2"), list(SKILLS)[:3] if self.tiny else list(SKILLS)
+        for unit in range(1, units + 1):
+            pairs = Pairs(self.probes(unit), **({"steps": 3} if self.tiny else {}))
+            for old, new in pairs_of(skills):
+                name = f"m2/{unit}/{old}>{new}"
+                if name not in log:
+                    found = {"predictors": pairs.predictors(old, new), "observed": pairs.observed(old, new)}
+                    log.add(name, {"unit": unit, "model": unit, "old": old, "new": new, **found})
+                    print(name, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is asked for, one experiment after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
+    parser.add_argument("--out", type=Path, default=Path("scratch/lab"), help="pre-trained models and raw outcomes")
+    parser.add_argument("--units", type=int, default=6, help="pre-trained models, each with its own order and seed")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tiny", action="store_true", help="a few steps of a very small model, to try the code")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    laboratory = Laboratory(args.out, args.device, tiny=args.tiny)
+    for name in args.experiments:
+        getattr(laboratory, name)(args.units)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The rate of each method: the best of as many trials for each, on skills that are in no table."""
+
+from __future__ import annotations
+
+import base64
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from lab.outcomes import Log
+
+
+def share_right(text: str) -> float:
+    """Share of packed outcomes that are right."""
+    count, _, data = text.partition(":")
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(data), np.uint8))[: int(count)]
+    return float(bits.mean())
+
+
+def final_accuracy(cell: Any) -> float:
+    """Mean over the skills after the last arrival (ACC), 0 to 1."""
+    return fmean(share_right(bits) for bits in cell["stages"][-1]["right"].values())
+
+
+def best_rates(log: Log, experiment: str) -> dict[str, float]:
+    """Each method's rate of the highest final accuracy; equal ones: the lower rate."""
+    best: dict[str, tuple[float, float]] = {}
+    for cell in log.done.values():
+        if cell["experiment"] == experiment:
+            found = (final_accuracy(cell), -float(str(cell["rate"])))
+            best[str(cell["method"])] = max(best.get(str(cell["method"]), found), found)
+    return {method: -rate for method, (_, rate) in best.items()}
