@@ -17,7 +17,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from scipy.stats import bootstrap
+from scipy.stats import ttest_rel
 from tiny_run import Listener, call, one_thread, same
 
 from cpift.compare import compare
@@ -165,7 +165,7 @@ def test_an_arrival_is_fused_with_the_model_before(tmp_path: Path) -> None:
 
 
 def test_intervals_agree_with_scipy() -> None:
-    """One seed, one task: the percentile bootstrap of a paired mean difference."""
+    """One seed, one task: Student's paired interval over items."""
     rng = np.random.default_rng(1)
     a, b = rng.integers(0, 2, 200).astype(float), rng.integers(0, 2, 200).astype(float)
 
@@ -174,11 +174,11 @@ def test_intervals_agree_with_scipy() -> None:
         return {"0": {"tokens": 1, "seconds": 1.0, "scores": {"t": score}}}
 
     tasks = {"t": {"metric": "exact_match"}}
-    ours = difference(result(a), result(b), tasks, resamples=20000)
-    theirs = bootstrap((a - b,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(2))
+    ours = difference(result(a), result(b), tasks)
+    theirs = ttest_rel(a, b).confidence_interval()
     assert ours["mean"]["difference"] == pytest.approx(np.mean(a - b))
-    assert ours["tasks"]["t"]["low"] == pytest.approx(theirs.confidence_interval.low, abs=0.006)
-    assert ours["tasks"]["t"]["high"] == pytest.approx(theirs.confidence_interval.high, abs=0.006)
+    assert ours["tasks"]["t"]["low"] == pytest.approx(theirs.low)
+    assert ours["mean"]["high"] == pytest.approx(theirs.high)
     assert summary(result(a), tasks, result(b))["tasks"]["t"]["mean"] == pytest.approx(a.mean())
 
 
@@ -192,6 +192,9 @@ def test_seeds_widen_the_interval() -> None:
         }  # fmt: skip
 
     found = difference(results([0.9, 0.5, 0.7]), results([0.5, 0.6, 0.5]), {"t": {"metric": "exact_match"}})
+    theirs = ttest_rel([0.9, 0.5, 0.7], [0.5, 0.6, 0.5])
+    assert found["mean"]["low"] == pytest.approx(theirs.confidence_interval().low)
+    assert found["mean"]["p"] == pytest.approx(theirs.pvalue)
     assert found["mean"]["low"] < 0 < found["mean"]["high"]
     assert (found["wins"], found["losses"], found["ties"]) == (0, 0, 1)
 
@@ -220,7 +223,7 @@ def test_losses_are_turned() -> None:
         return {"0": {"tokens": 1, "seconds": 1.0, "scores": {"t": score}}}
 
     found = difference(results([1.0, 1.0]), results([2.0, 2.0]), {"t": {"metric": "loss"}})
-    assert found["tasks"]["t"] == {"difference": 1.0, "low": 1.0, "high": 1.0}
+    assert found["tasks"]["t"] == {"difference": 1.0, "low": 1.0, "high": 1.0, "p": 0.0}
     assert found["wins"] == 1
 
 

@@ -13,9 +13,14 @@ RATES = (5e-4, 1.5e-3, 4.5e-3)
 KEPT = 64
 STEPS = 100
 SKILLS, TUNING_SKILLS = 4, 3  # that arrive
-ISOLATED = ["freeze_1", "freeze_10", "freeze_30", "freeze_50", "random_10", "random_30", "fisher_30"]
-INSIDE = ["inside_2", "inside_10", "inside_30", "at_random_2", "at_random_10", "at_random_30"]
-E2_METHODS = ["plain", "average", *ISOLATED, "conflict", "bottom", "kl", *INSIDE]
+ISOLATED = ["freeze_1", "freeze_10", "freeze_30", "freeze_50", "random_10", "fisher_30"]
+INSIDE = ["inside_2", "inside_10", "at_random_2", "at_random_10"]
+NONE_KEPT = ["plain", "average", *ISOLATED, "conflict", "bottom", "kl", *INSIDE]
+SOME_KEPT = [
+    "plain", "average", "freeze_1", "freeze_10", "freeze_30", "random_10", "fisher_30", "conflict", "bottom", "kl",
+    "inside_10", "at_random_10",
+]  # fmt: skip
+E2_METHODS = {0: NONE_KEPT, KEPT: SOME_KEPT}
 E1_METHODS = ["plain", "average", "average_freeze", "average_transplant", "average_both", "average_both_1"]
 E1_STEPS = (40, 120)
 COMMON_RATE = 1.5e-3  # of replay before tuning

@@ -71,11 +71,11 @@ class Laboratory:
         """Retention with 0 and with 64 kept rows."""
         log, tuned = self.log("e2"), {}
         for kept in (0, plan.KEPT):
-            self.arrivals(log, plan.e2_tuning(kept, plan.E2_METHODS))
+            self.arrivals(log, plan.e2_tuning(kept, plan.E2_METHODS[kept]))
             tuned[kept] = best_rates(log, f"e2-{kept}-tuning")
         for unit in range(1, units + 1):
             for kept in (0, plan.KEPT):
-                jobs = plan.e2(kept, units, plan.E2_METHODS, tuned[kept])
+                jobs = plan.e2(kept, units, plan.E2_METHODS[kept], tuned[kept])
                 self.arrivals(log, (job for job in jobs if job.unit == unit))
 
     def e1(self, units: int) -> None:

@@ -11,7 +11,7 @@ from typing import cast
 from cpift.compare.jobs import Job
 from cpift.compare.methods import specialist
 from cpift.compare.methods.method import Arrival
-from cpift.compare.statistics import difference, forgetting, summary
+from cpift.compare.statistics import adjusted, difference, forgetting, summary
 from cpift.files import manifest
 from cpift.metrics.comparison import (
     ArrivalEntry,
@@ -74,11 +74,13 @@ class Record:
                 for budget, methods in budgets.items()
             },
             "differences": {
-                budget: [
-                    self._difference(budget, m, methods, tasks)
-                    for m in methods
-                    if m != self._reference and self._reference in methods
-                ]
+                budget: adjusted(
+                    [
+                        self._difference(budget, m, methods, tasks)
+                        for m in methods
+                        if m != self._reference and self._reference in methods
+                    ]
+                )
                 for budget, methods in budgets.items()
             },
             "forgetting": {m: self._forgotten(m, r, tasks) for m, r in budgets.get("incremental", {}).items()},
@@ -102,7 +104,7 @@ class Record:
         key = (budget, method, *tasks, "", *results, "", *reference)
         if key not in self._differences:
             self._differences[key] = difference(results, reference, tasks)
-        return {"method": method, "against": self._reference, **self._differences[key]}
+        return cast(MethodDifference, {"method": method, "against": self._reference, **self._differences[key]})
 
     def _forgotten(self, method: str, results: Results, tasks: Mapping[str, TaskEntry]) -> Forgetting:
         key = (method, *tasks, "", *results)

@@ -1,16 +1,18 @@
-"""What the scores of several methods and seeds say: means, spreads, paired bootstrap intervals, wins and losses.
+"""What the scores of several methods and seeds say: means, spreads, paired intervals over seeds, wins and losses.
 
-Scores are oriented so that more is better: for a task scored by loss the sign is turned. An item is one evaluation row
-of one seed; methods are compared on the same items, so what both find hard cancels.
+Scores are oriented so that more is better: for a task scored by loss the sign is turned. Methods are compared on the same
+items and seeds, so what both find hard cancels. Seeds are the unit: see :mod:`cpift.compare.units`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
 import numpy as np
 
+from cpift.compare.units import from_error, holm, over_units
 from cpift.errors import CpiftError
 from cpift.metrics import described
 from cpift.metrics.comparison import (
@@ -19,6 +21,7 @@ from cpift.metrics.comparison import (
     Difference,
     Forgetting,
     GuardDifference,
+    MethodDifference,
     MethodSummary,
     Result,
     Spread,
@@ -28,7 +31,7 @@ from cpift.metrics.pairing import Paired, paired
 from cpift.metrics.score import ScoreEntry, Scores
 from cpift.metrics.summary import share_of
 
-RESAMPLES = 4000
+Pair = tuple[ScoreEntry, ScoreEntry]
 Results = Mapping[str, Result]  # by seed
 Tasks = Mapping[str, TaskEntry]  # by name
 
@@ -66,12 +69,11 @@ def summary(results: Results, tasks: Tasks, specialists: Results | None) -> Meth
     return entry
 
 
-def guard_summary(results: Results, resamples: int = RESAMPLES) -> dict[str, GuardDifference]:
+def guard_summary(results: Results) -> dict[str, GuardDifference]:
     """By set of the guard: the last model minus the base, as :func:`difference` has it; empty where it was not scored.
 
     Args:
         results: of one method.
-        resamples: of the bootstrap.
     """
     after, before, metrics = dict[str, Result](), dict[str, Result](), dict[str, TaskEntry]()
     for seed, result in results.items():
@@ -81,7 +83,7 @@ def guard_summary(results: Results, resamples: int = RESAMPLES) -> dict[str, Gua
         scores = entries[-1]["scores"]
         after[seed], before[seed] = {**result, "scores": scores}, {**result, "scores": entries[0]["scores"]}
         metrics |= {name: {"metric": score["metric"], "rows": len(score["items"])} for name, score in scores.items()}
-    gaps = difference(after, before, metrics, resamples)["tasks"] if after else {}
+    gaps = difference(after, before, metrics)["tasks"] if after else {}
     return {name: {**gap, "metric": metrics[name]["metric"]} for name, gap in gaps.items()}
 
 
@@ -107,43 +109,35 @@ def _share(pairs: Sequence[tuple[Result, Result]], task: str) -> float | None:
     return fmean(known) if known else None
 
 
-def difference(first: Results, second: Results, tasks: Tasks, resamples: int = RESAMPLES) -> Compared:
-    """First minus second, with 95 % intervals of a paired percentile bootstrap.
+def difference(first: Results, second: Results, tasks: Tasks) -> Compared:
+    """First minus second, paired by seed, with Student's 95 % intervals over seeds.
 
-    Each resample draws seeds, where there are several, and within each seed the task's items, for both methods the same.
+    With one seed the interval is over that seed's items, and says nothing of other seeds.
     ``mean`` is over the tasks whose scores are shares of the best possible one (all tasks, where there is none).
     """
     seeds = [seed for seed in first if seed in second]
     shared = [t for t in tasks if seeds and all(t in r[s]["scores"] for r in (first, second) for s in seeds)]
-    rng, drawn = _draw(seeds, resamples)
-    gaps: dict[str, Difference] = {}
-    samples: dict[str, np.ndarray] = {}
-    for task in shared:
-        pairs = [(first[s]["scores"][task], second[s]["scores"][task]) for s in seeds]
-        samples[task] = _over_seeds([_resampled(a, b, resamples, rng) for a, b in pairs], drawn)
-        gaps[task] = _interval(fmean(_gain(a, b) for a, b in pairs), samples[task])
+    pairs = {t: [(first[s]["scores"][t], second[s]["scores"][t]) for s in seeds] for t in shared}
+    gaps = {task: _estimate([[pair] for pair in of_seeds]) for task, of_seeds in pairs.items()}
     counted = [t for t in shared if described(tasks[t]["metric"]).unit.bounded] or shared
     result: Compared = {"seeds": len(seeds), "tasks": gaps}
     if counted:
-        observed = fmean(gaps[t]["difference"] for t in counted)
-        result["mean"] = _interval(observed, np.mean([samples[t] for t in counted], axis=0))
+        result["mean"] = _estimate([[pairs[t][i] for t in counted] for i in range(len(seeds))])
     result["wins"] = sum(gap["low"] > 0 for gap in gaps.values())
     result["losses"] = sum(gap["high"] < 0 for gap in gaps.values())
     result["ties"] = len(gaps) - result["wins"] - result["losses"]
     return result
 
 
-def forgetting(results: Results, tasks: Tasks, resamples: int = RESAMPLES) -> Forgetting:
+def forgetting(results: Results, tasks: Tasks) -> Forgetting:
     """Of tasks that arrive one after the other: what the old ones lose at an arrival, and what the new one gains.
 
     "old": the score of each earlier task after an arrival minus before it, mean over tasks and arrivals; "new": the same
-    of the task that arrives. Paired bootstrap as in :func:`difference`. Empty where one task arrives only.
+    of the task that arrives. Intervals as in :func:`difference`. Empty where one task arrives only.
     """
-    rng, drawn = _draw(list(results), resamples)
-    observed: dict[str, list[float]] = {}
-    samples: dict[str, list[np.ndarray]] = {}
+    changes: dict[str, list[list[Pair]]] = {}
     for result in results.values():
-        pairs: dict[str, list[tuple[ScoreEntry, ScoreEntry]]] = {}
+        pairs: dict[str, list[Pair]] = {}
         arrivals = result["arrivals"]
         for i in range(1, len(arrivals)):
             for j in range(i + 1):
@@ -151,28 +145,20 @@ def forgetting(results: Results, tasks: Tasks, resamples: int = RESAMPLES) -> Fo
                 if task in tasks:
                     after, before = (_score_then(result, arrivals[k], task) for k in (i, i - 1))
                     pairs.setdefault("new" if i == j else "old", []).append((after, before))
-        for kind, changes in pairs.items():
-            observed.setdefault(kind, []).append(fmean(_gain(a, b) for a, b in changes))
-            drawn_changes = [_resampled(a, b, resamples, rng) for a, b in changes]
-            samples.setdefault(kind, []).append(np.mean(drawn_changes, axis=0))
-    return {kind: _interval(fmean(observed[kind]), _over_seeds(samples[kind], drawn)) for kind in observed}
+        for kind, of_kind in pairs.items():
+            changes.setdefault(kind, []).append(of_kind)
+    return {kind: _estimate(of_seeds) for kind, of_seeds in changes.items()}
+
+
+def adjusted(differences: Sequence[MethodDifference]) -> list[MethodDifference]:
+    """The same, with the p-value of each mean adjusted for the number of methods (Holm)."""
+    found = holm({d["method"]: d["mean"]["p"] for d in differences if "mean" in d})
+    return [{**d, "p_holm": found[d["method"]]} if d["method"] in found else d for d in differences]
 
 
 def _score_then(result: Result, arrival: ArrivalEntry, task: str) -> ScoreEntry:
     """A task's score after an arrival, with what does not change with it."""
     return {**result["scores"][task], "score": arrival["scores"][task], "items": arrival["items"][task]}
-
-
-def _draw(seeds: Sequence[str], resamples: int) -> tuple[np.random.Generator, np.ndarray]:
-    """A generator, and which seeds each resample has, (resamples, seeds)."""
-    rng = np.random.default_rng(0)
-    return rng, rng.integers(0, len(seeds), (resamples, len(seeds))) if seeds else np.zeros((resamples, 0), np.int64)
-
-
-def _over_seeds(by_seed: Sequence[np.ndarray], drawn: np.ndarray) -> np.ndarray:
-    """(seeds, resamples) to the mean over each resample's seeds, (resamples,)."""
-    mean: np.ndarray = np.take_along_axis(np.stack(by_seed).T, drawn, axis=1).mean(axis=1)
-    return mean
 
 
 def _gain(a: ScoreEntry, b: ScoreEntry) -> float:
@@ -192,16 +178,24 @@ def _pairs(a: ScoreEntry, b: ScoreEntry) -> Paired:
     return pairs
 
 
-def _resampled(a: ScoreEntry, b: ScoreEntry, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How much better the first of two models is on items drawn with replacement, (resamples,)."""
+def _estimate(of_seeds: Sequence[Sequence[Pair]]) -> Difference:
+    """Mean gain over pairs of scores and seeds, with its interval over seeds; over items, where there is one seed."""
+    values = [fmean(_gain(a, b) for a, b in pairs) for pairs in of_seeds]
+    estimate = over_units(values)
+    if estimate is None:
+        errors = [_item_error(a, b) for a, b in of_seeds[0]]
+        rows = min(len(_pairs(a, b).first) for a, b in of_seeds[0])
+        estimate = from_error(values[0], math.hypot(*errors) / len(errors), max(1, rows - 1))
+    return {"difference": estimate.mean, "low": estimate.low, "high": estimate.high, "p": estimate.p}
+
+
+def _item_error(a: ScoreEntry, b: ScoreEntry) -> float:
+    """Standard error over items of the difference of two scores, paired by item; 0 for a single item."""
     pairs, metric = _pairs(a, b), described(a["metric"])
-    first, second = np.array(pairs.first, np.float64), np.array(pairs.second, np.float64)
-    weights = np.array(pairs.tokens, np.float64) if metric.by_tokens else np.ones(len(first))
-    picked = rng.integers(0, len(first), (resamples, len(first)))
-    value: np.ndarray = ((first - second) * weights)[picked].sum(axis=1) / weights[picked].sum(axis=1)
-    return value if metric.higher_is_better else -value
-
-
-def _interval(observed: float, sample: np.ndarray) -> Difference:
-    low, high = np.quantile(sample, [0.025, 0.975])
-    return {"difference": observed, "low": float(low), "high": float(high)}
+    gaps = np.array(pairs.first, np.float64) - np.array(pairs.second, np.float64)
+    if len(gaps) < 2:
+        return 0.0
+    weights = np.array(pairs.tokens, np.float64) if metric.by_tokens else np.ones(len(gaps))
+    share = weights / weights.sum()
+    squares = (share * (gaps - share @ gaps)) ** 2
+    return math.sqrt(float(squares.sum()) * len(gaps) / (len(gaps) - 1))

@@ -12,7 +12,7 @@ _NONE: Spread = {"mean": None, "sd": None}
 
 
 def markdown(comparison: ComparisonRecord) -> str:
-    """All budgets of a comparison. Scores in their units; intervals are 95 %, ± one sd over seeds."""
+    """All budgets of a comparison. Scores in their units; intervals are 95 % over seeds, ± one sd."""
     return "\n".join(line for budget in comparison["budgets"] for line in _budget(comparison, budget))
 
 
@@ -25,8 +25,8 @@ def _budget(comparison: ComparisonRecord, budget: str) -> Iterator[str]:
     yield (
         f"\n**{budget}**, {wanted} seeds\n" if done == wanted else f"\n**{budget}**, {done} of {wanted} seeds so far\n"
     )
-    yield f"| method | mean | {' | '.join(tasks)} | minus {reference}: mean | wins–ties–losses | below specialist | tokens |"
-    yield "|---" * (len(tasks) + 6) + "|"
+    yield f"| method | mean | {' | '.join(tasks)} | minus {reference}: mean | p (Holm) | wins–ties–losses | below specialist | tokens |"
+    yield "|---" * (len(tasks) + 7) + "|"
     for method, row in sorted(found.items(), key=lambda item: -(_mean(item[1]) or -1e9)):
         cells = [_cell(row["mean"], unit)]
         cells += [
@@ -34,9 +34,11 @@ def _budget(comparison: ComparisonRecord, budget: str) -> Iterator[str]:
         ]
         gap = against.get(method)
         if gap and "mean" in gap:
-            cells += [_signed(gap["mean"], unit), f"{gap['wins']}–{gap['ties']}–{gap['losses']}"]
+            adjusted = gap.get("p_holm")
+            cells += [_signed(gap["mean"], unit), "" if adjusted is None else f"{adjusted:.2g}"]
+            cells += [f"{gap['wins']}–{gap['ties']}–{gap['losses']}"]
         else:
-            cells += ["", ""]
+            cells += ["", "", ""]
         cells += [str(row.get("seesaw", "")), f"{row['tokens']:,.0f}"]
         yield f"| `{method}` | {' | '.join(cells)} |"
     yield from _guard(found)

@@ -8,11 +8,19 @@ from cpift.metrics.score import GuardRecord, Scores
 
 
 class Difference(TypedDict):
-    """A difference of scores with its 95 % interval; more is better."""
+    """A difference of scores with its 95 % interval over seeds; more is better.
+
+    Attributes:
+        difference: the mean.
+        low: lower end of the interval.
+        high: upper end.
+        p: two-sided p-value of the difference being zero; not in files made before it was.
+    """
 
     difference: float
     low: float
     high: float
+    p: float
 
 
 class GuardDifference(Difference):
@@ -108,10 +116,17 @@ class Compared(TypedDict):
 
 
 class MethodDifference(Compared):
-    """A method minus the reference."""
+    """A method minus the reference.
+
+    Attributes:
+        method: the former.
+        against: the reference.
+        p_holm: p-value of the mean, adjusted for the number of methods.
+    """
 
     method: str
     against: str
+    p_holm: NotRequired[float]
 
 
 Forgetting = dict[str, Difference]
