@@ -8,7 +8,7 @@ from scipy import stats
 
 from cpift.compare.units import holm, over_units
 
-REPEATS = 4000
+REPEATS = 2000
 
 
 def coverage(values: np.ndarray, models: list[int] | None = None) -> float:
