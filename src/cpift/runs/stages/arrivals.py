@@ -23,7 +23,7 @@ from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.stages.evaluate import evaluate_stages
 from cpift.runs.stages.fuse import CODE as FUSE_CODE
 from cpift.runs.stages.fuse import fuse_into
-from cpift.runs.stages.guard import guard_stages
+from cpift.runs.stages.guard import guard_stage
 from cpift.runs.stages.identify import CODE as IDENTIFY_CODE
 from cpift.runs.stages.identify import core_stage, region_facts
 from cpift.runs.stages.train import merged_adapter, spec_of, train_stage
@@ -49,7 +49,8 @@ def arrival_stages(run: Run) -> list[Stage]:
             frozen = (*frozen, layout.arrival(number, "identify"))
     for name, model in models.items():
         stages += evaluate_stages(run, name, model)
-    return stages + guard_stages(run, models)
+        stages += [guard_stage(run, name, model, layout.BEFORE_MODEL)] if run.recipe.guard else []
+    return stages
 
 
 def carried_regions(model: Path) -> dict[str, Path]:
