@@ -21,12 +21,15 @@ from cpift.data.templates import ChatSettings
 from cpift.errors import CpiftError
 from cpift.evaluation import neutral
 from cpift.evaluation.drift import Comparison, Recorder
+from cpift.evaluation.harness import check_lm_eval, task_files
 from cpift.evaluation.options import with_answer
 from cpift.evaluation.scores import score_task
 from cpift.evaluation.task import EvalTask, Score, scoring_identity
 from cpift.metrics.guard import GuardEntry, drift_of
+from cpift.metrics.lm_eval import EXTRA, identity
 from cpift.metrics.metric import Scoring
 from cpift.metrics.multiple_choice import MULTIPLE_CHOICE, options_of
+from cpift.metrics.packages import missing
 from cpift.recipe.guard import NEUTRAL, GuardSet
 from cpift.train import accelerator
 from cpift.train.malloc import kept_memory
@@ -49,21 +52,27 @@ class Guarded:
     task: EvalTask | None
 
 
-def read_guard(guard: Sequence[GuardSet]) -> list[Guarded]:
+def read_guard(guard: Sequence[GuardSet], folder: str | None = None) -> list[Guarded]:
     """Read and check the rows of all sets.
 
     Args:
         guard: the sets of a recipe.
+        folder: of task files for lm-eval.
 
     Raises:
         CpiftError: a file that cannot be read, or rows that do not allow the metric.
     """
-    return [Guarded(entry.name, None if entry.name == NEUTRAL else _task(entry)) for entry in guard]
+    return [Guarded(entry.name, None if entry.name == NEUTRAL else _task(entry, folder)) for entry in guard]
 
 
-def _task(entry: GuardSet) -> EvalTask:
+def _task(entry: GuardSet, folder: str | None) -> EvalTask:
     if entry.built_in:
         return EvalTask(questions(), MULTIPLE_CHOICE.name)
+    if entry.lm_eval is not None:
+        if (problem := missing("lm_eval", EXTRA)) is not None:
+            raise CpiftError(f"guard {entry.name}: {problem}")
+        check_lm_eval(entry.lm_eval, folder)
+        return EvalTask([], entry.lm_eval, folder=folder, limit=entry.limit)
     task, where = entry.task(), f"guard {entry.name}"
     try:
         (source,) = task.sources("eval")
@@ -93,15 +102,23 @@ def questions() -> list[Row]:
     ]
 
 
-def guard_identity(guard: Sequence[GuardSet]) -> list[dict[str, object]]:
-    """What decides about the scores of the guard, for the key of a stage: settings, and the content of files."""
-    return [_identity(entry) for entry in guard]
+def guard_identity(guard: Sequence[GuardSet], folder: str | None = None) -> list[dict[str, object]]:
+    """What decides about the scores of the guard, for the key of a stage: settings, and the content of files.
+
+    Args:
+        guard: the sets of a recipe.
+        folder: of task files for lm-eval.
+    """
+    return [_identity(entry, folder) for entry in guard]
 
 
-def _identity(entry: GuardSet) -> dict[str, object]:
+def _identity(entry: GuardSet, folder: str | None) -> dict[str, object]:
     if entry.built_in:
         content = neutral.text() if entry.name == NEUTRAL else json.dumps(questions())
         return {"name": entry.name, "content": hashlib.sha256(content.encode()).hexdigest()[:32]}
+    if entry.lm_eval is not None:
+        held = {"metric": entry.lm_eval, "limit": entry.limit, "tasks": task_files(folder)}
+        return {"name": entry.name, **held, **identity()}
     task = entry.task()
     own = scoring_identity(task, task.metric) if task.metric else {}
     return {**entry.model_dump(exclude={"eval"}), "eval": file_settings(task).get("eval"), **own}
@@ -171,6 +188,8 @@ def _text(
 
 
 def _rows(network: Network, tokenizer: Tokenizer, task: EvalTask, max_length: int | None) -> Score:
+    if task.kind.scoring is Scoring.LM_EVAL:
+        return score_task(network, tokenizer, task, max_length)
     kept = task.rows
     if task.kind.scoring is Scoring.OPTIONS:
         room = int(getattr(network.config, "max_position_embeddings", None) or 2**31)

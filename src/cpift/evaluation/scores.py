@@ -16,6 +16,7 @@ from cpift.data.turns import stop_ids
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
 from cpift.evaluation.forced import teacher_forced
 from cpift.evaluation.generation import generate
+from cpift.evaluation.harness import score_lm_eval
 from cpift.evaluation.known import Known, row_key, score_of, text_key
 from cpift.evaluation.options import score_options
 from cpift.evaluation.task import EvalTask, Score, left_out_warning, notes_message, scoring_identity
@@ -156,6 +157,8 @@ def score_task(
     known: Known | None = None,
 ) -> Score:
     """The score of one task, of a model that is in memory; of rows that are not known yet, the others are as they were."""
+    if task.kind.scoring is Scoring.LM_EVAL:
+        return score_lm_eval(network, tokenizer, task, progress)
     known = known or Known()
     encoded: list[Encoded] | None = None
     if task.kind.scoring is not Scoring.OPTIONS:

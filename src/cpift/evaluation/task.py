@@ -26,6 +26,8 @@ class EvalTask:
         generator: the reasoning_gym task that made the rows.
         match: which match of the pattern counts, ``last`` or ``first``.
         settings: of the metric, by name.
+        folder: of task files for lm-eval.
+        limit: items that lm-eval uses; None: all.
     """
 
     rows: Sequence[Row]
@@ -35,6 +37,8 @@ class EvalTask:
     generator: str | None = None
     match: str = "last"
     settings: Mapping[str, object] = field(default_factory=dict)
+    folder: str | None = None
+    limit: int | None = None
 
     @classmethod
     def of(cls, task: Task, rows: Sequence[Row], metric: str) -> EvalTask:

@@ -12,6 +12,7 @@ from cpift.metrics.exact_match import EXACT_MATCH
 from cpift.metrics.generate import GENERATE
 from cpift.metrics.judge import JUDGE
 from cpift.metrics.judge_pairwise import JUDGE_PAIRWISE
+from cpift.metrics.lm_eval import is_lm_eval, lm_eval_metric
 from cpift.metrics.loss import LOSS
 from cpift.metrics.math import MATH
 from cpift.metrics.metric import PER_CENT, Metric, Unit
@@ -43,18 +44,24 @@ def named(name: str) -> Metric:
     """The metric that a recipe names.
 
     Raises:
-        CpiftError: neither in the table nor of the form ``package.module:function``.
+        CpiftError: neither in the table nor of the form ``lm_eval:TASK`` or ``package.module:function``.
     """
     if name in METRICS:
         return METRICS[name]
+    if is_lm_eval(name):
+        return lm_eval_metric(name)
     if is_own(name):
         return own_metric(name)
-    raise CpiftError(f"is none of {', '.join(METRICS)}, nor package.module:function{did_you_mean(name, METRICS)}")
+    raise CpiftError(
+        f"is none of {', '.join(METRICS)}, nor lm_eval:TASK, nor package.module:function{did_you_mean(name, METRICS)}"
+    )
 
 
 def described(name: str) -> Metric:
     """The metric that a file of scores names: one that is not in the table is taken for a share of 1."""
-    return METRICS[name] if name in METRICS else own_metric(name)
+    if name in METRICS:
+        return METRICS[name]
+    return lm_eval_metric(name) if is_lm_eval(name) else own_metric(name)
 
 
 def mean_unit(names: Iterable[str]) -> Unit:

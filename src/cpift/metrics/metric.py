@@ -27,6 +27,8 @@ class Scoring(Enum):
     """The answer is generated and judged."""
     OPTIONS = "options"
     """The likelihood of each option of the row."""
+    LM_EVAL = "lm_eval"
+    """By lm-eval, on its own rows."""
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def _plan(
         read = recipe.additions.order if recipe.arrivals else list(rows)
         record["region_tokens"] = round(sum(min(rows[t], recipe.region.rows or rows[t]) * lengths[t] for t in read))
     if recipe.guard:
-        record["guard_tokens"] = guard_tokens(read_guard(recipe.guard), tokenizer)
+        record["guard_tokens"] = guard_tokens(read_guard(recipe.guard, recipe.lm_eval_tasks), tokenizer)
     if gpus is not None:
         shape = shape_of({n: t.size for n, t in checkpoint.tensors.items()}, checkpoint.config)
         longest = max(len(e.input_ids) for kept in encoded.values() for e in kept)

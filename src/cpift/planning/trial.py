@@ -179,7 +179,7 @@ def _scoring(recipe: Recipe, model: Path, tests: Mapping[str, EvalTask]) -> Scor
     if recipe.guard:
         score_guard(
             model,
-            read_guard(recipe.guard),
+            read_guard(recipe.guard, recipe.lm_eval_tasks),
             max_length=max_length(recipe.training),
             trust_remote_code=recipe.trust_remote_code,
             chat=recipe.chat,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from cpift.errors import did_you_mean
+from cpift.metrics.lm_eval import is_lm_eval
 from cpift.recipe.part import Part
 from cpift.recipe.task import Columns, MetricName, ShapeName, Task
 
@@ -18,14 +19,14 @@ BUILT_IN = (NEUTRAL, GENERAL)
 
 
 class GuardSet(Part):
-    """One set of the guard: a built-in one by its name, or a file with a metric."""
+    """One set of the guard: a built-in one by its name, a file with a metric, or a task of lm-eval."""
 
     name: str = Field(min_length=1)
     """What tables call it."""
     eval: str | None = None
-    """A file, a folder or a Hugging Face data set id; none for a built-in set."""
+    """A file, a folder or a Hugging Face data set id; none for a built-in set and for a task of lm-eval."""
     metric: MetricName | None = None
-    """As of a task."""
+    """As of a task; ``lm_eval:NAME`` is a task of lm-eval."""
     eval_split: str = "test"
     """Split, where ``eval`` is a data set from the hub."""
     columns: Columns = {}
@@ -44,6 +45,9 @@ class GuardSet(Part):
         if self.name in BUILT_IN:
             if self.model_fields_set - {"name"} and self != GuardSet.model_construct(name=self.name):
                 raise ValueError(f"{self.name} is a built-in set and takes no other key; give yours another name")
+        elif is_lm_eval(self.metric or ""):
+            if self.eval is not None:
+                raise ValueError(f"{self.metric} has rows of its own; leave out eval")
         elif self.eval is None:
             known = did_you_mean(self.name, BUILT_IN)
             raise ValueError(f"{self.name} is none of {', '.join(BUILT_IN)}, and names no file in eval{known}")
@@ -54,7 +58,12 @@ class GuardSet(Part):
     @property
     def built_in(self) -> bool:
         """Does it come with the package?"""
-        return self.eval is None
+        return self.name in BUILT_IN
+
+    @property
+    def lm_eval(self) -> str | None:
+        """The metric, where it is a task of lm-eval."""
+        return self.metric if self.metric and is_lm_eval(self.metric) else None
 
     def task(self) -> Task:
         """The same as a task, whose evaluation rows are those of the set."""
@@ -68,14 +77,21 @@ def _listed(value: Any) -> Any:
         return []
     if not isinstance(value, list):
         raise ValueError("is none, or a list of sets: their names, or records with name, eval and metric")
-    return [{"name": one} if isinstance(one, str) else _named(one) for one in value]
+    return [_record(one) if isinstance(one, str) else _named(one) for one in value]
+
+
+def _record(name: str) -> dict[str, str]:
+    return {"name": name, "metric": name} if is_lm_eval(name) else {"name": name}
 
 
 def _named(value: Any) -> Any:
-    """A record without a name has that of its file."""
-    if isinstance(value, dict) and "name" not in value and isinstance(value.get("eval"), str):
+    """A record without a name has that of its file, or of its task of lm-eval."""
+    if not isinstance(value, dict) or "name" in value:
+        return value
+    if isinstance(value.get("eval"), str):
         return {"name": Path(value["eval"]).name.partition(".")[0], **value}
-    return value
+    metric = value.get("metric")
+    return {"name": metric, **value} if isinstance(metric, str) and is_lm_eval(metric) else value
 
 
 GuardSets = Annotated[list[GuardSet], BeforeValidator(_listed)]

@@ -60,6 +60,8 @@ class Recipe(Part):
     protect: Protect = Protect()
     guard: GuardSets = DEFAULT
     """What must not be lost, scored for every model: built-in sets by name, or files with a metric; none: off."""
+    lm_eval_tasks: str | None = None
+    """A folder of task files for lm-eval, beside its own."""
     output: Output = Output()
     training: dict[str, Any] = Field(default={})
     """Any field of TRL's SFTConfig, for all trainings."""
@@ -279,6 +281,7 @@ class Recipe(Part):
         if backbone.entry is None:
             backbone = backbone.model_copy(update={"source": place(backbone.source)})
         changes = {"model": place(self.model), "base": place(self.base), "tasks": tasks, "backbone": backbone}
+        changes["lm_eval_tasks"] = place(self.lm_eval_tasks)
         changes["guard"] = [entry.model_copy(update={"eval": place(entry.eval)}) for entry in self.guard]
         return self.model_copy(update={**changes, "chat_template": place(self.chat_template)})
 

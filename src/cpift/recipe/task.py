@@ -12,6 +12,7 @@ from cpift.data.shapes import SHAPES, known_columns
 from cpift.errors import CpiftError, did_you_mean, nearest
 from cpift.metrics import named
 from cpift.metrics.answers import AnswerPattern
+from cpift.metrics.lm_eval import is_lm_eval
 from cpift.metrics.metric import Asked, Metric
 from cpift.metrics.settings import MetricSettings
 from cpift.recipe.part import Part
@@ -151,6 +152,8 @@ class Task(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
+        if is_lm_eval(self.metric or ""):
+            raise ValueError(f"metric {self.metric} has rows of its own, not those of a task; list it under guard:")
         if self.generate is not None and not (type(self.train) is int and type(self.eval) is int):
             raise ValueError("with generate, train and eval are numbers of rows")
         if self.generate is None and isinstance(self.train, int):

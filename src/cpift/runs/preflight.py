@@ -147,7 +147,7 @@ def read_rows(current: Run) -> None:
             current.loaded[task] = load_task(task, asked, current.recipe.seed)
             metric_of(task, asked, current.loaded[task].evaluation)
     recipe = current.recipe
-    read_guard(recipe.guard)
+    read_guard(recipe.guard, recipe.lm_eval_tasks)
     if current.loaded:
         tokenizer = tokenizer_of(recipe)
         limit = max_length(recipe.training_of("probe"))

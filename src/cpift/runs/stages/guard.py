@@ -41,7 +41,7 @@ def guard_stage(run: Run, name: str, model: ModelRef, before: str) -> Stage:
     stage, first = layout.guard(name), layout.guard(before)
     drifts = any(entry.name == NEUTRAL for entry in run.recipe.guard)
     settings: dict[str, Any] = {
-        "guard": guard_identity(run.recipe.guard),
+        "guard": guard_identity(run.recipe.guard, run.recipe.lm_eval_tasks),
         "max_length": max_length(run.recipe.training),
         **run.recipe.chat.identity(),
         **attention_of(run.recipe),
@@ -52,7 +52,7 @@ def guard_stage(run: Run, name: str, model: ModelRef, before: str) -> Stage:
         record = folders[stage] / layout.LOGITS_FILE if drifts and stage == first else None
         result = score_guard(
             model.path,
-            read_guard(run.recipe.guard),
+            read_guard(run.recipe.guard, run.recipe.lm_eval_tasks),
             max_length=max_length(run.recipe.training),
             trust_remote_code=run.recipe.trust_remote_code,
             chat=run.recipe.chat,
