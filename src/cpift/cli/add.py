@@ -45,7 +45,7 @@ def add(
     ] = None,
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Also make it by plain SFT, at half the rate, and by replay, at equal tokens."),
+        typer.Option("--compare", help="Also make it by plain SFT, LoRA, OSF and replay, at equal tokens."),
     ] = False,
     as_patch: Annotated[
         bool,
@@ -70,7 +70,7 @@ def add(
     from cpift.metrics.addition import addition_table
     from cpift.recipe.recipe import Recipe
     from cpift.report.arrivals import summary_lines
-    from cpift.runs.alternatives import compare_additions
+    from cpift.runs.alternatives import check_alternatives, compare_additions
     from cpift.runs.pipeline import run as run_all
 
     if as_patch and len(task) > 1:
@@ -85,6 +85,8 @@ def add(
         recipe.write_text(loaded.dump(), encoding="utf-8")
         print(f"wrote {recipe}; edit it, then: cpift run {recipe} --out {out}")
         return
+    if compare:
+        check_alternatives()
     with terminal() as shown:
         result = run_all(loaded, out, reporter=shown)
         table = addition_table(compare_additions(loaded, out, shown)) if compare else []

@@ -24,6 +24,8 @@ class Arrivals(Trained):
     """Rows of each earlier arrival that stay at hand for replay; 0: none."""
     adapter: MergedAdapter = None
     """Train an adapter, merged at the end, in place of all parameters: {type: lora, r: 16}; docs/adapters.md."""
+    osf: float | None = Field(default=None, gt=0, lt=1)
+    """Train by PEFT's OSF, orthogonal to this share of each matrix's main directions, in place of all parameters."""
 
 
 class Protect(Part):

@@ -32,6 +32,8 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     for task in values["tasks"].values():
         if not task["metric_settings"]:
             del task["metric_settings"]
+    if values["arrivals"] and values["arrivals"]["osf"] is None:
+        del values["arrivals"]["osf"]
     for part, keys in NEWER.items():
         defaults = type(getattr(recipe, part))().model_dump(by_alias=True, mode="json")
         for key in keys:

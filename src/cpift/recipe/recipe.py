@@ -26,6 +26,8 @@ from cpift.recipe.yaml import read_yaml, set_key
 _LIMIT = 2**20  # bytes of a recipe
 STAGES = ("probe", "identify", "group", "backbone", "fuse", "refine", "evaluate")
 
+_OSF_REMEDIES = {"protect.freeze": "set it to false"}
+
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
@@ -170,11 +172,24 @@ class Recipe(Part):
                 raise ValueError(
                     "protect.every: is not combined with arrivals.adapter, which leaves the weights as they are"
                 )
+        if self.arrivals and self.arrivals.osf is not None:
+            self._osf_fits(self.arrivals)
         if self.fuse.every is not None and self.refine.adapter is not None:
             raise ValueError("fuse.every: is not combined with refine.adapter, which leaves the weights as they are")
         if self.base is not None and not self.arrivals:
             raise ValueError("base: is for arrivals; without them the base is model")
         return self
+
+    def _osf_fits(self, arrivals: Arrivals) -> None:
+        conflicts = {
+            "protect.freeze": self.protect.freeze,  # every entry of a matrix changes
+            "protect.every": self.protect.every is not None,
+            "arrivals.train": arrivals.train == "inside",
+            "arrivals.adapter": arrivals.adapter is not None,
+        }
+        for key, given in conflicts.items():
+            if given:
+                raise ValueError(f"arrivals.osf: is not combined with {key}; {_OSF_REMEDIES.get(key, 'leave it out')}")
 
     @model_validator(mode="after")
     def _known_model_keys(self) -> Recipe:

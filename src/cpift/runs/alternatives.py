@@ -20,6 +20,7 @@ from cpift.runs.pipeline import run
 from cpift.runs.stage import Run
 from cpift.runs.steps import row_tokens
 from cpift.train.config import DEFAULTS
+from cpift.train.orthogonal import check_osf
 
 FOLDER = "compare"  # within the run folder
 
@@ -32,6 +33,7 @@ _PLAIN: Mapping[str, Any] = {
     "protect.anchor": 0,
     "arrivals.train": "all",
     "arrivals.adapter": None,
+    "arrivals.osf": None,
 }
 
 
@@ -50,6 +52,7 @@ class Alternative:
     changes: Callable[[Recipe], Mapping[str, Any]]
 
 
+OSF_SHARE = 0.5  # of each matrix's directions that stay; PEFT's default
 LORA_RATE = 10  # times the rate of full fine-tuning, as is usual for adapters (arXiv:2405.09673)
 
 
@@ -67,6 +70,11 @@ ALTERNATIVES: tuple[Alternative, ...] = (
     Alternative("sft", "SFT on the new rows", lambda recipe: _PLAIN),
     Alternative("sft_half_rate", "SFT at half the learning rate", lambda recipe: _at_rate(recipe, 0.5)),
     Alternative("lora", "LoRA (rank 16) on the new rows, at ten times the learning rate", _lora),
+    Alternative(
+        "osf",
+        "OSF by PEFT on the new rows, half of the directions kept",
+        lambda recipe: {**_PLAIN, "arrivals.osf": OSF_SHARE},
+    ),
     Alternative("replay", "SFT with replay", lambda recipe: {**_PLAIN, "protect.replay": recipe.protect.replay}),
     Alternative(
         "replay_average",
@@ -111,6 +119,11 @@ def compare_additions(recipe: Recipe, out: Path, reporter: Reporter) -> list[Add
     rows.sort(key=lambda row: (-row.net_wins, -row.mean_gain))
     manifest.write_whole(out / FILE, json.dumps({"format": FORMAT, "rows": [asdict(row) for row in rows]}))
     return rows
+
+
+def check_alternatives() -> None:
+    """Raise :class:`CpiftError` where a library that one of the ways needs is missing; before anything is trained."""
+    check_osf("--compare")
 
 
 def _changes(made: Run) -> list[Change]:

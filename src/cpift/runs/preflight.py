@@ -39,6 +39,7 @@ from cpift.train.adapters import check_adapter
 from cpift.train.config import check_rows, max_length
 from cpift.train.limits import Rows, check_fits, check_generation, check_tokenizer, limits_of_place
 from cpift.train.models import check_attention, check_model, check_stored_as_bf16, load_tokenizer
+from cpift.train.orthogonal import check_osf
 from cpift.typing import Tokenizer
 
 _TRAINED: tuple[Literal["probe", "backbone", "refine"], ...] = ("probe", "backbone", "refine")
@@ -74,6 +75,8 @@ def check_models(recipe: Recipe) -> None:
                 "for a larger vocabulary: --vocabulary union", "or leave base out"
             )  # fuse's option
             raise CpiftError(f"base: {text}") from error
+    if recipe.arrivals and recipe.arrivals.osf is not None:
+        check_osf("arrivals.osf")
     if recipe.arrivals and recipe.protect.freeze:
         check_carried(base)
     check_model(model, recipe.trust_remote_code)

@@ -32,6 +32,7 @@ from cpift.train.limits import check_encoded, limits_of
 from cpift.train.malloc import kept_memory
 from cpift.train.merged_adapters import MergedAdapter, put_in
 from cpift.train.models import gathered, is_sharded, load_model, load_tokenizer, save
+from cpift.train.orthogonal import with_osf, without_osf
 from cpift.train.spec import TrainSpec
 
 
@@ -144,6 +145,10 @@ def _attempt(
         masked = put_in(model, spec.adapter, regions[0], spec.seed)
     elif spec.adapter is not None:
         model = wrapped(model, spec.adapter, start, spec.seed)
+    if spec.osf is not None:
+        if regions[0] is not None and regions[0].count:
+            raise CpiftError("osf: changes every entry of a matrix, so none can be frozen; set protect.freeze false")
+        model = with_osf(model, spec.osf)
     loaded = _Loaded(model, tokenizer, time.perf_counter() - began, start, masked)
     place = tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work)
     try:
@@ -250,6 +255,7 @@ def _fine_tune(
     weights = gathered(trainer.model)
     if trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
+        model = model if spec.osf is None else without_osf(model)
         if spec.adapter is not None and not spec.merge:
             save_adapter(model, loaded.tokenizer, out, loaded.start, weights)
         else:

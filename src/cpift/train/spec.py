@@ -36,6 +36,8 @@ class TrainSpec:
         chat: the recipe's chat template and end token, saved with the model.
         trust_remote_code: may the checkpoint bring code of its own?
         adapter: train this in place of all parameters; None: all parameters.
+        osf: share of each matrix's singular directions that stays in orthogonal subspace fine-tuning
+            (:mod:`cpift.train.orthogonal`); None: all parameters are trained.
         attention: transformers' name of how attention is computed; None: its choice.
         dtype: of the weights in training.
         device_map: how transformers spreads the layers over several devices; None: one device.
@@ -61,6 +63,7 @@ class TrainSpec:
     trust_remote_code: bool = False
     adapter: Adapter | None = None
     merge: bool = False
+    osf: float | None = None
     attention: str | None = None
     dtype: Dtype = "float32"
     device_map: str | None = None

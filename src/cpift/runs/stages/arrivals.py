@@ -132,6 +132,7 @@ def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[s
         replay=replay,
         anchor=recipe.protect.anchor,
         average=_averaging(recipe.protect),
+        osf=recipe.additions.osf,
         **merged_adapter(recipe.additions.adapter),
         replay_share=recipe.protect.replay if replay else None,
     )

@@ -188,6 +188,8 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
         settings["attn_implementation"] = spec.attention
     if spec.dtype != "float32":
         settings["dtype"] = spec.dtype
+    if spec.osf is not None:
+        settings["osf"] = spec.osf
     if spec.trainable is not None:
         settings["trainable"] = spec.trainable
     if spec.adapter is not None:
