@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None, names: Sequence[str] = NAMES) -> argp
     parser.add_argument("--model", type=Path, help="a checkpoint's folder or a GGUF file")
     parser.add_argument("--data", type=Path, help="a folder with SET/train.jsonl and SET/eval.jsonl")
     parser.add_argument(
-        "--sets", nargs=2, metavar="SET", default=[], help="two sets of --data (default: the first two)"
+        "--sets", nargs="+", metavar="SET", default=[], help="two sets or more of --data (default: the first ones)"
     )
     parser.add_argument("--commit", help="commit to note in the results (default: git's)")
     parser.add_argument("--break", dest="broken", action="append", default=[], help=argparse.SUPPRESS)
@@ -55,6 +55,8 @@ def parse(arguments: Sequence[str] | None, names: Sequence[str] = NAMES) -> argp
     for option, path in (("--model", given.model), ("--data", given.data)):
         if path is not None and not path.exists():
             parser.error(f"{option}: there is no {path}")
+    if len(given.sets) == 1:
+        parser.error("--sets: give two sets or more")
     for name in given.sets:
         if given.data is None or not (given.data / name / "train.jsonl").is_file():
             parser.error(f"--sets: there is no {name}/train.jsonl in --data {given.data}")
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None, name: str = "first_contact", st
     if given.scratch is not None:
         given.scratch.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="cpift-gpu-", dir=given.scratch))
-    common = ["--tiny"] if given.tiny else []
+    common = ["--results", str(given.out.absolute()), *(["--tiny"] if given.tiny else [])]
     for option, path in (("--model", given.model), ("--data", given.data)):
         common += [option, str(path.absolute())] if path else []
     common += ["--sets", *given.sets] if given.sets else []

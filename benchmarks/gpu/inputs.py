@@ -78,12 +78,16 @@ def _once(place: Path, make: Callable[[Path], None]) -> Path:
     return place
 
 
-def set_names(step: Step) -> list[str]:
-    """The two sets to take. Raises :class:`Skip` where there are none."""
+def set_names(step: Step, count: int = 2) -> list[str]:
+    """The sets to take: those that are asked for, else the first ones, ``count`` at most.
+
+    Sets whose rows are scored as they stand come first. Raises :class:`Skip` where there are fewer than two.
+    """
     if step.data is None:
         raise Skip("needs --data, which was not given")
     usable = sorted(f.parent.name for f in step.data.glob("*/train.jsonl") if (f.parent / "eval.jsonl").is_file())
-    names = step.sets or [name for name in usable if _has_plain_answers(step.data / name)][:2] or usable[:2]
+    plain = {name for name in usable if not step.sets and has_plain_answers(step.data / name)}
+    names = step.sets or sorted(usable, key=lambda name: (name not in plain, name))[:count]
     if len(names) < 2:
         raise Skip(f"needs two sets; {step.data} holds {len(usable)} with train.jsonl and eval.jsonl")
     return names
@@ -96,7 +100,7 @@ def read_rows(file: Path, count: int) -> list[Row]:
     return rows[:: max(1, len(rows) // count)][:count]
 
 
-def _has_plain_answers(folder: Path) -> bool:
+def has_plain_answers(folder: Path) -> bool:
     """Is the assistant's text the answer in each of the first rows? Then no pattern is needed to score it."""
     rows = read_rows(folder / "eval.jsonl", 20)
     return all(assistant_text(row).strip() == str(row.get("answer")).strip() for row in rows)

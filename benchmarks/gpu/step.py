@@ -41,6 +41,7 @@ class Step:
         model: a checkpoint's folder or a GGUF file, if one is given.
         data: a folder with a folder for each set of rows, if one is given.
         sets: names of the sets to take, or none for the first ones.
+        results: a folder that stays, for raw outcomes beside the table.
     """
 
     record: Record
@@ -50,6 +51,7 @@ class Step:
     model: Path | None = None
     data: Path | None = None
     sets: list[str] = field(default_factory=list)
+    results: Path | None = None
     began: float = field(default_factory=time.monotonic)
 
     def left(self) -> float:
@@ -67,11 +69,14 @@ def run(work: Callable[[Step], None]) -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--sets", nargs="*", default=[])
+    parser.add_argument("--results", type=Path)
     parser.add_argument("--break", dest="broken", choices=MODES, help=argparse.SUPPRESS)
     given = parser.parse_args()
     faulthandler.register(signal.SIGTERM, chain=True)  # where it was when its time was up
     record = Record(given.out)
-    step = Step(record, given.seconds, given.scratch, given.tiny, given.model, given.data, given.sets)
+    step = Step(
+        record, given.seconds, given.scratch, given.tiny, given.model, given.data, given.sets, results=given.results
+    )
     step.scratch.mkdir(parents=True, exist_ok=True)
     record.write()
     if given.broken:

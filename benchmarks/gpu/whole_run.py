@@ -57,7 +57,7 @@ def work(step: Step, real: bool) -> None:
     recipe = _real_recipe(step, place) if real else _tiny_recipe(place)
     file = place / "recipe.yaml"
     file.write_text(Recipe.parse(recipe).dump(), encoding="utf-8")
-    scores = _watched(step, file, place / "out")
+    scores, _ = watched(step, file, place / "out")
     if not real:
         _beside_cpu(step, file, place / "cpu", scores)
 
@@ -76,15 +76,21 @@ def _real_recipe(step: Step, place: Path) -> dict[str, Any]:
     tasks = {}
     for name in set_names(step):
         assert step.data is not None
-        tasks[name] = {
-            "train": _copied(read_rows(step.data / name / "train.jsonl", train), place / f"{name}.train.jsonl"),
-            "eval": _copied(read_rows(step.data / name / "eval.jsonl", evaluate), place / f"{name}.eval.jsonl"),
-        }
-        if name == "gsm8k":  # its answer is the last line of a longer text
-            tasks[name]["pattern"] = "#### (.+)"
+        tasks[name] = task_of(step.data / name, place, train, evaluate)
     # Each task a group of its own, so that the last stage freezes something.
     settings = {"group": {"threshold": 1.0}, "refine": {"examples_per_task": 64}, "training": {"max_length": 512}}
     return {"model": str(step.model), "tasks": tasks, **settings}
+
+
+def task_of(folder: Path, place: Path, train: int, evaluate: int) -> dict[str, Any]:
+    """A set as a task of a recipe, this many of its rows at most, copied to ``place``."""
+    task: dict[str, Any] = {}
+    for part, count in (("train", train), ("eval", evaluate)):
+        rows = read_rows(folder / f"{part}.jsonl", count)
+        task[part] = _copied(rows, place / f"{folder.name}.{part}.jsonl")
+    if folder.name == "gsm8k":  # its answer is the last line of a longer text
+        task["pattern"] = "#### (.+)"
+    return task
 
 
 def _copied(rows: list[Row], file: Path) -> str:
@@ -92,8 +98,8 @@ def _copied(rows: list[Row], file: Path) -> str:
     return str(file)
 
 
-def _watched(step: Step, file: Path, out: Path) -> dict[str, Any]:
-    """Run the recipe here; each stage's seconds and device memory go to the record."""
+def watched(step: Step, file: Path, out: Path) -> tuple[dict[str, Any], list[Made]]:
+    """Run the recipe here; each stage's seconds and device memory go to the record. Scores, and the stages."""
     from cpift import Recipe
     from cpift import run as run_recipe
     from cpift.console.reporter import Reporter
@@ -134,7 +140,7 @@ def _watched(step: Step, file: Path, out: Path) -> dict[str, Any]:
         text = ", ".join(f"{task} {entry['score']:.3f} {entry['metric']}" for task, entry in scores.items())
         step.record.add(f"scores of {model}", text)
     step.record.add("groups", len(result["groups"]))
-    return result
+    return result, made
 
 
 def _record_kind(step: Step, made: Sequence[Made]) -> None:

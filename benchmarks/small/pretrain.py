@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=["new", "elicitation"], default="elicitation")
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; the published models are a CPU's")
     args = parser.parse_args()
     torch.manual_seed(0)
     words = tokenizer()
@@ -121,7 +122,7 @@ def main() -> None:
         num_key_value_heads=8, max_position_embeddings=256, tie_word_embeddings=True, attention_bias=True,
         eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id, bos_token_id=None,
     )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config).to(args.device)
     rng = random.Random(0)
     unseen = blocks(words, corpus(args.kind, random.Random(1), 60_000))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.1, betas=(0.9, 0.98), fused=True)
@@ -131,7 +132,7 @@ def main() -> None:
         if used + BATCH > len(data):
             data, used = blocks(words, corpus(args.kind, rng, 500_000)), 0
             data = data[torch.randperm(len(data))]
-        batch, used = data[used : used + BATCH], used + BATCH
+        batch, used = data[used : used + BATCH].to(args.device), used + BATCH
         warm, rest = min(1.0, step / 100), 0.5 * (1 + math.cos(math.pi * step / args.steps))
         for group in optimizer.param_groups:
             group["lr"] = RATE * warm * (0.05 + 0.95 * rest)
@@ -146,7 +147,7 @@ def main() -> None:
             print(f"step {step} of {args.steps}, loss {total / 100:.3f}, {speed:.0f} tokens/s", flush=True)
             total = 0.0
     seconds = time.perf_counter() - began
-    model.eval()
+    model.eval().cpu()
     with torch.inference_mode():
         losses = [model(input_ids=part, labels=part).loss.item() for part in unseen.split(BATCH)]
     out = args.folder / args.kind
