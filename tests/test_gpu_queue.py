@@ -189,7 +189,7 @@ def test_experiments_side_by_side_are_ended_when_the_time_is_up() -> None:
 
 def call(script: str, folder: Path, *arguments: Any) -> dict[str, dict[str, Any]]:
     """A script at its tiny size; its steps by name."""
-    command = [sys.executable, str(GPU / f"{script}.py"), "--tiny", "--budget", "500", "--out", str(folder)]
+    command = [sys.executable, str(GPU / f"{script}.py"), "--tiny", "--budget", "3000", "--out", str(folder)]
     done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     steps = json.loads((folder / f"{script}.json").read_text())["steps"]

@@ -131,7 +131,7 @@ def test_activations_are_what_autograd_keeps(bf16: bool, kv_heads: int) -> None:
 def test_of_a_recipe(tmp_path: Path) -> None:
     """Rows are shared by the GPUs; the refinement freezes two regions; what cannot be shared is refused."""
     recipe = Recipe.parse(tiny.recipe(tmp_path))
-    found = sizing.per_gpu(recipe, SEVEN, 50, 1000, 2)
+    found = sizing.per_gpu(recipe, SEVEN, 50, 1000, 2, {})
     part = found["training"]["data parallel"]
     assert part["stage"] == "refine"
     assert part["frozen"] == 12 * 2 * 1000
@@ -140,12 +140,12 @@ def test_of_a_recipe(tmp_path: Path) -> None:
     assert found["training"]["FSDP2"]["frozen"] == 12 * 1000
     assert found["training"]["FSDP2"]["fits"] == [80]
     with pytest.raises(CpiftError, match="4 rows a step cannot be shared by 3 processes"):
-        sizing.per_gpu(recipe, SEVEN, 50, 1000, 3)
+        sizing.per_gpu(recipe, SEVEN, 50, 1000, 3, {})
     with pytest.raises(CpiftError, match="hidden_size"):
-        sizing.per_gpu(recipe, memory.shape_of({"a": 4}, {}), 50, 1000, 2)
+        sizing.per_gpu(recipe, memory.shape_of({"a": 4}, {}), 50, 1000, 2, {})
     synced = {"gradient_accumulation_steps": 2, "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}  # fmt: skip
-    whole = sizing.per_gpu(recipe.changed({"training.gradient_accumulation_steps": 4}), SEVEN, 50, 1000, 2)
-    other = sizing.per_gpu(recipe.changed({f"training.{k}": v for k, v in synced.items()}), SEVEN, 50, 1000, 1)
+    whole = sizing.per_gpu(recipe.changed({"training.gradient_accumulation_steps": 4}), SEVEN, 50, 1000, 2, {})
+    other = sizing.per_gpu(recipe.changed({f"training.{k}": v for k, v in synced.items()}), SEVEN, 50, 1000, 1, {})
     assert whole["training"]["FSDP2"]["accumulates"]
     assert other["training"]["FSDP2"]["unsharded"] == 0
 

@@ -203,7 +203,12 @@ class Measured(DeviceUse, TrainingTrial, MergingTrial, ScoringTrial, Preparation
 
 
 class GpuTraining(TypedDict):
-    """Bytes on each GPU in the training that takes most, and which common cards have them."""
+    """Bytes on each GPU in the training that takes most, and which common cards have them.
+
+    Attributes:
+        stage: the kind of stage that takes most.
+        stages: peak of each kind of stage that trains.
+    """
 
     weights: int
     moments: int
@@ -216,6 +221,7 @@ class GpuTraining(TypedDict):
     logits: int
     accumulates: bool
     stage: str
+    stages: dict[str, int]
     peak: int
     fits: list[int]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from cpift.distributed import ranks
 from cpift.errors import CpiftError
 from cpift.files.records import GpuPlan, GpuTraining
 from cpift.planning import memory
+from cpift.planning.adapters import adapted, width_of
 from cpift.planning.memory import Shape, Sharding, Step
 from cpift.recipe.recipe import Recipe
 from cpift.train.config import DEFAULTS
@@ -16,7 +18,9 @@ _Stage = Literal["probe", "backbone", "refine"]
 STAGES: tuple[_Stage, ...] = get_args(_Stage)
 
 
-def per_gpu(recipe: Recipe, shape: Shape, longest: int, core: int, gpus: int) -> GpuPlan:
+def per_gpu(
+    recipe: Recipe, shape: Shape, longest: int, core: int, gpus: int, shapes: Mapping[str, tuple[int, ...]]
+) -> GpuPlan:
     """Bytes on each GPU by sharding, for the training that takes most; of scoring; of main memory.
 
     Args:
@@ -25,6 +29,7 @@ def per_gpu(recipe: Recipe, shape: Shape, longest: int, core: int, gpus: int) ->
         longest: tokens of the longest row.
         core: elements of a task's core region.
         gpus: how many GPUs share the work.
+        shapes: of the model's parameters by name; an adapter's size follows from them.
 
     Raises:
         CpiftError: a step's rows cannot be shared by as many GPUs, or the widths of the model are not known.
@@ -33,7 +38,8 @@ def per_gpu(recipe: Recipe, shape: Shape, longest: int, core: int, gpus: int) ->
         raise CpiftError(
             "--gpus: the model's config.json names no hidden_size or vocab_size to calculate with; leave it out"
         )
-    steps = {stage: _step(recipe, stage, longest, core, gpus) for stage in STAGES}
+    trained = [stage for stage in STAGES if stage != "backbone" or recipe.backbone.trained]
+    steps = {stage: _step(recipe, stage, shapes, shape.layers, longest, core, gpus) for stage in trained}
     trainings: dict[str, GpuTraining] = {}
     for sharding in get_args(Sharding):
         each = {stage: memory.training(shape, step, gpus, sharding) for stage, step in steps.items()}
@@ -50,6 +56,7 @@ def per_gpu(recipe: Recipe, shape: Shape, longest: int, core: int, gpus: int) ->
             "logits": most.logits,
             "accumulates": most.accumulates,
             "stage": stage,
+            "stages": {name: part.peak for name, part in each.items()},
             "peak": most.peak,
             "fits": memory.fits(most.peak),
         }
@@ -66,7 +73,15 @@ def per_gpu(recipe: Recipe, shape: Shape, longest: int, core: int, gpus: int) ->
     }
 
 
-def _step(recipe: Recipe, stage: _Stage, longest: int, core: int, gpus: int) -> Step:
+def _step(
+    recipe: Recipe,
+    stage: _Stage,
+    shapes: Mapping[str, tuple[int, ...]],
+    layers: int,
+    longest: int,
+    core: int,
+    gpus: int,
+) -> Step:
     given = {**DEFAULTS, **recipe.training_of(stage)}
     rows, passes = ranks.share(
         int(given["per_device_train_batch_size"]),
@@ -81,8 +96,9 @@ def _step(recipe: Recipe, stage: _Stage, longest: int, core: int, gpus: int) -> 
         checkpointing=bool(given.get("gradient_checkpointing", given["activation_checkpointing"])),
         accumulates=passes > 1,
         synced=_synced(given.get("accelerator_config")),
-        width=2 if recipe.dtype == "bfloat16" else 4,
+        width=width_of(recipe),
         frozen=frozen,
+        adapter=adapted(getattr(recipe, stage).adapter, shapes, layers, width_of(recipe), merged=stage != "probe"),
     )
 
 

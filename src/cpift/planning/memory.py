@@ -34,6 +34,29 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Adapted:
+    """An adapter that is trained in place of all parameters.
+
+    Attributes:
+        trained: its elements.
+        rank: r.
+        maps: adapted maps of a layer.
+        layer: elements of the adapted weights of a layer.
+        weights: bytes of the model beneath, as it is loaded.
+        merged: does the forward pass make the merged weight? False: the adapter's output is added to the layer's.
+        four_bit: is the model beneath quantised?
+    """
+
+    trained: int
+    rank: int
+    maps: int
+    layer: int
+    weights: int
+    merged: bool = False
+    four_bit: bool = False
+
+
+@dataclass(frozen=True)
 class Step:
     """One forward pass of one process, and how it is made."""
 
@@ -44,6 +67,7 @@ class Step:
     synced: bool = False  # gradients are reduced after each pass, by accelerate's sync_each_batch
     width: int = 4  # bytes of a weight, of its gradient, and of each of its two moments
     frozen: int = 0  # elements of the model that are kept as they are
+    adapter: Adapted | None = None  # trained in place of all parameters
 
 
 @dataclass(frozen=True)
@@ -106,6 +130,8 @@ def shape_of(sizes: Mapping[str, int], config: Mapping[str, object]) -> Shape:
 def training(shape: Shape, step: Step, gpus: int, sharding: Sharding) -> Training:
     """Memory of each of ``gpus`` GPUs in a training with AdamW."""
     parts = gpus if sharding == "FSDP2" else 1
+    if step.adapter is not None:
+        return _adapter_training(shape, step, step.adapter, gpus, parts)
     share = -(-shape.parameters // parts)
     width = 2 if step.bf16 or step.width == 2 else 4
     # The head stays whole from forward to backward; of the layers, the one in work and the next; with their gradients.
@@ -125,6 +151,44 @@ def training(shape: Shape, step: Step, gpus: int, sharding: Sharding) -> Trainin
         logits=min(step.tokens, _TILE[0]) * min(shape.vocabulary, _TILE[1]) * (width + 4),
         accumulates=step.accumulates,
     )
+
+
+def _adapter_training(shape: Shape, step: Step, adapter: Adapted, gpus: int, parts: int) -> Training:
+    """The same where an adapter alone is trained: the model beneath has no gradients and no moments."""
+    width = 2 if step.bf16 or step.width == 2 else 4
+    share = -(-adapter.trained // parts)
+    whole = width * (shape.head + 2 * shape.layer)  # of the layers, the one in work and the next; without gradients
+    return Training(
+        weights=-(-adapter.weights // parts) + 4 * share,
+        moments=8 * share,
+        gradients=4 * share,
+        buckets=4 * adapter.trained if parts == 1 and gpus > 1 else 0,
+        unsharded=whole if parts > 1 else 0,
+        frozen=8 * step.frozen,  # an int64 position; the values are the weights themselves
+        copies=_copies(shape, step, adapter) if parts == 1 else 0,
+        activations=activations(shape, step) + step.tokens * adapter.maps * adapter.rank * width * shape.layers,
+        logits=min(step.tokens, _TILE[0]) * min(shape.vocabulary, _TILE[1]) * (width + 4),
+        accumulates=step.accumulates,
+    )
+
+
+def _copies(shape: Shape, step: Step, adapter: Adapted) -> int:
+    """Weights in the type of the forward pass, which the backward pass needs again.
+
+    Autocast keeps no casts of weights that are not trained, but each layer keeps its own until the backward pass; with
+    checkpointing only the layer in work. Weights in 4 bit are expanded anew in each pass.
+    """
+    width = 2 if step.bf16 else 4
+    if step.width == 2 and not adapter.four_bit:
+        return 0  # they are in that type already
+    head = 2 * shape.head if step.bf16 else 0
+    once = step.checkpointing or adapter.four_bit
+    if not adapter.merged:
+        cast = shape.layer * (1 if once else shape.layers)
+        return head + (width * cast if step.bf16 or adapter.four_bit else 0)
+    # The merged weight of each adapted layer; of the one in work also the product, the sum and its gradient, in fp32.
+    kept = adapter.layer * (1 if step.checkpointing else shape.layers)
+    return head + width * kept + 3 * 4 * adapter.layer
 
 
 def activations(shape: Shape, step: Step) -> int:

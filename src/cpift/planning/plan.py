@@ -138,7 +138,8 @@ def _plan(
     if gpus is not None:
         shape = shape_of({n: t.size for n, t in checkpoint.tensors.items()}, checkpoint.config)
         longest = max(len(e.input_ids) for kept in encoded.values() for e in kept)
-        record["gpus"] = per_gpu(recipe, shape, longest, core, gpus)
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        record["gpus"] = per_gpu(recipe, shape, longest, core, gpus, shapes)
     if measure:
         preparation: Preparation = {
             "prepare_seconds": prepared,

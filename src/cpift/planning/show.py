@@ -74,6 +74,9 @@ def _show_gpus(plan: GpuPlan, say: Write) -> None:
     say(f"on {plan['gpus']} GPUs, each:")
     for sharding, part in plan["training"].items():
         say(f"  {sharding:13} {size(part['peak']):>8}  ({part['stage']}: {_parts(part)}); {cards(part['fits'])}")
+        others = [f"{stage} {size(peak)}" for stage, peak in part["stages"].items() if stage != part["stage"]]
+        if others and len(set(part["stages"].values())) > 1:
+            say(f"  {'':13} {'':>8}   {', '.join(others)}")
     scoring, main = plan["scoring"], plan["main"]
     whole = "the first GPU alone holds the model, in fp32"
     say(f"  scoring       {size(scoring['peak']):>8}  ({whole}); {cards(scoring['fits'])}")
