@@ -114,6 +114,11 @@ class Adapter(Part):
 
 def mergeable(adapter: Adapter | None) -> Adapter | None:
     """A validator: an adapter whose update is merged, frozen positions left out."""
+    if adapter is not None and adapter.kind.four_bit:
+        raise ValueError(
+            f"type {adapter.type} is for probes: frozen positions must keep the bits of the weights themselves, of which 4 bit "
+            "is a rounded copy; here take lora, with gradient_checkpointing where memory is short"
+        )
     if adapter is not None and adapter.type not in ("lora", "rslora"):
         raise ValueError(f"type {adapter.type} is for probes; here take lora or rslora, whose update can be masked")
     if adapter is not None and adapter.modules_to_save:
