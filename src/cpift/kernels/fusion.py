@@ -103,23 +103,46 @@ def add_gram(addresses, itemsizes, size, core, start, total):  # type: ignore[no
                 here = _position(core, task, at[task]) - start
         if positions > first:
             seen[:] = False
-        for a in range(models):
-            b = 0
-            while b + 4 <= a + 1:
-                p, q, r, s = _inner_4(rows[a], rows[b], rows[b + 1], rows[b + 2], rows[b + 3], n)
-                total[a, b] += p
-                total[a, b + 1] += q
-                total[a, b + 2] += r
-                total[a, b + 3] += s
-                b += 4
-            if b + 2 <= a + 1:
-                p, q = _inner_2(rows[a], rows[b], rows[b + 1], n)
-                total[a, b] += p
-                total[a, b + 1] += q
-                b += 2
-            if b <= a:
-                total[a, b] += _inner_1(rows[a], rows[b], n)
+        _add_products(rows, models, n, total)
     return positions
+
+
+@_jit
+def _add_products(rows, count, n, total):  # type: ignore[no-untyped-def]
+    """Add the inner products of the first ``count`` rows, n elements each, to the lower triangle of ``total``."""
+    for a in range(count):
+        b = 0
+        while b + 4 <= a + 1:
+            p, q, r, s = _inner_4(rows[a], rows[b], rows[b + 1], rows[b + 2], rows[b + 3], n)
+            total[a, b] += p
+            total[a, b + 1] += q
+            total[a, b + 2] += r
+            total[a, b + 3] += s
+            b += 4
+        if b + 2 <= a + 1:
+            p, q = _inner_2(rows[a], rows[b], rows[b + 1], n)
+            total[a, b] += p
+            total[a, b + 1] += q
+            b += 2
+        if b <= a:
+            total[a, b] += _inner_1(rows[a], rows[b], n)
+
+
+@_jit
+def add_update_gram(addresses, itemsizes, size, total):  # type: ignore[no-untyped-def]
+    """Add to the lower triangle of ``total`` the inner products of all updates; as :func:`add_gram`, without θ⁰'s own.
+
+    addresses, itemsizes: int64 (1 + m,), of θ⁰ and the m tuned models; ``size`` elements of each. total: float64 (m, m).
+    """
+    updates = addresses.size - 1
+    origin, rows = np.empty(STRIP), np.empty((updates, STRIP))
+    for low in range(0, size, STRIP):
+        n = min(STRIP, size - low)
+        widen_strip(addresses[0], itemsizes[0], low, n, origin[:n])
+        for a in range(updates):
+            widen_strip(addresses[a + 1], itemsizes[a + 1], low, n, rows[a, :n])
+            _subtract(rows[a], origin, n)
+        _add_products(rows, updates, n, total)
 
 
 @_jit

@@ -91,3 +91,20 @@ def unpack(candidates, offset, positions, negative):  # type: ignore[no-untyped-
     for i in range(candidates.size):
         positions[i] = np.int64(candidates[i] & np.uint64(0xFFFFFFFF)) + offset
         negative[i] = (candidates[i] >> np.uint64(32)) & np.uint64(1)
+
+
+@_jit
+def count_common(a, b, negative_a, negative_b):  # type: ignore[no-untyped-def]
+    """Number of elements of two sorted arrays, (n,) and (m,), that both have, and of those whose signs are equal.
+
+    negative_a, negative_b: bool beside ``a`` and ``b``.
+    """
+    common = same = i = j = 0
+    while i < a.size and j < b.size:
+        x, y = a[i], b[j]
+        if x == y:
+            common += 1
+            same += np.int64(negative_a[i] == negative_b[j])
+        i += np.int64(x <= y)
+        j += np.int64(y <= x)
+    return common, same

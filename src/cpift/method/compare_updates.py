@@ -17,11 +17,12 @@ from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import Checkpoint, blocks
 from cpift.errors import CpiftError
-from cpift.kernels.fusion import add_gram
+from cpift.kernels.fusion import add_update_gram
+from cpift.kernels.selection import count_common
 from cpift.method.group import components
 from cpift.method.identify import identify
 from cpift.method.region import Region
-from cpift.method.transplant import NO_CORE, core_positions, values_at
+from cpift.method.transplant import core_positions, values_at
 from cpift.method.zero_updates import zero_warnings
 
 SCHEMA = "cpift.diff/1"
@@ -177,7 +178,7 @@ def compare_updates(
     origin, patterns = open_checkpoint(base), list(exclude)
     opened = {name: open_checkpoint(path, origin) for name, path in tuned.items()}
     warnings = check_compatible(origin, opened)
-    grams = _Grams(1 + len(tuned))
+    grams = _Grams(len(tuned))
     regions = identify(
         base,
         tuned,
@@ -220,22 +221,21 @@ def compare_updates(
 class _Grams:
     """Inner products of all updates with one another, summed block by block in order, in float64."""
 
-    def __init__(self, models: int) -> None:
-        self._sum = np.zeros((models, models))
+    def __init__(self, updates: int) -> None:
+        self._sum = np.zeros((updates, updates))
 
-    def measure(self, stored: Sequence[np.ndarray]) -> np.ndarray:
-        products = np.zeros_like(self._sum)
+    def measure(self, stored: Sequence[np.ndarray], before: np.ndarray | None) -> np.ndarray:
+        products = np.zeros_like(self._sum) if before is None else before
         addresses, itemsizes = np.array([s.ctypes.data for s in stored]), np.array([s.itemsize for s in stored])
-        add_gram(addresses, itemsizes, len(stored[0]), NO_CORE, 0, products)
+        add_update_gram(addresses, itemsizes, len(stored[0]), products)
         return products
 
     def add(self, measured: np.ndarray) -> None:
         self._sum += measured
 
     def total(self) -> np.ndarray:
-        """Symmetric, (N, N): the updates in their order; the base's own row is left out."""
-        updates = self._sum[1:, 1:]
-        whole: np.ndarray = np.tril(updates) + np.tril(updates, -1).T
+        """Symmetric, (N, N): the updates in their order."""
+        whole: np.ndarray = np.tril(self._sum) + np.tril(self._sum, -1).T
         return whole
 
 
@@ -282,11 +282,14 @@ def _pair(
 ) -> Pair:
     a, b = regions[first], regions[second]
     common, agreeing = Counter[str](), 0
+    assert a.negative is not None
+    assert b.negative is not None
     for name in a.positions:
         if name in b.positions:
-            shared, same = _only(a, name).overlap(_only(b, name))
+            signs = _read_only(a.negative[name]), _read_only(b.negative[name])
+            shared, same = count_common(_read_only(a.positions[name]), _read_only(b.positions[name]), *signs)
             common[name] = shared
-            agreeing += same or 0
+            agreeing += same
     shared = sum(common.values())
     return Pair(
         first=first,
@@ -305,10 +308,11 @@ def _pair(
     )
 
 
-def _only(region: Region, name: str) -> Region:
-    """What the region has in one parameter."""
-    negative = None if region.negative is None else {name: region.negative[name]}
-    return replace(region, positions={name: region.positions[name]}, negative=negative)
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """A view: another kind of array would be compiled for anew."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _jaccard(common: float, first: int, second: int) -> float:

@@ -43,11 +43,14 @@ _WINDOW, _SAMPLED = 2**13, 2**22  # elements read together, and in all, to guess
 class Observer(Protocol):
     """Measures each block of all checkpoints in the same read; of counted parameters only."""
 
-    def measure(self, stored: Sequence[np.ndarray]) -> np.ndarray:
-        """Look at one block of the base and of each tuned checkpoint, as the kernels take it; called by worker threads."""
+    def measure(self, stored: Sequence[np.ndarray], before: np.ndarray | None) -> np.ndarray:
+        """Look at a chunk of the base and of each tuned checkpoint, as the kernels take it; called by worker threads.
+
+        ``before``: what it returned for the chunk before in the same block, to be added to; None for the first one.
+        """
 
     def add(self, measured: np.ndarray) -> None:
-        """Take what :meth:`measure` returned; called in the order of blocks."""
+        """Take what :meth:`measure` returned for the last chunk of a block; called in the order of blocks."""
 
 
 def core_count(percent: str | float | int, total: int) -> int:
@@ -269,7 +272,7 @@ def _scan(
     candidates = [thread_local_scratch(f"candidates {i}", size, np.uint64) for i in range(len(models))]
     counts, zeros = [0] * len(models), [0] * len(models)
     origin, *tuned = (native(raw) if bounds is not None else raw for raw in whole)
-    first = block.start % SEGMENT
+    first, measured = block.start % SEGMENT, None
     for start in range(0, size, chunk):
         stop = min(start + chunk, size)
         for hashed, raw in zip(hashes, whole, strict=True):
@@ -281,12 +284,13 @@ def _scan(
                 origin, raw, start, stop, first, bounds[i], candidates[i], counts[i], samples[i]
             )
             zeros[i] += none
+        if observer is not None:  # while the chunk is in the cache
+            measured = observer.measure([part[start:stop] for part in (origin, *tuned)], measured)
     result = []
     for i, hashed in enumerate(hashes[1:]):
         entries = candidates[i][: counts[i]].copy()
         bound = bounds[i] if bounds is not None else 0
         result.append(_Scanned(hashed.digest(), entries, bound, zeros[i], not has_infinite(entries)))
-    measured = observer.measure([origin, *tuned]) if observer is not None and bounds is not None else None
     return hashes[0].digest(), result, measured
 
 

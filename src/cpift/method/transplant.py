@@ -12,8 +12,6 @@ from cpift.kernels.stored import as_float64
 from cpift.method.overlap_rules import Claims, OverlapRule
 from cpift.method.region import Region
 
-NO_CORE = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64))  # of no task, as the kernels take it
-
 
 class Cores:
     """Core positions of all tasks within a block, as the kernels take them.
