@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 import zoo
-from tiny_add import TRAINING, arrivals, models, region, values
+from tiny_add import TRAINING, arrivals, changed, models, region, values
 from tiny_run import Listener, call, one_thread
 from transformers import AutoModelForCausalLM
 
@@ -181,6 +181,10 @@ def test_no_old_row_at_all_is_a_case_like_any_other(place: Path) -> None:
     assert sum(map(len, core.values()))
     fused, last = values(place / "none/model"), values(place / "none/stages/04-arrive/2/train")
     assert all(torch.equal(fused[n], last[n].to(torch.bfloat16)) for n in fused)  # average 1: the trained model
+    first = region(
+        place / "none/stages/04-arrive/1/identify"
+    )  # nothing is frozen, so the next arrival changes the core
+    assert changed(place / "none/stages/04-arrive/1/fuse", place / "none/model", first) > 0
 
 
 @pytest.mark.parametrize(
@@ -381,12 +385,15 @@ def test_an_anchor_beside_a_routers_loss_is_refused_before_training(place: Path,
     assert not (tmp_path / "out").exists()
 
 
-def test_three_arrivals_keep_the_cores_of_all_before(place: Path) -> None:
+@pytest.mark.parametrize("average", [0.75, pytest.param(1.0, marks=pytest.mark.long)])
+def test_three_arrivals_keep_what_was_protected_and_the_cores_of_all_before(place: Path, average: float) -> None:
+    out = place / f"in-a-row-{average}"
     with one_thread():
-        run(Recipe.parse(arrivals(place, ["upper", "double", "first"], [])), place / "in-a-row")
-    last = values(place / "in-a-row/model")
+        run(Recipe.parse(arrivals(place, ["upper", "double", "first"], [], protect={"average": average})), out)
+    assert changed(place / "mine", out / "model", region(out / "stages/03-protect")) == 0
     for number in (1, 2):
-        then = values(place / f"in-a-row/stages/04-arrive/{number}/fuse")
-        for name, where in region(place / f"in-a-row/stages/04-arrive/{number}/identify").items():
-            at = torch.from_numpy(where.astype(np.int64))
-            assert torch.equal(last[name][at].view(torch.int16), then[name][at].view(torch.int16)), name
+        core = region(out / f"stages/04-arrive/{number}/identify")
+        then = out / f"stages/04-arrive/{number}/fuse"
+        assert changed(then, out / "model", core) == 0
+        assert changed(place / "mine", then, core) > 0
+        assert changed(then, out / "model", {name: np.arange(t.numel()) for name, t in values(then).items()}) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tiny_add import arrivals, models, same_bits
 from tiny_run import Cut, Listener, stamps
 
 from cpift.recipe.recipe import Recipe
+from cpift.runs.alternatives import compare_additions
 from cpift.runs.pipeline import run
 
 BY_FISHER = {"by": "fisher", "percent": 10.0}
@@ -88,3 +90,43 @@ def test_a_long_addition_goes_on_from_the_trainers_checkpoint(
     run(recipe, out, until="refine", reporter=listener)
     assert next(step for name, step in listener.steps if name == stage) >= 4
     assert same_bits(out / "stages" / stage, tmp_path / "whole/stages" / stage)
+
+
+def test_a_lost_disk_costs_nothing_where_there_is_a_mirror(place: Path, tmp_path: Path) -> None:
+    recipe, out, mirror = recipe_of(place, "inside"), tmp_path / "out", (tmp_path / "mirror").as_uri()
+    run(recipe, out, mirror=mirror)
+    assert (tmp_path / "mirror/upper.patch.safetensors").is_file()
+    assert list((tmp_path / "mirror/model/cpift_regions").iterdir())
+    again, listener = tmp_path / "again", Listener()
+    run(recipe, again, mirror=mirror, reporter=listener)
+    assert not listener.made
+    assert same_bits(again / "model", out / "model")
+    for file in ("upper.patch.safetensors", "model/cpift_regions/upper.region.safetensors"):
+        assert (again / file).read_bytes() == (out / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        ("finished", "04-arrive/1/train"),
+        pytest.param(("progress", "04-arrive/1/train"), marks=pytest.mark.long),
+        pytest.param(("finished", "07-evaluate/arrival-1"), marks=pytest.mark.long),
+    ],
+)
+def test_a_comparison_that_is_cut_off_resumes_to_the_same_table(
+    place: Path, tmp_path: Path, cut: tuple[str, str]
+) -> None:
+    recipe = Recipe.parse(arrivals(place, ["upper"], ["reverse"]))
+    run(recipe, tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "whole")
+    whole = compare_additions(recipe, tmp_path / "whole", Listener())
+    with pytest.raises(Cut):
+        compare_additions(recipe, tmp_path / "out", Listener(*cut))
+    before = stamps(tmp_path / "out/compare/sft")
+    assert compare_additions(recipe, tmp_path / "out", Listener()) == whole
+    after = stamps(tmp_path / "out/compare/sft")
+    assert {stage: after[stage] for stage in before if ".partial" not in stage} == {
+        stage: stamp for stage, stamp in before.items() if ".partial" not in stage
+    }
+    way = "compare/sft_half_rate/stages/04-arrive/1/train"
+    assert same_bits(tmp_path / "out" / way, tmp_path / "whole" / way)

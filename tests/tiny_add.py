@@ -68,3 +68,12 @@ def same_bits(a: Path, b: Path) -> bool:
     return left.keys() == right.keys() and all(
         torch.equal(left[name].view(torch.uint8), right[name].view(torch.uint8)) for name in left
     )
+
+
+def changed(before: Path, after: Path, where: dict[str, np.ndarray]) -> int:
+    """Number of positions whose bits differ between two models."""
+    old, new, count = values(before), values(after), 0
+    for name, positions in where.items():
+        at = torch.from_numpy(positions.astype(np.int64))
+        count += int((old[name][at].view(torch.int16) != new[name][at].view(torch.int16)).sum())
+    return count

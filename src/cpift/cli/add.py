@@ -90,6 +90,8 @@ def add(
     with terminal() as shown:
         result = run_all(loaded, out, reporter=shown)
         table = addition_table(compare_additions(loaded, out, shown)) if compare else []
+    if not result:  # of a process that does not lead
+        return
     for line in summary_lines(result):
         say(line)
     if table:

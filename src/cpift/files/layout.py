@@ -17,6 +17,7 @@ CARRIED_REGIONS = "cpift_regions"  # beside a model's weights: what later additi
 GUARD_FILE = "guard.json"
 LOGITS_FILE = "logits.safetensors"  # of the model before, on the neutral text
 WORK_FOLDER = "work"  # within a training that is under way: the trainer's own checkpoints
+_PATCH = ".patch.safetensors"  # after the name of the task
 
 
 class Kind(StrEnum):
@@ -236,6 +237,15 @@ class RunLayout:
     def published(self) -> Path:
         """Which stage's checkpoint ``model/`` holds, and in which type."""
         return self.out / ".model.json"
+
+    def patch(self, task: str) -> Path:
+        """The patch of an addition inside its core."""
+        return self.out / f"{task}{_PATCH}"
+
+    @property
+    def patches(self) -> list[Path]:
+        """The patches that are there."""
+        return sorted(path for path in self.out.glob("*") if path.name.endswith(_PATCH))
 
     @property
     def patched(self) -> Path:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cpift.console.reporter import Reporter
+from cpift.distributed import ranks
+from cpift.errors import CpiftError
 from cpift.files import layout, manifest
 from cpift.metrics.addition import FILE, FORMAT, OURS, Addition
 from cpift.metrics.change import Change
@@ -99,7 +101,11 @@ def compare_additions(recipe: Recipe, out: Path, reporter: Reporter) -> list[Add
 
     Returns:
         All ways, those that are ahead first.
+
+    Raises:
+        CpiftError: several processes at this run; what :func:`cpift.runs.pipeline.run` raises.
     """
+    check_alternatives()
     ours = Run(recipe, out)
     lengths = {task: row_tokens(ours, task, recipe.training_of("arrivals")) for task in ours.tasks}
     tokens, budget = _tokens(ours, recipe, lengths), _spent(ours)
@@ -122,7 +128,16 @@ def compare_additions(recipe: Recipe, out: Path, reporter: Reporter) -> list[Add
 
 
 def check_alternatives() -> None:
-    """Raise :class:`CpiftError` where a library that one of the ways needs is missing; before anything is trained."""
+    """Check that all ways can be made here, before anything is trained.
+
+    Raises:
+        CpiftError: a library that one of them needs is missing; several processes, as a comparison is several runs.
+    """
+    if ranks.size() > 1:
+        raise CpiftError(
+            "--compare: trains several models, one after the other, in one process. Leave it out here; then repeat the "
+            "command with --compare and without torchrun: the addition is not made again"
+        )
     check_osf("--compare")
 
 

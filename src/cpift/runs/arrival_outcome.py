@@ -56,7 +56,7 @@ def write_arrivals(run: Run, stages: Sequence[Stage]) -> dict[str, Any]:
 
 def _write_patch(run: Run, task: str, folder: Path) -> None:
     """Write the patch of the addition in ``folder``, unless the file is there and was made from the same stage."""
-    file, made = patch_file(run, task), manifest.read(folder)
+    file, made = run.layout.patch(task), manifest.read(folder)
     assert made is not None
     record = {"stage": made.key, "digest": made.digest, "patch": manifest.file_hash(file) if file.is_file() else ""}
     held = run.layout.patched.read_text(encoding="utf-8") if run.layout.patched.is_file() else ""
@@ -67,11 +67,6 @@ def _write_patch(run: Run, task: str, folder: Path) -> None:
     # A core is region.percent of the model, however much that is; model/ may be written in a wider type.
     make_patch(run.base.path, tuned, file, name=task, max_share=1, rounded=True)
     manifest.write_whole(run.layout.patched, json.dumps({**record, "patch": manifest.file_hash(file)}))
-
-
-def patch_file(run: Run, task: str) -> Path:
-    """Where the patch of an addition inside its core lies."""
-    return run.out / f"{task}.patch.safetensors"
 
 
 def changes_of(run: Run, scores: Mapping[str, Scores]) -> list[Change]:

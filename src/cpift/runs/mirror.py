@@ -120,10 +120,10 @@ class Mirror:
         """
         self.store(())
         place = self._layout
-        paths = sorted(place.model.rglob("*")) if model else []
+        paths = sorted([*place.model.rglob("*"), *place.patches]) if model else []
         try:
             for path in (
-                [*paths, place.published, place.plan, place.report, *self._beside, place.scores]
+                [*paths, place.published, place.patched, place.plan, place.report, *self._beside, place.scores]
                 if not self._why
                 else []
             ):
