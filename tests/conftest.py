@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+
+ROOT = Path(__file__).parents[1]
 
 # Files whose tests take longest, by processor time: they begin first, so that no worker is left with one at the end.
 LONGEST = (
@@ -28,3 +32,16 @@ def pytest_collection_finish() -> None:
     """The libraries' own objects stay: each stage collects garbage, and need not look through them again."""
     gc.collect()
     gc.freeze()
+
+
+def _checkout() -> set[str]:
+    """Names at the checkout's root, but for caches of tools."""
+    return {name for name in os.listdir(ROOT) if not name.startswith((".", "__"))}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_written_into_the_checkout() -> Iterator[None]:
+    """A command without ``--out`` writes where it is started, which may be the checkout."""
+    before = _checkout()
+    yield
+    assert _checkout() <= before, f"written into the checkout: {_checkout() - before}; use tmp_path"

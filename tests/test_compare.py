@@ -48,6 +48,10 @@ METHODS = [
     "cpi_ft:probe.steps=3,backbone.from=multi_task,backbone.epochs=3,refine.data=mixed", "cpi_ft_random_region", "cpi_ft_no_freeze", "cpi_ft_no_transplant",
     "cpi_ft_no_refine", "bias_only", "cpi_ft_sequential",
 ]  # fmt: skip
+# Without those that differ from another by one setting of the recipe.
+SHORT = [m for m in METHODS if m not in {
+    "multi_stage_random", "multi_stage_heuristic", "cpi_ft_random_region", "cpi_ft_no_freeze", "cpi_ft_no_transplant", "cpi_ft_no_refine",
+}]  # fmt: skip
 
 
 def recipe(folder: Path, **changes: Any) -> Recipe:
@@ -59,22 +63,29 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
     return Recipe.parse(made)
 
 
+@pytest.fixture(
+    scope="module", params=[pytest.param(SHORT, id="some"), pytest.param(METHODS, id="all", marks=pytest.mark.long)]
+)
+def methods(request: pytest.FixtureRequest) -> list[str]:
+    return list(request.param)
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Recipe]:
+def done(tmp_path_factory: pytest.TempPathFactory, methods: list[str]) -> tuple[Path, dict[str, Any], Recipe]:
     place = tmp_path_factory.mktemp("compare")
     asked = recipe(place)
     with one_thread():
-        compare(asked, place / "c", METHODS, [0], ["equal_tokens"])
-        found = compare(asked, place / "c", METHODS, [0], ["equal_tokens", "incremental"])
+        compare(asked, place / "c", methods, [0], ["equal_tokens"])
+        found = compare(asked, place / "c", methods, [0], ["equal_tokens", "incremental"])
     return place, found, asked
 
 
-def test_every_method_is_scored_with_every_seed(done: tuple[Path, dict[str, Any], Recipe]) -> None:
+def test_every_method_is_scored_with_every_seed(done: tuple[Path, dict[str, Any], Recipe], methods: list[str]) -> None:
     """All items of all tasks; the file holds what was returned."""
     place, found, asked = done
     assert json.loads((place / "c/comparison.json").read_text()) == found
     assert found["state"] == "done"
-    assert set(found["budgets"]["equal_tokens"]) == {m for m in METHODS if "sequential" not in m}
+    assert set(found["budgets"]["equal_tokens"]) == {m for m in methods if "sequential" not in m}
     assert {"sequential", "sequential_replay", "multi_task", "cpi_ft"} < set(found["budgets"]["incremental"])
     for results in found["budgets"]["equal_tokens"].values():
         assert set(results) == {"0"}
@@ -85,7 +96,7 @@ def test_every_method_is_scored_with_every_seed(done: tuple[Path, dict[str, Any]
     table = markdown(found)
     assert "**incremental**, 1 seeds" in table
     assert "**incremental**, 1 of 2 seeds so far" in markdown({**found, "seeds": [0, 1]})
-    assert all(f"`{method}`" in table for method in METHODS)
+    assert all(f"`{method}`" in table for method in methods)
     guarded = {m for m, row in found["summary"]["equal_tokens"].items() if "neutral text" in row.get("guard", {})}
     assert guarded == set(found["budgets"]["equal_tokens"]) - {"single_task"}
 
@@ -98,11 +109,11 @@ def test_budgets_are_equal(done: tuple[Path, dict[str, Any], Recipe]) -> None:
     assert {m: t for m, t in tokens.items() if abs(t / tokens["cpi_ft"] - 1) > 0.02} == {}
 
 
-def test_a_second_call_makes_nothing(done: tuple[Path, dict[str, Any], Recipe]) -> None:
+def test_a_second_call_makes_nothing(done: tuple[Path, dict[str, Any], Recipe], methods: list[str]) -> None:
     """Neither a stage nor another answer; no weights are left."""
     place, found, asked = done
     heard = Listener()
-    again = compare(asked, place / "c", METHODS, [0], ["equal_tokens", "incremental"], reporter=heard)
+    again = compare(asked, place / "c", methods, [0], ["equal_tokens", "incremental"], reporter=heard)
     assert heard.made == []
     assert again == found
     assert not list((place / "c").rglob("model*.safetensors"))

@@ -38,7 +38,14 @@ def _one_thread() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.fixture(scope="module", params=list(zoo.SUPPORTED))
+# Those whose names or shapes are converted, and one of each other build. The others are much like llama, which all tests run.
+SHORT = [*zoo.CONVERTED, "gpt2", "gpt_oss", "mamba"]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=[] if kind in SHORT else pytest.mark.long) for kind in zoo.SUPPORTED],
+)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run ``out``, its ``recipe.json`` and ``base``; the name of the folder begins with the architecture's."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -91,6 +98,24 @@ def test_fused_checkpoints_load_whole(place: Path, tmp_path: Path) -> None:
     assert not any(loaded.values()), loaded
     theirs = dict(AutoModelForCausalLM.from_pretrained(place / "base").named_buffers())
     assert all(torch.equal(buffer, theirs[name]) for name, buffer in model.named_buffers())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in zoo.SUPPORTED if kind not in SHORT])
+def test_the_others_are_read_and_written_without_a_run(kind: str, tmp_path: Path) -> None:
+    """Of a changed model, D is the class's parameters, and transformers loads what is fused; the whole run is a long test."""
+    base = zoo.base(tmp_path / "base", kind)
+    check_model(base)
+    check_names(open_checkpoint(base))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "tuned")
+    regions = identify(base, {"t": tmp_path / "tuned"}, percent=5)
+    assert regions["t"].total == sum(parameter.numel() for parameter in model.parameters())
+    fuse(base, {"t": tmp_path / "tuned"}, tmp_path / "fused", regions=regions)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "fused", output_loading_info=True)[1]
+    assert not any(loaded.values()), loaded
 
 
 def test_every_model_of_the_run_is_scored(place: Path) -> None:

@@ -22,6 +22,8 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+# Axe takes half a minute of a page of twenty tasks: a page of ten, and two looks of each page, are for every run.
+SHORT = {(n, look) for n in ("two", "ten", "comparison") for look in ("wide-light", "narrow-dark")} | {("failed", "wide-dark"), ("stopped", "narrow-light")}  # fmt: skip
 LOOKS = {f"{s}-{c}": (w, c) for s, w in (("wide", 1280), ("narrow", 390)) for c in ("light", "dark")}
 EXACT = "alert(1)"
 
@@ -48,6 +50,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     many = [f"a_long_name_of_a_task_{i}" for i in range(20)]
     folders = {
         "two": made_run(place / "two", ["maths", f"<script>{EXACT}"]),
+        "ten": made_run(place / "ten", many[:10], metrics={many[3]: "loss", many[8]: "loss"}),
         "twenty": made_run(place / "twenty", many, metrics={many[3]: "loss", many[8]: "loss"}),
         "failed": made_run(place / "failed", ["a", "b", "c"], until="06-refine/2", error="the loss is nan"),
         "stopped": made_run(place / "stopped", ["a", "b"], until="02-identify"),
@@ -107,8 +110,9 @@ def expected(figure: dict[str, Any]) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("name", "look"),
     [
-        *((name, look) for name in ("two", "twenty", "comparison") for look in LOOKS),
-        *((name, look) for name in ("failed", "stopped") for look in ("wide-dark", "narrow-light")),
+        pytest.param(name, look, marks=[] if (name, look) in SHORT else pytest.mark.long)
+        for name in ("two", "ten", "twenty", "comparison", "failed", "stopped")
+        for look in LOOKS
     ],
 )
 def test_every_figure_is_drawn_and_nothing_leaves_the_page(

@@ -105,6 +105,7 @@ def test_without_ray_or_a_cluster(
     assert "pip install 'cpift[ray]'" in errors
 
 
+@pytest.mark.long  # with workers of this machine it is in test_engine.py
 def test_told_to_stop(address: str, tmp_path: Path) -> None:
     """Within seconds, with how to go on; the worker is gone."""
     recipe, out, log = tmp_path / "r.yaml", tmp_path / "out", tmp_path / "out/logs/01-probe-upper.log"

@@ -30,8 +30,20 @@ def test_an_addition_killed_at_random_moments(tmp_path: Path, train: str) -> Non
     assert torment(recipe, whole, tmp_path, kills=5, seed=2, longest=1.0, models=models, same=same_bits) >= 1
 
 
-@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.long)])
-@pytest.mark.parametrize("stage", ["01-probe/.reverse.partial", "06-refine/.2.partial"])
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("SIGINT", "06-refine/.2.partial"),
+        *(
+            pytest.param(name, stage, marks=pytest.mark.long)
+            for name, stage in (
+                ("SIGINT", "01-probe/.reverse.partial"),
+                ("SIGTERM", "01-probe/.reverse.partial"),
+                ("SIGTERM", "06-refine/.2.partial"),
+            )
+        ),
+    ],
+)
 def test_told_to_stop(recipe: Path, whole: Path, tmp_path: Path, name: str, stage: str) -> None:
     """Within seconds, with how to go on; and it goes on to the same end."""
     assert told_to_stop(recipe, whole, tmp_path, name, stage)
