@@ -70,6 +70,11 @@ def test_a_whole_run_of_two(recipe: Path, alone: Path, tmp_path: Path) -> None:
     assert "01-probe/reverse" in first
     assert "01-probe/reverse" not in second, "the second process is silent"
     assert_same_curves(out, alone, TRAINED)
+    for name in (
+        "07-evaluate/base/reverse/score.json",
+        "07-evaluate/base/upper/score.json",
+    ):
+        assert (out / "stages" / name).read_bytes() == (alone / "stages" / name).read_bytes(), "of the same model"
     region = Region.load(out / "stages/02-identify/reverse/region.safetensors")
     first = json.loads((out / "stages/03-group/groups.json").read_text())
     earlier = first["groups"][first["order"][0]][0]

@@ -23,7 +23,7 @@ from cpift.cli.protect import protect
 from cpift.cli.runs import init, plan, report, run, status
 from cpift.cli.tables import DataHelp, EvaluateHelp, FuseHelp
 from cpift.console import stopping
-from cpift.errors import CpiftError, is_disk_full
+from cpift.errors import CpiftError, OutOfMemory, is_disk_full
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     run,
@@ -90,7 +90,7 @@ def main() -> None:
         from cpift.console.terminal import clean
         from cpift.distributed import ranks
 
-        if not ranks.leads():
+        if not ranks.leads() and not isinstance(error, OutOfMemory):
             sys.exit(2)  # the first process says it
         said = " ".join(clean(str(error)).split())
         print(f"cpift: {said if len(said) < 2500 else said[:1200] + ' … ' + said[-1200:]}", file=sys.stderr)

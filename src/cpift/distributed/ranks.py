@@ -14,9 +14,14 @@ def size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if started else 1
 
 
+def rank() -> int:
+    """The number of this process, from 0."""
+    return 0 if size() == 1 else int(os.environ["RANK"])
+
+
 def leads() -> bool:
     """Is this the one process that writes?"""
-    return size() == 1 or os.environ["RANK"] == "0"
+    return rank() == 0
 
 
 def check() -> None:

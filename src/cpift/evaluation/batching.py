@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cpift.distributed.sharing import ALONE, Share
 from cpift.errors import OutOfMemory, is_out_of_memory
 from cpift.train import accelerator
 from cpift.typing import Network
@@ -47,16 +48,31 @@ def batches(lengths: Sequence[int], room: Room) -> Iterator[list[int]]:
         yield batch
 
 
-def in_batches(lengths: Sequence[int], room: Room, work: Callable[[list[int]], None]) -> None:
+def in_batches(
+    lengths: Sequence[int], room: Room, work: Callable[[list[int]], None], share: Share = ALONE
+) -> list[int]:
     """Do ``work`` on every batch. One that there is no memory for is halved, those that follow take no more: scores are the same.
+
+    Several processes make the batches of one process, each its share of them: so the outcomes have the same bits.
+
+    Args:
+        lengths: tokens of each row, the same in all processes.
+        room: what a batch may take; of several processes the least counts.
+        work: called with the numbers of a batch's rows.
+        share: of this process.
+
+    Returns:
+        Numbers of the rows that this process has done.
 
     Raises:
         OutOfMemory: for a batch of one row.
     """
-    due = deque(batches(lengths, room))
+    room = replace(room, nbytes=min(share.gather(room.nbytes)))
+    due, done = deque(share.own(list(batches(lengths, room)))), list[int]()
     while due:
         batch = due.popleft()
         if _done(work, batch):
+            done += batch
             continue
         accelerator.release()
         longest = lengths[batch[0]]
@@ -67,6 +83,7 @@ def in_batches(lengths: Sequence[int], room: Room, work: Callable[[list[int]], N
         rest = [i for later in (batch, *due) for i in later]
         room = replace(room, nbytes=-(-len(batch) // 2) * room.cost(longest))
         due = deque([rest[j] for j in part] for part in batches([lengths[i] for i in rest], room))
+    return done
 
 
 def _done(work: Callable[[list[int]], None], batch: list[int]) -> bool:
@@ -85,7 +102,7 @@ def forced_room(network: Network) -> Room:
     if network.device.type == "cpu":
         return Room(LOGITS, lambda length: length * vocabulary, _UNBOUNDED)
     measured_cache(network)  # autocast keeps the weights that it casts here, before free memory is read
-    logits = vocabulary * (4 if accelerator.scoring_precision() == "fp32" else 2)
+    logits = vocabulary * (2 if torch.is_autocast_enabled(network.device.type) else 4)
     each = logits + _activations(network)
     most = min(_TOKENS, _INDEXED // vocabulary) * each
     pair = _attention_scores(network)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from cpift.data.encoding import IGNORED, Encoded
+from cpift.distributed.sharing import ALONE, Share
 from cpift.evaluation.batching import forced_room, in_batches
 from cpift.evaluation.task import EvalTask, Score
 from cpift.metrics.metric import Scoring
@@ -15,7 +16,12 @@ from cpift.typing import Network, Tokenizer
 
 
 def teacher_forced(
-    network: Network, tokenizer: Tokenizer, task: EvalTask, encoded: list[Encoded], progress: Callable[[int], None]
+    network: Network,
+    tokenizer: Tokenizer,
+    task: EvalTask,
+    encoded: list[Encoded],
+    progress: Callable[[int], None],
+    share: Share = ALONE,
 ) -> Score:
     """Scores of rows by one forward pass over each, for metrics whose outcome it gives.
 
@@ -25,6 +31,7 @@ def teacher_forced(
         task: its metric is the loss, or an exact match that one forward decides.
         encoded: its rows.
         progress: called with the number of rows done.
+        share: of this process.
     """
     items, tokens = [0.0] * len(encoded), [0] * len(encoded)
     exact = task.kind.scoring is Scoring.EXACT
@@ -43,7 +50,8 @@ def teacher_forced(
             items[row], tokens[row] = value, count
         progress(len(batch))
 
-    in_batches([len(e.input_ids) for e in encoded], forced_room(network), work)
+    done = in_batches([len(e.input_ids) for e in encoded], forced_room(network), work, share)
+    share.fill(done, items, tokens)
     if exact:
         return Score(task.metric, sum(items) / len(items), items, tokens)
     kept = [i for i, count in enumerate(tokens) if count]

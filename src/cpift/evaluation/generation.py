@@ -11,6 +11,8 @@ from transformers import LogitsProcessorList
 from cpift.data.healing import ContinueWith, Start, starts, text_of
 from cpift.data.row_checks import Row
 from cpift.data.turns import answer_text, end_of_turn, stop_ids, turn_of
+from cpift.distributed.sharing import ALONE, Share
+from cpift.evaluation.backends import Backend
 from cpift.evaluation.batching import generation_room, in_batches
 from cpift.typing import Network, Tokenizer
 
@@ -22,6 +24,8 @@ def generate(
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda rows: None,
     begun: Sequence[Start] | None = None,
+    share: Share = ALONE,
+    backend: Backend | None = None,
 ) -> list[tuple[str, int]]:
     """Greedy answers to the rows' prompts, without their reasoning, to the end of the turn; their lengths in tokens.
 
@@ -34,13 +38,16 @@ def generate(
         max_new_tokens: longest answer.
         progress: called with the number of rows done.
         begun: where each answer begins; by default :func:`cpift.data.healing.starts` of the rows.
+        share: of this process.
+        backend: generates in place of batches, but for prompts that share a token with their answers; None: nothing.
     """
     begun = starts(rows, tokenizer) if begun is None else begun
     prompts, ends = [start.ids for start in begun], stop_ids(tokenizer, network)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     answers: list[tuple[str, int]] = [("", 0)] * len(rows)
 
-    def work(batch: list[int]) -> None:
+    def work(numbers: list[int]) -> None:
+        batch = [batched[number] for number in numbers]
         width = max(len(prompts[i]) for i in batch)
         ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in batch]).to(network.device)
         mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]).to(network.device)
@@ -58,12 +65,27 @@ def generate(
             logits_processor=_held(tokenizer, [begun[i].rest for i in batch], width),
         )
         for i, new in zip(batch, out[:, width:].tolist(), strict=True):
-            stop = next((at for at, token in enumerate(new) if token in ends), len(new))
-            answers[i] = _answer(new[:stop], begun[i].rest, rows[i], tokenizer), stop
+            keep(i, new)
         progress(len(batch))
 
-    in_batches([len(p) for p in prompts], generation_room(network, max_new_tokens), work)
-    return answers
+    def keep(i: int, new: list[int]) -> None:
+        stop = next((at for at, token in enumerate(new) if token in ends), len(new))
+        answers[i] = _answer(new[:stop], begun[i].rest, rows[i], tokenizer), stop
+
+    batched, done = list(range(len(rows))), list[int]()
+    if backend is not None:
+        batched = [i for i in batched if begun[i].rest]
+        done = share.own([i for i in range(len(rows)) if not begun[i].rest])
+        made = backend.generate([prompts[i] for i in done], max_new_tokens, ends, pad) if done else []
+        for i, new in zip(done, made, strict=True):
+            keep(i, new)
+        progress(len(done))
+    if batched:
+        room = generation_room(network, max_new_tokens)
+        numbers = in_batches([len(prompts[i]) for i in batched], room, work, share)
+        done += [batched[number] for number in numbers]
+    share.fill(done, answers)
+    return [(text, count) for text, count in answers]  # as lists they came from other processes
 
 
 def _held(tokenizer: Tokenizer, rests: list[str], width: int) -> Any:

@@ -135,6 +135,7 @@ def score_guard(
     base: Path | None = None,
     attention: str | None = None,
     device_map: str | None = None,
+    dtype: str = "auto",
     record: Path | None = None,
     before: Path | None = None,
 ) -> GuardEntry:
@@ -152,6 +153,7 @@ def score_guard(
         base: the base of an adapter; None: the one that it names.
         attention: transformers' name of how attention is computed; None: its choice.
         device_map: how transformers spreads the layers over several devices; None: one device.
+        dtype: ``float32``: not by bf16 autocast, where the device has it.
         record: where to write the logits on the neutral text, so that other models can be compared with this one.
         before: logits that another model has recorded, to measure the drift from it.
     """
@@ -160,7 +162,7 @@ def score_guard(
     tokenizer = load_tokenizer(path, trust_remote_code, chat, base)
     accelerator.place(network)
     found: GuardEntry = {"scores": {}}
-    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network):
+    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network, dtype):
         for entry in guard:
             if entry.task is None:
                 score, drift = _text(network, tokenizer, record, before)
@@ -169,7 +171,7 @@ def score_guard(
             else:
                 score = _rows(network, tokenizer, entry.task, max_length)
             if score.items:
-                found["scores"][entry.name] = replace(score, precision=accelerator.scoring_precision()).to_dict()
+                found["scores"][entry.name] = replace(score, precision=accelerator.scoring_precision(dtype)).to_dict()
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 from cpift.data.encoding import IGNORED, Encoded, encode
 from cpift.data.row_checks import Row
 from cpift.data.turns import stop_ids
+from cpift.distributed.sharing import ALONE, Share
 from cpift.errors import CpiftError
 from cpift.evaluation.batching import forced_room, in_batches
 from cpift.evaluation.forced import mean_loss, padded, predictions
@@ -61,7 +62,9 @@ def encoded_option(row: Row, option: str, tokenizer: Tokenizer, ends: Sequence[i
     return replace(encoded, labels=[IGNORED] * start + labels[start:stop] + [IGNORED] * (len(labels) - stop))
 
 
-def score_options(network: Network, tokenizer: Tokenizer, task: EvalTask, progress: Callable[[int], None]) -> Score:
+def score_options(
+    network: Network, tokenizer: Tokenizer, task: EvalTask, progress: Callable[[int], None], share: Share = ALONE
+) -> Score:
     """1 where the right option has the highest log-likelihood over its characters, the first of equals; else 0.
 
     Args:
@@ -69,6 +72,7 @@ def score_options(network: Network, tokenizer: Tokenizer, task: EvalTask, progre
         tokenizer: its tokenizer.
         task: its rows have options.
         progress: called with the number of rows done.
+        share: of this process.
     """
     ends = stop_ids(tokenizer, network)
     options = [options_of(row) for row in task.rows]
@@ -92,7 +96,8 @@ def score_options(network: Network, tokenizer: Tokenizer, task: EvalTask, progre
             left[owner[i]] -= 1
         progress(sum(not left[row] for row in {owner[i] for i in batch}))
 
-    in_batches([len(e.input_ids) for e in encoded], forced_room(network), work)
+    done = in_batches([len(e.input_ids) for e in encoded], forced_room(network), work, share)
+    share.fill(done, likelihoods, tokens)
     items, counts, at = [], [], 0
     for row, texts in zip(task.rows, options, strict=True):
         span = slice(at, at + len(texts))

@@ -11,6 +11,7 @@ from cpift.checkpoint.stream import check_finite
 from cpift.console.progress import Counter
 from cpift.console.reporter import Reporter
 from cpift.data.rows import answer_warnings, load_evaluation, load_rows, metric_of, sample
+from cpift.evaluation.backends import check_backend
 from cpift.evaluation.known import Known
 from cpift.evaluation.scores import EvalTask, evaluate, left_out_warning, notes_message
 from cpift.files.findings import Finding
@@ -89,10 +90,15 @@ def score_model(
     Raises:
         CpiftError: a checkpoint that cannot be used.
     """
+    check_backend(recipe.evaluate.backend)
     check_finite(open_checkpoint(model, None if base is None else open_checkpoint(base)))
     reporter.stage(str(model), f"score on {len(tasks)} tasks")
     limit = max_length(recipe.training)
-    settings = {**recipe.chat.identity(), "attention": recipe.attn_implementation}
+    settings = {
+        **recipe.chat.identity(),
+        "attention": recipe.attn_implementation,
+        **recipe.evaluate.identity(generates=True),
+    }
     scores = evaluate(
         model,
         tasks,
@@ -103,6 +109,8 @@ def score_model(
         base=base,
         attention=recipe.attn_implementation,
         device_map=recipe.device_map,
+        dtype=recipe.evaluate.dtype,
+        generation=recipe.evaluate.generation,
         known=None if store is None else Known(content_identity(model, base), settings, store),
     )
     for name, score in scores.items():

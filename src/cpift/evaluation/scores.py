@@ -13,7 +13,9 @@ from cpift.data.encoding import Encoded, forced_rows
 from cpift.data.healing import Start, starts
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import stop_ids
+from cpift.distributed.sharing import ALONE, Share
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
+from cpift.evaluation.backends import Backend, Loaded, open_backend, precision_of
 from cpift.evaluation.forced import teacher_forced
 from cpift.evaluation.generation import generate
 from cpift.evaluation.harness import score_lm_eval
@@ -54,7 +56,10 @@ def evaluate(
     base: Path | None = None,
     attention: str | None = None,
     device_map: str | None = None,
+    dtype: str = "auto",
+    generation: str = "transformers",
     known: Known | None = None,
+    share: Share = ALONE,
 ) -> dict[str, Score]:
     """Score a checkpoint, or an adapter merged into its base, on tasks by their metrics.
 
@@ -72,36 +77,64 @@ def evaluate(
         base: the base of an adapter; None: the one that it names.
         attention: transformers' name of how attention is computed; None: its choice.
         device_map: how transformers spreads the layers over several devices; None: one device.
+        dtype: ``float32``: not by bf16 autocast, where the device has it.
+        generation: by what answers are generated, a name in :data:`cpift.recipe.generation.GENERATION`.
         known: from earlier scoring of the same model; what is new is added to it. Where nothing is new, no model is loaded.
+        share: of this process, where several score the model together. The first one's ``known`` counts, and it returns the
+            scores, the others an empty table.
 
     Raises:
         CpiftError: no row of a task has a token to score.
         OutOfMemory: names the task, the row's length and the device, where there is no memory for one row.
     """
     path, known = Path(model), known or Known()
-    scores = _scored_before(path, tasks, max_length, known, trust_remote_code, chat, base)
+    precision = accelerator.scoring_precision(dtype)
+    generated = precision_of(generation, precision)
+    scores = _scored_before(path, tasks, max_length, known, trust_remote_code, chat, base, generated)
+    progress = _counted(progress, sum(len(task.rows) for task in tasks.values()), share)
     for name in scores:
         progress(len(tasks[name].rows))
-    if due := {name: task for name, task in tasks.items() if name not in scores}:
+    if due := {name: tasks[name] for name in share.gather([name for name in tasks if name not in scores])[0]}:
         network = load_model(path, trust_remote_code, base, attention, "float32", device_map)
         tokenizer = load_tokenizer(path, trust_remote_code, chat, base)
         accelerator.place(network)
-        with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network):
+        loaded = Loaded(network, path, precision, trust_remote_code)
+        with (
+            torch.inference_mode(),
+            kept_memory(),
+            accelerator.scoring_autocast(network, dtype),
+            open_backend(generation, loaded) as backend,
+        ):
             for name, task in due.items():
                 try:
-                    scores[name] = score_task(network, tokenizer, task, max_length, progress, known)
+                    scores[name] = score_task(network, tokenizer, task, max_length, progress, known, share, backend)
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise
                     text = error if isinstance(error, OutOfMemory) else f"out of memory on {accelerator.lacking(error)}"
                     shorter = "training.max_length" if task.kind.cuts_rows else f"tasks.{name}.max_new_tokens"
                     raise OutOfMemory(f"{name}: {text}; leave out the longest rows, or lower {shorter}") from error
+    if share.index:
+        return {}
     for name, task in tasks.items():
         if not scores[name].items:
             raise CpiftError(f"tasks.{name}: {_nothing(task)}")
     if known.store is not None:
         known.store.prune()
-    return {name: replace(scores[name], precision=accelerator.scoring_precision()) for name in tasks}
+    return {name: replace(scores[name], precision=scores[name].precision or precision) for name in tasks}
+
+
+def _counted(progress: Callable[[int], None], total: int, share: Share) -> Callable[[int], None]:
+    """Progress of all processes, taken to be as fast as this one."""
+    done = 0
+
+    def count(rows: int) -> None:
+        nonlocal done
+        more = min(rows * share.count, total - done)
+        done += more
+        progress(more)
+
+    return progress if share.count == 1 else count
 
 
 def _scored_before(
@@ -112,6 +145,7 @@ def _scored_before(
     trust_remote_code: bool,
     chat: ChatSettings | None,
     base: Path | None,
+    generated: str,
 ) -> dict[str, Score]:
     """Scores of the tasks of which every answer or outcome is known; the model is not needed."""
     scores: dict[str, Score] = {}
@@ -127,7 +161,7 @@ def _scored_before(
             tokenizer = tokenizer or load_tokenizer(path, trust_remote_code, chat, base)
             keys = _text_keys(task, starts(task.rows, tokenizer))
             if not section.missing(keys):
-                scores[name] = _judged(task, [section.values[key] for key in keys], len(keys))
+                scores[name] = _judged(task, [section.values[key] for key in keys], len(keys), generated)
     return scores
 
 
@@ -155,8 +189,13 @@ def score_task(
     max_length: int | None,
     progress: Callable[[int], None] = lambda rows: None,
     known: Known | None = None,
+    share: Share = ALONE,
+    backend: Backend | None = None,
 ) -> Score:
-    """The score of one task, of a model that is in memory; of rows that are not known yet, the others are as they were."""
+    """The score of one task, of a model that is in memory; of rows that are not known yet, the others are as they were.
+
+    Its precision is left empty, but of a backend's answers. In a process that does not lead it is empty.
+    """
     if task.kind.scoring is Scoring.LM_EVAL:
         return score_lm_eval(network, tokenizer, task, progress)
     known = known or Known()
@@ -164,22 +203,26 @@ def score_task(
     if task.kind.scoring is not Scoring.OPTIONS:
         encoded = forwarded_rows(network, tokenizer, task, max_length)
         if encoded is None:  # answers are generated
-            texts, reused = answers(network, tokenizer, task, progress, known)
-            return _judged(task, texts, reused)
+            texts, reused = answers(network, tokenizer, task, progress, known, share, backend)
+            if share.index:  # answers are judged once: a judge may cost money
+                return score_of(task, [])
+            return _judged(task, texts, reused, "" if backend is None else backend.precision)
     section, keys = known.outcomes(task, max_length), [row_key(row) for row in task.rows]
-    missing = section.missing(keys)
+    missing = share.gather(section.missing(keys))[0]
     progress(len(keys) - len(missing))
     if missing:
         some = replace(task, rows=[task.rows[i] for i in missing])
         if encoded is None:
-            new = score_options(network, tokenizer, some, progress)
+            new = score_options(network, tokenizer, some, progress, share)
         else:
-            new = teacher_forced(network, tokenizer, some, [encoded[i] for i in missing], progress)
+            new = teacher_forced(network, tokenizer, some, [encoded[i] for i in missing], progress, share)
         outcomes: dict[str, tuple[str | float, int]] = {keys[i]: (0.0, 0) for i in missing}  # without a token to score
         places = new.rows if new.rows is not None else range(len(missing))
         for place, item, count in zip(places, new.items, new.tokens, strict=True):
             outcomes[keys[missing[place]]] = item, count
         section.keep(outcomes)
+    if share.index:
+        return score_of(task, [])
     return score_of(task, section.outcomes(keys, task.kind.cuts_rows), len(keys) - len(missing))
 
 
@@ -189,21 +232,29 @@ def answers(
     task: EvalTask,
     progress: Callable[[int], None] = lambda rows: None,
     known: Known | None = None,
+    share: Share = ALONE,
+    backend: Backend | None = None,
 ) -> tuple[list[tuple[str | float, int]], int]:
-    """What the model answers to each row of a task, with the number of tokens; and how many answers were known."""
+    """What the model answers to each row of a task, with the number of tokens; and how many answers were known.
+
+    Nothing in a process that does not lead.
+    """
     longest = task.max_new_tokens
     if task.kind.scoring is Scoring.EXACT and not task.pattern:  # the whole answer counts, however long
         longest = max(longest, *(2 * len(tokenizer(a)["input_ids"]) for row in task.rows for a in references(row)))
     section, begun = (known or Known()).texts(longest), starts(task.rows, tokenizer)
     keys = _text_keys(task, begun)
-    missing = section.missing(keys)
+    missing = share.gather(section.missing(keys))[0]
     progress(len(keys) - len(missing))
     texts = {i: section.values[key] for i, key in enumerate(keys) if key in section.values}
     if missing:
         rows = [task.rows[i] for i in missing]
-        new = generate(network, tokenizer, rows, longest, progress, begun=[begun[i] for i in missing])
+        starts_of = [begun[i] for i in missing]
+        new = generate(network, tokenizer, rows, longest, progress, starts_of, share, backend)
         texts |= zip(missing, new, strict=True)
         section.keep({keys[i]: text for i, text in zip(missing, new, strict=True)})
+    if share.index:
+        return [], 0
     return [texts[i] for i in range(len(keys))], len(keys) - len(missing)
 
 
@@ -211,8 +262,8 @@ def _text_keys(task: EvalTask, begun: Sequence[Start]) -> list[str]:
     return [text_key(start.ids, start.rest, row) for start, row in zip(begun, task.rows, strict=True)]
 
 
-def _judged(task: EvalTask, texts: Sequence[tuple[str | float, int]], reused: int) -> Score:
+def _judged(task: EvalTask, texts: Sequence[tuple[str | float, int]], reused: int, precision: str) -> Score:
     judged = task.kind.judged(task.asked, [str(text) for text, _ in texts], task.rows)
     pairs = zip(judged.items, texts, strict=True)
     outcomes = [None if item is None else (item, count) for item, (_, count) in pairs]
-    return replace(score_of(task, outcomes, reused), notes=judged.notes)
+    return replace(score_of(task, outcomes, reused), notes=judged.notes, precision=precision)

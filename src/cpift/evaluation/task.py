@@ -88,7 +88,7 @@ class Score:
     items: list[float]
     tokens: list[int]
     left_out: int = 0
-    precision: str = "fp32"
+    precision: str = ""
     rows: list[int] | None = None
     notes: Mapping[str, int] = field(default_factory=dict)
     reused: int = 0

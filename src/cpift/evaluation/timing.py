@@ -34,6 +34,7 @@ def measure_scoring(
     trust_remote_code: bool = False,
     chat: ChatSettings | None = None,
     attention: str | None = None,
+    dtype: str = "auto",
 ) -> tuple[float, dict[str, float]]:
     """Seconds that a model takes to load, and seconds a row of each task, timed on a batch of its rows."""
     began = time.perf_counter()
@@ -42,7 +43,7 @@ def measure_scoring(
     accelerator.place(network)
     loaded = time.perf_counter() - began
     found: dict[str, float] = {}
-    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network):
+    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network, dtype):
         for name, task in tasks.items():
             options = task.kind.scoring is Scoring.OPTIONS
             forced = options or forwarded_rows(network, tokenizer, task, max_length) is not None

@@ -78,7 +78,7 @@ def _show_gpus(plan: GpuPlan, say: Write) -> None:
         if others and len(set(part["stages"].values())) > 1:
             say(f"  {'':13} {'':>8}   {', '.join(others)}")
     scoring, main = plan["scoring"], plan["main"]
-    whole = "the first GPU alone holds the model, in fp32"
+    whole = "each GPU holds the whole model, in fp32"
     say(f"  scoring       {size(scoring['peak']):>8}  ({whole}); {cards(scoring['fits'])}")
     say(
         f"  main memory   {size(main['loading'])} as a training loads, if all GPUs are in one node; "

@@ -173,7 +173,13 @@ def _merging(recipe: Recipe, base: Path, scratch: Path) -> MergingTrial:
 def _scoring(recipe: Recipe, model: Path, tests: Mapping[str, EvalTask]) -> ScoringTrial:
     reset_peak()
     loaded, rows = measure_scoring(
-        model, tests, max_length(recipe.training), recipe.trust_remote_code, recipe.chat, recipe.attn_implementation
+        model,
+        tests,
+        max_length(recipe.training),
+        recipe.trust_remote_code,
+        recipe.chat,
+        recipe.attn_implementation,
+        recipe.evaluate.dtype,
     )
     began = time.perf_counter()
     if recipe.guard:
@@ -184,6 +190,7 @@ def _scoring(recipe: Recipe, model: Path, tests: Mapping[str, EvalTask]) -> Scor
             trust_remote_code=recipe.trust_remote_code,
             chat=recipe.chat,
             attention=recipe.attn_implementation,
+            dtype=recipe.evaluate.dtype,
         )
     return {
         "load_seconds": loaded,

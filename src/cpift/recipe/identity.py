@@ -16,7 +16,7 @@ NEWER: Mapping[str, tuple[str, ...]] = {
 }
 """Keys that results of earlier versions know nothing of, by part of the recipe."""
 
-_NEWER_KEYS = ("dtype", "device_map", "quantization", "guard")  # of the recipe itself
+_NEWER_KEYS = ("dtype", "device_map", "quantization", "evaluate", "guard")  # of the recipe itself
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:

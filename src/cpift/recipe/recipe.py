@@ -16,6 +16,7 @@ from cpift.data.mixture import check_mix
 from cpift.errors import CpiftError, did_you_mean
 from cpift.method.criteria import Needs
 from cpift.recipe.arrivals import Arrivals, Protect
+from cpift.recipe.generation import Evaluate
 from cpift.recipe.guard import DEFAULT, GuardSets, check_guard
 from cpift.recipe.model import DeviceMap, Dtype, ModelPart, Output, check_model_keys
 from cpift.recipe.part import Part
@@ -64,6 +65,7 @@ class Recipe(Part):
     """What must not be lost, scored for every model: built-in sets by name, or files with a metric; none: off."""
     lm_eval_tasks: str | None = None
     """A folder of task files for lm-eval, beside its own."""
+    evaluate: Evaluate = Evaluate()
     output: Output = Output()
     training: dict[str, Any] = Field(default={})
     """Any field of TRL's SFTConfig, for all trainings."""

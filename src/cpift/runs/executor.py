@@ -101,7 +101,7 @@ class Runner:
         _check_room(self._run, due)
         began = time.perf_counter()
         self._run.reporter.stage(first.name, _what(due))
-        make(self._run, due, lambda: self._leader.train(first.name) if first.trains else None)
+        make(self._run, due, lambda: self._leader.share([s.name for s in due]) if first.by_all else None)
         self._made(due)
         took = time.perf_counter() - began  # of all that was made together, hashes and copies included
         self._run.reporter.finished(first.name, {**self._run.facts(first.name), "seconds": took})

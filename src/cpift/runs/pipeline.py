@@ -149,10 +149,10 @@ def report(out: Path, reporter: Reporter) -> None:
 
 
 def _follow(current: Run) -> dict[str, object]:
-    """Of a process that does not lead: its part in each training."""
-    for name in orders():
-        stage = next(stage for stages in phases(current) for stage in stages if stage.name == name)
-        stage.action({name: manifest.partial_of(current.folder(name))})
+    """Of a process that does not lead: its part in each training and scoring."""
+    for names in orders():
+        stage = next(stage for stages in phases(current) for stage in stages if stage.name == names[0])
+        stage.action({name: manifest.partial_of(current.folder(name)) for name in names})
     return {}
 
 

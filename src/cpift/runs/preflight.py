@@ -21,6 +21,7 @@ from cpift.data.row_checks import Row
 from cpift.data.rows import load_task, metric_of
 from cpift.distributed import ranks
 from cpift.errors import CpiftError, nearest
+from cpift.evaluation.backends import check_backend
 from cpift.evaluation.guard import read_guard
 from cpift.files import layout, manifest
 from cpift.files.findings import Finding
@@ -49,6 +50,7 @@ def check_models(recipe: Recipe) -> None:
     """Read the base, and a backbone that is given. Raises :class:`CpiftError` for what could not be trained or fused."""
     model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
     check_devices(recipe)
+    check_backend(recipe.evaluate.backend, ranks.size(), recipe.probe.adapter is not None)
     if not model.is_dir():
         if recipe.dtype == "bfloat16":
             raise CpiftError(f"model.dtype: {model} is converted to float32, so bfloat16 would round it; leave it out")

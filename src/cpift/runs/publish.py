@@ -58,12 +58,15 @@ def scores_of(run: Run, stages: Sequence[Stage]) -> dict[str, Scores]:
 
 
 def mixed_precision(scores: Mapping[str, Scores]) -> str:
-    """A warning where some scores were made in another precision than others; "" where all are alike."""
+    """A warning where a task's scores were made in more than one precision; "" where those of each task are alike."""
     models: dict[str, list[str]] = {}
+    kinds: dict[str, set[str]] = {}
     for model, row in scores.items():
         for task, score in row.items():
-            models.setdefault(str(score.get("precision", "fp32")), []).append(f"{model}/{task}")  # older ones: fp32
-    if len(models) < 2:
+            precision = str(score.get("precision", "fp32"))  # older ones: fp32
+            models.setdefault(precision, []).append(f"{model}/{task}")
+            kinds.setdefault(task, set()).add(precision)
+    if all(len(found) < 2 for found in kinds.values()):
         return ""
     few = min(models, key=lambda precision: len(models[precision]))
     names = ", ".join(models[few][:3]) + (f" and {len(models[few]) - 3} more" if len(models[few]) > 3 else "")

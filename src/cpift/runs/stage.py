@@ -76,6 +76,11 @@ class Stage:
     code: int = 1
 
     @property
+    def by_all(self) -> bool:
+        """Do all processes of a run take part in it?"""
+        return self.trains or layout.kind_of(self.name) is layout.Kind.SCORE
+
+    @property
     def made_of(self) -> dict[str, Any]:
         """What decides about the result, apart from the needs: the settings, and the version of the code."""
         return {**self.settings, **({"code": self.code} if self.code > 1 else {})}

@@ -40,17 +40,21 @@ def bf16_helps(on_cpu: bool | None = False) -> bool:
     return kind != "cpu" or bool(torch.cpu._is_amx_tile_supported())
 
 
-def scoring_precision() -> str:
-    """How models are scored here: ``bf16 autocast`` over fp32 weights on an accelerator, ``fp32`` on a processor."""
-    return "bf16 autocast" if device().type != "cpu" and bf16_helps() else "fp32"
+def scoring_precision(dtype: str = "auto") -> str:
+    """How models are scored here: ``bf16 autocast`` over fp32 weights on an accelerator, ``fp32`` on a processor.
+
+    Args:
+        dtype: ``float32``: in fp32 everywhere.
+    """
+    return "bf16 autocast" if dtype == "auto" and device().type != "cpu" and bf16_helps() else "fp32"
 
 
-def scoring_autocast(network: Network) -> AbstractContextManager[object]:
+def scoring_autocast(network: Network, dtype: str = "auto") -> AbstractContextManager[object]:
     """The context of :func:`scoring_precision` for a model on its device.
 
     Each weight is cast once and kept, half as much memory again; each time anew where that would crowd the batches out.
     """
-    if scoring_precision() == "fp32":
+    if scoring_precision(dtype) == "fp32":
         return nullcontext()
     copies, free = 2 * sum(parameter.numel() for parameter in network.parameters()), available()
     return torch.autocast(device().type, torch.bfloat16, cache_enabled=free is None or 2 * copies < free)
@@ -124,6 +128,12 @@ def available() -> int | None:
     free, total = torch.cuda.mem_get_info()
     cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # held by torch, for the next tensors
     return max(0, free + cached - int(_RESERVE * total))
+
+
+def free_share() -> float | None:
+    """What :func:`available` is of the device's whole memory; None where the device does not report it."""
+    free = available()
+    return None if free is None else free / torch.cuda.mem_get_info()[1]
 
 
 def reset_peak() -> None:

@@ -9,10 +9,14 @@ from typing import Any
 
 from cpift.console.progress import Counter
 from cpift.data.lengths import cut_warning, encode_measured
+from cpift.distributed import ranks
+from cpift.distributed.sharing import of_run
 from cpift.evaluation.known import Known
 from cpift.evaluation.scores import EvalTask, Score, evaluate, left_out_warning, notes_message, scoring_identity
 from cpift.files import layout
 from cpift.files.findings import Finding
+from cpift.metrics import named
+from cpift.metrics.metric import Scoring
 from cpift.metrics.store import Store
 from cpift.runs.identity import attention_of, content_of, settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
@@ -44,36 +48,10 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
         "max_new_tokens": asked.max_new_tokens,
         **run.recipe.chat.identity(),
         **attention_of(run.recipe),
+        **run.recipe.evaluate.identity(named(metric).scoring in (Scoring.EXACT, Scoring.GENERATED)),
         **scoring_identity(asked, metric),
         **settings_of(model, "base" if model == run.base else "model"),
     }
-
-    def score(folders: Mapping[str, Path]) -> Facts:
-        task_of = {stage: parsed.task for stage in folders if (parsed := layout.parse(stage))}
-        tasks = {task: eval_task(run, task) for task in task_of.values()}
-        counter = Counter(run.reporter, sum(len(task.rows) for task in tasks.values()), "rows")
-        scores = evaluate(
-            model.path,
-            tasks,
-            max_length=limit,
-            progress=counter,
-            trust_remote_code=run.recipe.trust_remote_code,
-            chat=run.recipe.chat,
-            base=model.base,
-            attention=run.recipe.attn_implementation,
-            device_map=run.recipe.device_map,
-            known=_known(run, model),
-        )
-        facts = {}
-        for stage, folder in folders.items():
-            result = scores[task_of[stage]]
-            (folder / layout.SCORE_FILE).write_text(json.dumps(result.to_dict()))
-            for warning in _warnings(run, task_of[stage], tasks[task_of[stage]], result, model):
-                run.add(warning.of(stage))
-            if (notes := notes_message(task_of[stage], result)) is not None:
-                run.reporter.message(notes)
-            facts[stage] = {"score": result.score, "precision": result.precision, "left_out": result.left_out}
-        return facts
 
     needs = (layout.rows(task), *model.needs)
     return Stage(
@@ -82,11 +60,52 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
         f"score {name}",
         settings,
         needs,
-        score,
+        lambda folders: score(run, model, folders),
         f"evaluate/{name}",
         model=name,
         code=CODE,
     )
+
+
+def score(run: Run, model: ModelRef, folders: Mapping[str, Path]) -> Facts:
+    """Score a model, the rows shared out over the processes of the run.
+
+    Args:
+        run: its run.
+        model: the model.
+        folders: to fill, by the names of stages.
+
+    Returns:
+        Facts of each; nothing in a process that does not lead.
+    """
+    task_of = {stage: parsed.task for stage in folders if (parsed := layout.parse(stage))}
+    tasks = {task: eval_task(run, task) for task in task_of.values()}
+    counter = Counter(run.reporter, sum(len(task.rows) for task in tasks.values()), "rows")
+    scores = evaluate(
+        model.path,
+        tasks,
+        max_length=max_length(run.recipe.training),
+        progress=counter,
+        trust_remote_code=run.recipe.trust_remote_code,
+        chat=run.recipe.chat,
+        base=model.base,
+        attention=run.recipe.attn_implementation,
+        device_map=run.recipe.device_map,
+        dtype=run.recipe.evaluate.dtype,
+        generation=run.recipe.evaluate.generation,
+        known=_known(run, model) if ranks.leads() else None,
+        share=of_run(),
+    )
+    facts: dict[str, dict[str, Any]] = {}
+    for stage, task in task_of.items() if ranks.leads() else ():
+        result = scores[task]
+        (folders[stage] / layout.SCORE_FILE).write_text(json.dumps(result.to_dict()))
+        for warning in _warnings(run, task, tasks[task], result, model):
+            run.add(warning.of(stage))
+        if (notes := notes_message(task, result)) is not None:
+            run.reporter.message(notes)
+        facts[stage] = {"score": result.score, "precision": result.precision, "left_out": result.left_out}
+    return facts
 
 
 def _known(run: Run, model: ModelRef) -> Known | None:
@@ -94,7 +113,11 @@ def _known(run: Run, model: ModelRef) -> Known | None:
     content = content_of(run, model)
     if content is None:
         return None
-    settings = {**run.recipe.chat.identity(), **attention_of(run.recipe)}
+    settings = {
+        **run.recipe.chat.identity(),
+        **attention_of(run.recipe),
+        **run.recipe.evaluate.identity(generates=True),
+    }
     return Known(content, settings, Store(run.layout.scored))
 
 

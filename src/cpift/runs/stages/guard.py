@@ -45,6 +45,7 @@ def guard_stage(run: Run, name: str, model: ModelRef, before: str) -> Stage:
         "max_length": max_length(run.recipe.training),
         **run.recipe.chat.identity(),
         **attention_of(run.recipe),
+        **run.recipe.evaluate.identity(generates=False),
         **settings_of(model, "base" if model == run.base else "model"),
     }
 
@@ -59,6 +60,7 @@ def guard_stage(run: Run, name: str, model: ModelRef, before: str) -> Stage:
             base=model.base,
             attention=run.recipe.attn_implementation,
             device_map=run.recipe.device_map,
+            dtype=run.recipe.evaluate.dtype,
             record=record,
             before=run.folder(first) / layout.LOGITS_FILE if drifts and stage != first else None,
         )
