@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from test_freezing import OPTIMIZERS, bits, check, plant, some_region, train
 from torch import nn
 
-from cpift.method.freeze import freeze
+from cpift.method.freeze import freeze, packed, unpacked
 from cpift.method.region import Region
 
 
@@ -56,6 +58,42 @@ def test_minus_zero_and_subnormals_in_every_type(dtype: torch.dtype) -> None:
         with torch.no_grad():
             network.weight.view(-1)[0] = 0.0  # equal as a number, another bit
         assert frozen.changed() == 1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_share_takes_one_bit_an_element(
+    share: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunk by chunk, also where the last one is no whole byte; beside it the frozen values alone are kept."""
+    monkeypatch.setattr("cpift.method.freeze._CHUNK", 64)
+    network = nn.Linear(13, 17, bias=False).to(dtype)
+    positions = np.sort(np.random.default_rng(1).choice(221, math.ceil(221 * share), replace=False)).astype(np.int32)
+    before = network.weight.detach().clone().view(-1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.1)
+    with freeze(network, Region({"weight": positions}, 221), optimizer) as frozen:
+        (part,) = frozen._parts
+        assert part.mask.nbytes == 28
+        assert part.values.numel() == frozen.count == len(positions)
+        network(torch.ones(2, 13, dtype=dtype)).sum().backward()
+        free = np.setdiff1d(np.arange(221), positions)
+        assert network.weight.grad is not None
+        assert not network.weight.grad.view(-1)[torch.from_numpy(positions)].any()
+        assert network.weight.grad.view(-1)[torch.from_numpy(free)].all()
+        optimizer.step()
+        after = network.weight.detach().view(-1)
+        assert frozen.changed() == 0
+        assert np.array_equal(np.flatnonzero((after == before).numpy()), positions)
+        after[int(positions[-1])] += 1
+        assert frozen.changed() == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_a_mask_is_packed_as_numpy_packs_it(mask: list[bool]) -> None:
+    bits = packed(torch.tensor(mask))
+    assert bits.tolist() == np.packbits(mask, bitorder="little").tolist()
+    assert unpacked(bits)[: len(mask)].tolist() == mask
 
 
 def test_no_hook_is_left() -> None:

@@ -56,10 +56,13 @@ def test_one_gpu() -> None:
     assert whole.peak == part.peak + part.copies + part.activations + part.logits
 
 
-def test_a_mostly_frozen_model_takes_a_mask_and_a_copy() -> None:
-    """5 bytes a parameter in place of 12 for each of nine tenths."""
+def test_a_mostly_frozen_model_takes_a_bit_an_element() -> None:
+    """And the values of nine tenths, in place of 12 bytes for each of these."""
     nine_tenths = 6_738_415_616 * 9 // 10
-    assert memory.training(SEVEN, Step(1024, frozen=nine_tenths), 1, "data parallel").frozen == 5 * 6_738_415_616
+    assert (
+        memory.training(SEVEN, Step(1024, frozen=nine_tenths), 1, "data parallel").frozen
+        == 842_301_952 + 4 * nine_tenths
+    )
     assert memory.training(SEVEN, Step(1024, frozen=1000), 1, "data parallel").frozen == 12_000
 
 

@@ -7,10 +7,12 @@ values are written back after each step of the optimizer.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,11 @@ from cpift.method.freeze_deepspeed import frozen_under_zero, is_zeros, zero_opti
 from cpift.method.freeze_hooks import after_changes
 from cpift.method.memory_names import prefixes_of, region_in_memory, resolve
 from cpift.method.region import Region
+
+_MASKED_FROM = (
+    0.1  # share of a parameter from which a bit mask is kept: positions are faster, and take more from 1.6 % on
+)
+_CHUNK = 2**22  # elements whose mask is unpacked at once
 
 
 @dataclass
@@ -48,25 +55,63 @@ class _Frozen:
 
 
 @dataclass
-class _MostlyFrozen:
-    """As :class:`_Frozen`, where most of a parameter is frozen: a mask and a copy of all take less than positions do."""
+class _Masked:
+    """As :class:`_Frozen`, for a large share of a parameter: one bit for each of its elements in place of positions."""
 
     parameter: nn.Parameter
-    mask: torch.Tensor  # bool, this process's shard, flat
-    values: torch.Tensor  # the shard as on entry, flat
-    count: int
+    mask: torch.Tensor  # uint8, one bit an element of this process's shard, the lowest first
+    values: torch.Tensor  # of the frozen elements, as on entry, in their order
+    starts: list[int]  # within values, of each chunk of the shard, and their number
+
+    @property
+    def count(self) -> int:
+        return len(self.values)
 
     def clear_gradient(self, *_: Any) -> None:
         if self.parameter.grad is not None:
-            _flat(self.parameter.grad).masked_fill_(self.mask, 0)
+            for gradient, mask, _values in self._chunks(self.parameter.grad):
+                gradient.masked_fill_(mask, 0)
 
     def restore(self) -> None:
-        now = _flat(self.parameter.data)
-        torch.where(self.mask, self.values, now, out=now)
+        for now, mask, values in self._chunks(self.parameter.data):
+            now.masked_scatter_(mask, values)
 
     def changed(self) -> int:
-        different = _bits(_flat(self.parameter.data)) != _bits(self.values)
-        return int(different.logical_and_(self.mask).sum())
+        chunks = self._chunks(self.parameter.data)
+        return sum(int((_bits(now[mask]) != _bits(values)).sum()) for now, mask, values in chunks)
+
+    def _chunks(self, tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Elements, their mask (bool) and the values of the frozen ones; no more than a chunk's mask is unpacked at once."""
+        flat = _flat(tensor)
+        for number, (first, last) in enumerate(pairwise(self.starts)):
+            part = flat[number * _CHUNK : (number + 1) * _CHUNK]
+            mask = unpacked(self.mask[number * _CHUNK // 8 : (number + 1) * _CHUNK // 8])[: len(part)]
+            yield part, mask, self.values[first:last]
+
+
+def packed(mask: torch.Tensor) -> torch.Tensor:
+    """A mask as one bit an element.
+
+    Args:
+        mask: bool, (n,).
+
+    Returns:
+        uint8, (⌈n/8⌉,); the first element is the lowest bit.
+    """
+    whole = torch.nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
+    return (whole << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+
+
+def unpacked(bits: torch.Tensor) -> torch.Tensor:
+    """What :func:`packed` has packed: bool, (8·m,) of uint8, (m,)."""
+    return torch.index_select(_bytes_of(bits.device), 0, bits.int()).view(torch.bool)
+
+
+@functools.cache
+def _bytes_of(device: torch.device) -> torch.Tensor:
+    """Of each byte its eight bits as bytes, read as one int64: (256,)."""
+    bits = (torch.arange(256, device=device).unsqueeze(1) >> torch.arange(8, device=device)) & 1
+    return bits.to(torch.uint8).contiguous().view(torch.int64).view(-1)
 
 
 class Frozen:
@@ -96,7 +141,7 @@ def freeze(model: nn.Module, region: Region, optimizer: torch.optim.Optimizer) -
     its fp32 weights are what is kept). Names and positions are those of the checkpoint's files; where a model of
     transformers has others in memory (Mixtral's experts are one parameter there) they are converted as the model is saved.
     Names may lack or have the base-model prefix, or a wrapper's. Memory: 8 bytes for each position held by this
-    process, and its value; where most of a parameter is frozen, one byte and its value for each of its elements.
+    process, and its value; from a tenth of a parameter on, its value and one bit for each element of the parameter.
 
     Args:
         model: whose parameters are trained, wrapped or not.
@@ -187,14 +232,15 @@ def _shape(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 leaves it empty between uses
 
 
-def _frozen(parameter: nn.Parameter, positions: Any) -> _Frozen | _MostlyFrozen:
+def _frozen(parameter: nn.Parameter, positions: Any) -> _Frozen | _Masked:
     local = _flat(parameter.data)
     index = torch.as_tensor(_local_positions(parameter, positions), dtype=torch.int64, device=local.device)
-    if len(index) * (8 + local.element_size()) <= local.numel() * (1 + local.element_size()):
+    if len(index) < _MASKED_FROM * local.numel():
         return _Frozen(parameter, index, local[index].clone())
     mask = torch.zeros(local.numel(), dtype=torch.bool, device=local.device)
     mask[index] = True
-    return _MostlyFrozen(parameter, mask, local.clone(), len(index))
+    counts = [int(mask[first : first + _CHUNK].sum()) for first in range(0, len(mask), _CHUNK)]
+    return _Masked(parameter, packed(mask), local[mask], [0, *accumulate(counts)])
 
 
 def _bits(values: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Literal
 CARDS = (24, 40, 80)  # GB as 10^9 bytes: what a card has above that, CUDA itself and fragments take
 _TILE = 4096, 32768  # tokens and words of the logits that TRL's fused head makes at a time
 _LOGITS = 200_000_000  # batching.LOGITS, which cannot be imported without torch
+_MASKED_FROM = 0.1  # freeze._MASKED_FROM, which cannot be imported without torch
 _BLOCK = 2**20  # elements of a checkpoint in work at a time
 
 Sharding = Literal["data parallel", "FSDP2"]
@@ -144,8 +145,7 @@ def training(shape: Shape, step: Step, gpus: int, sharding: Sharding) -> Trainin
         gradients=step.width * share,
         buckets=step.width * shape.parameters if sharding == "data parallel" and gpus > 1 else 0,
         unsharded=whole if parts > 1 else 0,
-        # An int64 position and the value; where most of a parameter is frozen, a mask and a copy of it.
-        frozen=min((8 + step.width) * -(-step.frozen // parts), (1 + step.width) * -(-shape.parameters // parts)),
+        frozen=_frozen(step, shape.parameters, parts),
         copies=2 * shape.parameters if step.bf16 and step.width > 2 and parts == 1 else 0,
         activations=activations(shape, step),
         logits=min(step.tokens, _TILE[0]) * min(shape.vocabulary, _TILE[1]) * (width + 4),
@@ -189,6 +189,12 @@ def _copies(shape: Shape, step: Step, adapter: Adapted) -> int:
     # The merged weight of each adapted layer; of the one in work also the product, the sum and its gradient, in fp32.
     kept = adapter.layer * (1 if step.checkpointing else shape.layers)
     return head + width * kept + 3 * 4 * adapter.layer
+
+
+def _frozen(step: Step, parameters: int, parts: int) -> int:
+    """The value of each frozen element, and its int64 position; from a tenth of all on, a bit for each parameter."""
+    places = 8 * step.frozen if step.frozen < _MASKED_FROM * parameters else parameters // 8
+    return -(-(step.width * step.frozen + places) // parts)
 
 
 def activations(shape: Shape, step: Step) -> int:
