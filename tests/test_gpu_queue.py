@@ -187,6 +187,19 @@ def test_experiments_side_by_side_are_ended_when_the_time_is_up() -> None:
     assert lab_experiments.side_by_side(commands, 3) == {"long": None, "bad": 3, "good": 0}
 
 
+def test_accuracies_of_the_laboratory_are_those_after_the_last_arrival() -> None:
+    """By hand: units with 2 and 1 of 2 right of one skill, and all of the other; tuning is left out."""
+    import numpy as np
+    from lab.outcomes import packed
+
+    def cell(experiment: str, first: list[int]) -> dict[str, Any]:
+        late = {"a": packed(np.array(first, np.bool_)), "b": packed(np.array([1, 1], np.bool_))}
+        return {"experiment": experiment, "label": "plain", "stages": [{"right": {}}, {"right": late}]}
+
+    cells = [cell("e2-0", [1, 1]), cell("e2-0", [0, 1]), cell("e2-0-tuning", [0, 0])]
+    assert lab_experiments.accuracies([*cells, {"outcomes": {}}]) == {"e2-0, plain": (87.5, "± 18 over 2 units")}
+
+
 def call(script: str, folder: Path, *arguments: Any) -> dict[str, dict[str, Any]]:
     """A script at its tiny size; its steps by name."""
     command = [sys.executable, str(GPU / f"{script}.py"), "--tiny", "--budget", "3000", "--out", str(folder)]
@@ -225,6 +238,8 @@ def test_the_table_at_the_tiny_size(sets: Path, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_arrivals_at_the_tiny_size(tmp_path: Path) -> None:
-    steps = call("arrivals", tmp_path, "--steps", "arrivals")
+    steps = call("arrivals", tmp_path, "--steps", "lab", "arrivals")
+    assert steps["lab"]["e2: cells"] > 0
+    assert not (tmp_path / "lab" / "models").exists()
     assert steps["arrivals"]["sequential_replay"] is not None
     assert (tmp_path / "arrivals" / "table.md").is_file()

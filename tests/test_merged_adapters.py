@@ -137,7 +137,7 @@ def test_a_run_by_adapters_throughout(tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out/model") is not None
 
 
-@pytest.mark.parametrize("adapter", [{"type": "dora"}, {"modules_to_save": ["norm"]}])
+@pytest.mark.parametrize("adapter", [{"type": "dora"}, {"type": "qlora"}, {"modules_to_save": ["norm"]}])
 def test_what_cannot_be_masked_is_for_probes(adapter: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CpiftError, match=r"refine\.adapter.*is for probes"):
         Recipe.parse({**tiny.recipe(tmp_path), "refine": {"adapter": adapter}})

@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
+from compare_methods import link
 from step import ROOT, Skip, Step, is_cuda, need, run
 
 SCRIPT = ROOT / "benchmarks" / "lab" / "run.py"
@@ -26,9 +29,18 @@ def work(step: Step) -> None:
     options += ["--tiny"] if step.tiny else []
     experiments = EXPERIMENTS[:2] if step.tiny else EXPERIMENTS
     commands = {name: [sys.executable, "-u", str(SCRIPT), name, *options] for name in experiments}
-    codes = side_by_side(commands, step.left())
+    (step.scratch / "lab-models").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    link(out / "models", step.scratch / "lab-models")  # they need not stay
+    try:
+        codes = side_by_side(commands, 0.97 * step.left())
+    finally:
+        (out / "models").unlink()
     for name in experiments:
-        step.record.add(f"{name}: cells", lines_of(out / f"{name}.jsonl"), note=_state(codes[name]))
+        cells = cells_of(out / f"{name}.jsonl")
+        step.record.add(f"{name}: cells", len(cells), note=_state(codes[name]))
+        for label, (mean, note) in accuracies(cells).items():
+            step.record.add(f"{label}: ACC", mean, "%", note)
         if codes[name] not in (0, None):
             step.record.fault(f"{name} ended with exit code {codes[name]}")
 
@@ -50,12 +62,25 @@ def side_by_side(commands: dict[str, Sequence[str]], seconds: float) -> dict[str
     return codes
 
 
-def lines_of(file: Path) -> int:
+def cells_of(file: Path) -> list[Mapping[str, Any]]:
     """Finished cells in a file of outcomes."""
-    try:
-        return sum(line.endswith(b"\n") for line in file.read_bytes().splitlines(keepends=True))
-    except OSError:
-        return 0
+    from lab.outcomes import lines
+
+    return list(lines(file)) if file.is_file() else []
+
+
+def accuracies(cells: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float, str]]:
+    """Mean accuracy after the last arrival in per cent, of each method of each experiment, and its spread over units."""
+    from lab.tuning import final_accuracy
+
+    values: dict[str, list[float]] = {}
+    for cell in cells:
+        if "stages" in cell and not cell["experiment"].endswith("-tuning"):
+            values.setdefault(f"{cell['experiment']}, {cell['label']}", []).append(100 * final_accuracy(cell))
+    return {
+        label: (fmean(some), f"± {stdev(some):.2g} over {len(some)} units" if len(some) > 1 else "1 unit")
+        for label, some in values.items()
+    }
 
 
 def _state(code: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ def pretrained(network: Network, folder: Path, seed: int, steps: int = STEPS) ->
     flat, _ = train(network, network.initial(seed), draw, steps=steps, rate=RATE, seed=seed)
     print(f"pre-trained {seed}: loss {loss_on(network, flat, pretraining_lines(200, 'unseen')):.3f}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
+    part = file.with_suffix(f".{os.getpid()}.part")  # experiments side by side may make the same one
     torch.save(flat, part)
     part.replace(file)
     return flat
