@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import io
 import json
 import re
+import runpy
+import signal
 import subprocess
 import sys
+import time
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from tiny_run import one_thread
 
 ROOT = Path(__file__).parents[1]
 GPU = ROOT / "benchmarks" / "gpu"
 SCRIPT = GPU / "first_contact.py"
-sys.path.insert(0, str(GPU))
+sys.path[:0] = [str(GPU), str(GPU.parent)]
 
 import first_contact  # noqa: E402
+import steps as step_runner  # noqa: E402
 from record import Measure  # noqa: E402
 from steps import Outcome, StepPlan, run_steps, table  # noqa: E402
 
@@ -39,9 +48,63 @@ def values(step: dict[str, Any]) -> dict[str, Any]:
     return {measure["what"]: measure["value"] for measure in step["measures"]}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, Any]], str]:
-    """Every step once, in two calls side by side, and what they printed."""
+def _step_here(plan: StepPlan, limit: float, scratch: Path, log: Path, arguments: Sequence[str]) -> Outcome:
+    """A step's script in this process, which has imported the libraries, in place of a process of its own."""
+    result, began, code = scratch / f"{plan.name}.json", time.monotonic(), 0
+    given = ["--out", str(result), "--scratch", str(scratch), "--seconds", str(limit), *arguments]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(),
+        log.open("a") as output,
+        contextlib.redirect_stdout(output),
+    ):
+        warnings.simplefilter("ignore")
+        patch.setattr(sys, "argv", [plan.script, *given])
+        try:
+            runpy.run_path(str(GPU / plan.script), run_name="__main__")
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    outcome = Outcome(plan.name, step_runner._state(code, False), time.monotonic() - began, limit)
+    step_runner._read_result(outcome, result)
+    return outcome
+
+
+def call_here(script: Path, *arguments: Any) -> tuple[int, str]:
+    """A script at its tiny size with all its steps in this process, but for the tests: exit code, what it printed."""
+    process_of = step_runner._run_step
+    handler, printed, code = signal.getsignal(signal.SIGTERM), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), one_thread():
+        patch.setattr(
+            step_runner,
+            "_run_step",
+            lambda plan, *more: (process_of if plan.name == "tests" else _step_here)(plan, *more),
+        )
+        patch.setattr(sys, "argv", [str(script), "--tiny", *map(str, arguments)])
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    return code, printed.getvalue()
+
+
+def call_processes(script: Path, *arguments: Any) -> tuple[int, str]:
+    """A script at its tiny size as a user would start it, a process for each step: exit code, what it printed."""
+    command = [sys.executable, str(script), "--tiny", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+# A process for each step takes a minute longer, to import the libraries again and again.
+WAYS = [pytest.param(call_here, id="here"), pytest.param(call_processes, id="processes", marks=pytest.mark.long)]
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def finished(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Every step once, and what was printed."""
     place = tmp_path_factory.mktemp("gpu")
     tiny.recipe(place, tasks=("reverse", "double"))  # writes a model and rows
     for task in ("reverse", "double"):
@@ -49,13 +112,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[s
             (place / "data" / task).mkdir(parents=True, exist_ok=True)
             (place / f"{task}.{part}.jsonl").rename(place / "data" / task / f"{part}.jsonl")
     given = ("--model", place / "base", "--data", place / "data")
-    calls = [
-        start(place / "a", "--budget", 400, "--steps", "machine", "freeze", "run-tiny", "merge"),
-        start(place / "b", "--budget", 400, *given, "--steps", "run-real", "training", "scoring", "tests"),
-    ]
-    printed = [call.communicate()[0] for call in calls]
-    assert [call.returncode for call in calls] == [0, 0], "\n".join(printed)
-    return {**results(place / "a"), **results(place / "b")}, "\n".join(printed)
+    code, printed = request.param(SCRIPT, "--out", place / "out", "--budget", 800, *given)
+    assert code == 0, printed
+    return results(place / "out"), printed
 
 
 def test_every_step_is_done_at_the_tiny_size(finished: tuple[dict[str, dict[str, Any]], str]) -> None:
@@ -232,11 +291,11 @@ def test_a_run_needs_no_installed_package_but_its_source(monkeypatch: pytest.Mon
     assert versions()["cpift"] == cpift.__version__
 
 
-def test_adapters_are_compared_at_the_tiny_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", WAYS)
+def test_adapters_are_compared_at_the_tiny_size(tmp_path: Path, call: Any) -> None:
     """Regions of LoRA beside those of the whole model, with chance; the loss of each."""
-    command = [sys.executable, str(GPU / "adapters.py"), "--tiny", "--steps", "adapter-probes", "--out", str(tmp_path)]
-    call = subprocess.run([*command, "--budget", "200"], capture_output=True, text=True)
-    assert call.returncode == 0, call.stdout + call.stderr
+    code, printed = call(GPU / "adapters.py", "--steps", "adapter-probes", "--out", tmp_path, "--budget", 200)
+    assert code == 0, printed
     (step,) = json.loads((tmp_path / "adapters.json").read_text())["steps"]
     measured, notes = values(step), {measure["what"]: measure["note"] for measure in step["measures"]}
     for rank in (8, 64):
@@ -250,14 +309,14 @@ def test_adapters_are_compared_at_the_tiny_size(tmp_path: Path) -> None:
     losses = [measured[f"{name}: loss"] for name in ("base", "full", "LoRA r = 8", "LoRA r = 64")]
     assert all(loss > 0 for loss in losses)
     assert len(set(losses)) == 4
-    assert "adapter-probes" in call.stdout
+    assert "adapter-probes" in printed
 
 
-def test_the_stages_of_a_size_are_set_beside_the_plan_at_the_tiny_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", WAYS)
+def test_the_stages_of_a_size_are_set_beside_the_plan_at_the_tiny_size(tmp_path: Path, call: Any) -> None:
     """Parameters of Qwen3's shape, counted by hand, and the plan's memory: 16 bytes a parameter at least."""
-    command = [sys.executable, str(GPU / "size.py"), "--tiny", "--steps", "size", "--out", str(tmp_path)]
-    call = subprocess.run([*command, "--budget", "200"], capture_output=True, text=True)
-    assert call.returncode == 0, call.stdout + call.stderr
+    code, printed = call(GPU / "size.py", "--steps", "size", "--out", tmp_path, "--budget", 200)
+    assert code == 0, printed
     (step,) = json.loads((tmp_path / "size.json").read_text())["steps"]
     measured = values(step)
     layer = 64 * 64 * 2 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64 + 2 * 16  # q, o; k, v; the feed-forward; norms
