@@ -17,7 +17,8 @@ from cpift.compare.methods import arriving
 from cpift.compare.workbench import Work
 from cpift.data.encoding import encode
 from cpift.errors import CpiftError
-from cpift.method.criteria import CRITERIA, Choice
+from cpift.method.criteria import CRITERIA
+from cpift.method.criteria.choice import Choice
 from cpift.method.criteria.random import distinct
 from cpift.method.region import Region
 from cpift.method.region_findings import region_warnings

@@ -30,6 +30,7 @@ from cpift.metrics.comparison import ComparisonRecord, Result
 from cpift.metrics.score import Scores
 from cpift.recipe.recipe import Recipe
 from cpift.runs.pipeline import check, report
+from cpift.train.orthogonal import check_osf
 
 
 def compare(
@@ -70,6 +71,9 @@ def compare(
         raise CpiftError("cpift compare is one process; start it without torchrun or accelerate launch")
     if any(METHODS[job.name].merges for job in wanted):
         mergekit()
+    for job in wanted:
+        if METHODS[job.name].needs_osf:
+            check_osf(f"--methods {job.method}")
     distinct = {json.dumps(keys, sort_keys=True): keys for keys in (overrides_of(job.method) for job in wanted)}
     adapted = [stage for overrides in distinct.values() for stage in recipe.changed(overrides).stages_by_adapter]
     if adapted:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpift.compare.draws import DRAWS
 from cpift.compare.merging import merge
 from cpift.console.reporter import Reporter
 from cpift.data.mixture import pooled_rows
@@ -29,7 +30,7 @@ from cpift.runs.stages.fuse import CODE as FUSE_CODE
 from cpift.runs.stages.fuse import fuse_into
 from cpift.runs.stages.graph import first_stages, last_stages, middle_stages
 from cpift.runs.stages.guard import guard_entry, guard_stages
-from cpift.runs.stages.identify import core_stage, identify_stage
+from cpift.runs.stages.identify import core_stage, identify_stage, region_facts
 from cpift.runs.stages.train import spec_of, train_stage
 from cpift.runs.steps import probe_epochs, row_tokens
 from cpift.train.averaging import Averaging
@@ -106,11 +107,13 @@ class Work:
         replay: Mapping[str, int] | None = None,
         replay_share: float | None = None,
         frozen: list[str] | None = None,
+        kept: Sequence[str] = (),
         inside: Sequence[str] = (),
         anchor: float = 0.0,
         average: Averaging | None = None,
         unaveraged: Sequence[str] = (),
-        trainable: str | tuple[str, ...] | None = None,
+        trainable: str | None = None,
+        osf: float | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> ModelRef:
         """Fine-tune on the rows of some tasks for a number of tokens.
@@ -123,11 +126,13 @@ class Work:
             replay: rows to draw from each earlier task.
             replay_share: of all rows; None: about half.
             frozen: tasks whose cores stay as they are.
+            kept: other stages whose regions stay as they are.
             inside: stages whose regions alone are trained; none: all that is not frozen.
             anchor: factor of the divergence from the model before, on the prompts.
             average: averages with the model before while training.
             unaveraged: stages whose regions are left out of these.
-            trainable: shell-style patterns of the only parameters that are trained; None: all.
+            trainable: shell-style pattern of the only parameters that are trained; None: all.
+            osf: share of each matrix's directions that stays in PEFT's OSF; None: not by OSF.
             training: settings; None: those of the backbone.
         """
         settings = self.run.recipe.training_of("backbone") if training is None else training
@@ -140,12 +145,13 @@ class Work:
             tuple(tasks),
             replay=replay or {},
             replay_share=replay_share if replay else None,
-            frozen=tuple(map(layout.region, frozen or ())),
+            frozen=(*map(layout.region, frozen or ()), *kept),
             inside=tuple(inside),
             anchor=anchor,
             average=average,
             unaveraged=tuple(unaveraged) if average else (),
             trainable=trainable,
+            osf=osf,
         )
         stage = train_stage(self.run, name, "backbone", what, start, spec)
         self.trained.append(name)
@@ -227,6 +233,25 @@ class Work:
         """The core region of a task from two models that follow one another, in place of base and probe."""
         self.trained += [layout.region(task)] if _scores_rows(self.run.recipe) else []
         return self.make(core_stage(self.run, layout.region(task), task, before, after, training="backbone"))
+
+    def draw(self, kind: str, name: str) -> str:
+        """Make a stage that draws a region of the base, by seed and name; returns the stage's name.
+
+        Args:
+            kind: one of :data:`cpift.compare.draws.DRAWS`.
+            name: of the training that it is for.
+        """
+        way, recipe, stage = DRAWS[kind], self.run.recipe, f"{name}/region"
+
+        def select(folders: Mapping[str, Path]) -> Facts:
+            region = way.region(recipe, self.base.path, name)
+            region.save(folders[stage] / layout.REGION_FILE)
+            return {stage: region_facts(region)}
+
+        settings = {"draw": kind, "name": name, "seed": recipe.seed, **way.settings(recipe)}
+        settings |= settings_of(self.base, "base")
+        self.make(Stage(stage, "identify", f"positions for {name}", settings, self.base.needs, select))
+        return stage
 
     def region_tokens(self, tasks: Sequence[str], recipe: Recipe | None = None) -> float:
         """Tokens that the choice of core regions sees: a pass over training rows, or none.

@@ -9,6 +9,8 @@ from pydantic import Field
 from cpift.recipe.adapter import MergedAdapter
 from cpift.recipe.part import Part, Trained
 
+OSF_SHARE = 0.5  # of each matrix's directions that stay, where OSF is one method among others: PEFT's default
+
 
 class Arrivals(Trained):
     """Tasks that are added to the model one after the other. A bare list is short for its ``order``."""

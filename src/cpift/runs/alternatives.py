@@ -14,6 +14,7 @@ from cpift.errors import CpiftError
 from cpift.files import layout, manifest
 from cpift.metrics.addition import FILE, FORMAT, OURS, Addition
 from cpift.metrics.change import Change
+from cpift.recipe.arrivals import OSF_SHARE
 from cpift.recipe.recipe import Recipe
 from cpift.report.arrivals import changes_of
 from cpift.runs.arrival_outcome import scores_after
@@ -54,7 +55,6 @@ class Alternative:
     changes: Callable[[Recipe], Mapping[str, Any]]
 
 
-OSF_SHARE = 0.5  # of each matrix's directions that stay; PEFT's default
 LORA_RATE = 10  # times the rate of full fine-tuning, as is usual for adapters (arXiv:2405.09673)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cpift.recipe.stages import Fuse
+
 
 @dataclass(frozen=True)
 class Averaging:
@@ -30,3 +32,11 @@ class Averaging:
             steps: steps to make.
         """
         return self.at_end if step == steps else self.every is not None and step % self.every == 0
+
+
+def averaging(part: Fuse) -> Averaging | None:
+    """Averages of a refine stage with the model before it: every few steps, and at the end; None where there are none."""
+    if part.every is None:
+        return None
+    interpolation: Literal["slerp", "linear"] = "slerp" if part.interpolation == "slerp" else "linear"
+    return Averaging(0.5 if part.weight == "equal" else float(part.weight), interpolation, part.every)

@@ -134,9 +134,8 @@ def _attempt(
     check_trainable(model)
     tokenizer = load_tokenizer(start, spec.trust_remote_code, spec.chat)
     if spec.trainable is not None:
-        patterns = (spec.trainable,) if isinstance(spec.trainable, str) else spec.trainable
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+            parameter.requires_grad_(fnmatch.fnmatchcase(name, spec.trainable))
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise CpiftError(f"{start}: has no parameter {spec.trainable}; there is nothing to train")
     check_encoded(rows, limits_of(model.config, [name for name, _ in model.named_parameters()]), tokenizer, "row")

@@ -17,7 +17,7 @@ from cpift.data.sources import SourceFacts, source_rows
 from cpift.data.templates import ChatSettings
 from cpift.errors import CpiftError, nearest
 from cpift.kernels.threads import check_threads
-from cpift.method.criteria import UNITS
+from cpift.method.criteria.choice import UNITS
 from cpift.method.identify import core_count
 from cpift.method.region import Region
 from cpift.method.scores import counted, magnitudes, updates

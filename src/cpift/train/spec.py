@@ -32,7 +32,7 @@ class TrainSpec:
         anchor: factor of the divergence from the model before, on the prompts (:mod:`cpift.train.anchor`); 0: none.
         average: averages with the model before while training (:mod:`cpift.train.average`); None: none.
         unaveraged: stages whose regions are left out of these averages; frozen ones are in any case.
-        trainable: shell-style patterns of the only parameters that are trained, such as "*.bias"; None: all.
+        trainable: shell-style pattern of the only parameters that are trained, such as "*.bias"; None: all.
         chat: the recipe's chat template and end token, saved with the model.
         trust_remote_code: may the checkpoint bring code of its own?
         adapter: train this in place of all parameters; None: all parameters.
@@ -58,7 +58,7 @@ class TrainSpec:
     anchor: float = 0.0
     average: Averaging | None = None
     unaveraged: tuple[str, ...] = ()
-    trainable: str | tuple[str, ...] | None = None
+    trainable: str | None = None
     chat: ChatSettings = field(default_factory=ChatSettings)
     trust_remote_code: bool = False
     adapter: Adapter | None = None

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from cpift.compare.methods.cpi_ft import CPI_FT, NO_FREEZE, NO_REFINE, NO_TRANSPLANT, RANDOM_REGION
+from cpift.compare.methods.cpi_ft import (
+    CPI_FT,
+    INSIDE,
+    NO_FREEZE,
+    NO_REFINE,
+    NO_TRANSPLANT,
+    RANDOM_MODEL,
+    RANDOM_REGION,
+)
+from cpift.compare.methods.half import HALF_FINE_TUNING
 from cpift.compare.methods.merges import DARE_TIES, SOUP, TASK_ARITHMETIC, TIES
 from cpift.compare.methods.method import Method, Role
 from cpift.compare.methods.multi_stage import HEURISTIC, RANDOM, REPLAY
-from cpift.compare.methods.sequential import CPI_FT_SEQUENTIAL, SEQUENTIAL, SEQUENTIAL_REPLAY
+from cpift.compare.methods.random_sparse import RANDOM_SPARSE
+from cpift.compare.methods.sequential import (
+    CPI_FT_SEQUENTIAL,
+    OSF,
+    SEQUENTIAL,
+    SEQUENTIAL_ANCHOR,
+    SEQUENTIAL_REPLAY,
+    SFA,
+)
 from cpift.compare.methods.sft import BASE, BIAS_ONLY, MULTI_TASK, SINGLE_TASK
 from cpift.table import Table
 
@@ -21,16 +38,23 @@ METHODS = Table(
         REPLAY,
         CPI_FT,
         RANDOM_REGION,
+        RANDOM_MODEL,
+        INSIDE,
         NO_FREEZE,
         NO_TRANSPLANT,
         NO_REFINE,
         BIAS_ONLY,
+        RANDOM_SPARSE,
+        HALF_FINE_TUNING,
         SOUP,
         TASK_ARITHMETIC,
         TIES,
         DARE_TIES,
         SEQUENTIAL,
         SEQUENTIAL_REPLAY,
+        SEQUENTIAL_ANCHOR,
+        SFA,
+        OSF,
         CPI_FT_SEQUENTIAL,
     ],
 )

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from cpift.compare.methods.method import Arrival
 from cpift.errors import CpiftError
-from cpift.runs.stages.refine import averaging
-from cpift.train.averaging import Averaging
+from cpift.train.averaging import Averaging, averaging
 
 if TYPE_CHECKING:
     from cpift.compare.workbench import Work

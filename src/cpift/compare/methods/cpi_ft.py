@@ -81,6 +81,32 @@ RANDOM_REGION = Method(
     comes_first=True,
     serves_others=True,
 )
+RANDOM_MODEL = Method(
+    name="cpi_ft_random_model",
+    summary="as many core positions, at random over the whole model: does the share of each tensor matter, too?",
+    trains=CPI_FT.trains,
+    source="region.by: random_model",
+    run=_cpi_ft,
+    settings={"region.by": "random_model"},
+    variant_of=CPI_FT.name,
+    without="with core positions from anywhere",
+    budgeting=Budgeting.PIPELINE,
+    comes_first=True,
+    serves_others=True,
+)
+INSIDE = Method(
+    name="cpi_ft_inside",
+    summary="each refine stage trains the cores of its own tasks alone",
+    trains=CPI_FT.trains,
+    source="refine.train: inside; LoTA, arXiv:2406.16797",
+    run=_cpi_ft,
+    settings={"refine.train": "inside"},
+    variant_of=CPI_FT.name,
+    without="refined inside the cores alone",
+    budgeting=Budgeting.PIPELINE,
+    comes_first=True,
+    serves_others=True,
+)
 NO_FREEZE = Method(
     name="cpi_ft_no_freeze",
     summary="without freezing the cores of earlier groups",

@@ -70,6 +70,7 @@ class Method:
         serves_others: others take over its stages, so that its weights stay until the seed is done.
         retrains: where tasks arrive, it trains on all rows again, at more than the others' tokens: an upper bound.
         merges: it needs mergekit.
+        needs_osf: it needs PEFT's OSF.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Method:
     source: str
     run: Run | None = None
     arrive: Arrive | None = None
-    settings: Mapping[str, bool | str] | None = None
+    settings: Mapping[str, bool | str | float] | None = None
     variant_of: str | None = None
     without: str = ""
     role: Role = Role.CONTENDER
@@ -88,3 +89,4 @@ class Method:
     serves_others: bool = False
     retrains: bool = False
     merges: bool = False
+    needs_osf: bool = False

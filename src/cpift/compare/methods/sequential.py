@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from cpift.compare.methods.arriving import allowance, arrival, average_of, left_of, sample
 from cpift.compare.methods.method import Arrival, Method
 from cpift.errors import CpiftError
+from cpift.recipe.arrivals import OSF_SHARE
+from cpift.train.averaging import Averaging
 
 if TYPE_CHECKING:
     from cpift.compare.workbench import Work
@@ -22,12 +25,38 @@ def _sequential_replay(work: Work) -> list[Arrival]:
     return _one_after_another(work, "sequential_replay", replay=True)
 
 
-def _one_after_another(work: Work, name: str, replay: bool) -> list[Arrival]:
+def _osf(work: Work) -> list[Arrival]:
+    return _one_after_another(work, "osf", replay=False, osf=OSF_SHARE)
+
+
+def _anchored(work: Work) -> list[Arrival]:
+    return _one_after_another(work, "sequential_anchor", replay=False, anchor=work.run.recipe.refine.anchor.kl)
+
+
+def _sfa(work: Work) -> list[Arrival]:
+    part = work.run.recipe.fuse
+    average = Averaging(0.5 if part.weight == "equal" else float(part.weight), "linear", part.every)
+    return _one_after_another(work, "sfa", replay=False, later={"average": average})
+
+
+def _one_after_another(
+    work: Work, name: str, replay: bool, later: Mapping[str, Any] | None = None, **options: Any
+) -> list[Arrival]:
+    """Train each task on top of the model so far.
+
+    Args:
+        work: the method's workbench.
+        name: of the stages and models.
+        replay: mix in the sample of the earlier tasks.
+        later: options of :meth:`Work.train` from the second task on.
+        options: of :meth:`Work.train`.
+    """
     arrivals, current = list[Arrival](), work.base
     for i, task in enumerate(work.tasks):
         stage = f"{name}/{i + 1}"
         old = sample(work, work.tasks[:i]) or None if replay else None
-        current = work.train(stage, current, [task], allowance(work, task), replay=old)
+        given = {**options, **(later or {} if i else {})}
+        current = work.train(stage, current, [task], allowance(work, task), replay=old, **given)
         arrivals.append(arrival(work, task, stage, current, work.spent(stage)))
     return arrivals
 
@@ -69,6 +98,31 @@ SEQUENTIAL_REPLAY = Method(
     trains=_TRAINS,
     source="experience replay",
     arrive=_sequential_replay,
+)
+SFA = Method(
+    name="sfa",
+    summary="each task's rows alone, averaged linearly with the model before at its end, and every `fuse.every` steps where "
+    "given; `fuse.weight` is the share of the trained model, equal a half",
+    trains=_TRAINS,
+    source="arXiv:2501.05559",
+    arrive=_sfa,
+)
+SEQUENTIAL_ANCHOR = Method(
+    name="sequential_anchor",
+    summary="each task's rows alone, held to the model before by the divergence (KL) on their prompts, β = 1: "
+    "sequential_anchor:refine.anchor.kl=0.1 for another",
+    trains=_TRAINS,
+    source="refine.anchor.kl: 1; RL's Razor, arXiv:2509.04259",
+    arrive=_anchored,
+    settings={"refine.anchor.kl": 1.0},
+)
+OSF = Method(
+    name="osf",
+    summary="each task's rows alone, by PEFT's OSF: half of each matrix's directions, the largest, stay",
+    trains="the other directions of each matrix, on each task as it arrives",
+    source="arXiv:2504.07097",
+    arrive=_osf,
+    needs_osf=True,
 )
 CPI_FT_SEQUENTIAL = Method(
     name="cpi_ft_sequential",

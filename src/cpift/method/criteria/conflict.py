@@ -8,7 +8,7 @@ import numpy as np
 
 from cpift.checkpoint.stream import Block, Checkpoint
 from cpift.errors import CpiftError
-from cpift.method.criteria.criterion import Choice, Criterion, Needs
+from cpift.method.criteria.choice import Choice
 from cpift.method.region import Region
 from cpift.method.scores import updates
 from cpift.method.top_scores import Read
@@ -27,7 +27,8 @@ def _opposed(own: Read, others: Sequence[Read]) -> Read:
     return read
 
 
-def _conflicting(choice: Choice) -> dict[str, Region]:
+def conflicting(choice: Choice) -> dict[str, Region]:
+    r"""Top p % of \|Δ\| where another task's update has the other sign."""
     origin, models = choice.open()
     if len(models) < 2:
         raise CpiftError("region.by: conflict compares the probes of several tasks, and there is one")
@@ -38,13 +39,3 @@ def _conflicting(choice: Choice) -> dict[str, Region]:
         return choice.best(origin, model, read, {"scores": "conflict"}, signed=True)
 
     return {task: region(task, models[task]) for task in choice.tuned}
-
-
-CONFLICT = Criterion(
-    name="conflict",
-    summary="of those at which another task's probe moved the other way, those that its own moved most",
-    label="that each probe moved most where another moved them the other way",
-    choose=_conflicting,
-    reference="sign conflicts of TIES, arXiv:2306.01708; as a mask, CPL, arXiv:2601.21577",
-    needs=Needs.ALL_UPDATES,
-)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from cpift.checkpoint.stream import fingerprint
-from cpift.method.criteria.criterion import Choice, Criterion
+from cpift.method.criteria.choice import Choice
 from cpift.method.criteria.update import largest
 from cpift.method.identify import core_count
 from cpift.method.region import Region
@@ -21,7 +21,7 @@ def _generator(choice: Choice, task: str) -> np.random.Generator:
     return np.random.default_rng(list(f"{choice.seed}/{task}".encode()))
 
 
-def _like_the_largest(choice: Choice) -> dict[str, Region]:
+def like_the_largest(choice: Choice) -> dict[str, Region]:
     """As many positions, or columns, of each parameter as the largest updates have."""
     regions = {}
     for task, like in largest(choice).items():
@@ -39,7 +39,7 @@ def _like_the_largest(choice: Choice) -> dict[str, Region]:
     return regions
 
 
-def _over_the_model(choice: Choice) -> dict[str, Region]:
+def over_the_model(choice: Choice) -> dict[str, Region]:
     """As many positions of the whole model, each as likely; columns until the next would exceed the share."""
     origin, _ = replace(choice, tuned={}, others={}).open()
     shapes = choice.shapes(origin)
@@ -94,20 +94,3 @@ def distinct(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
         drawn = np.sort(np.concatenate([drawn, rng.integers(total, size=count - len(drawn))]))
         drawn = drawn[np.append(True, drawn[1:] != drawn[:-1])]
     return drawn
-
-
-RANDOM = Criterion(
-    name="random",
-    summary="as many of each parameter as the largest updates have, drawn at random: a control",
-    label="(drawn at random, as a control)",
-    choose=_like_the_largest,
-    seeded=True,
-)
-RANDOM_MODEL = Criterion(
-    name="random_model",
-    summary="as many, drawn at random over the whole model: a control",
-    label="(drawn at random, as a control)",
-    choose=_over_the_model,
-    reference="SpaRTA, arXiv:2502.15975",
-    seeded=True,
-)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cpift.method.criteria.criterion import Choice, Criterion
+from cpift.method.criteria.choice import Choice
 from cpift.method.identify import identify
 from cpift.method.region import Region
 from cpift.method.scores import updates
@@ -24,12 +24,3 @@ def largest(choice: Choice) -> dict[str, Region]:
         task: choice.best(origin, models[task], updates(origin, models[task]), {}, signed=True, updates=True)
         for task in choice.tuned
     }
-
-
-UPDATE = Criterion(
-    name="update",
-    summary="those that its probe moved most, |Δ|",
-    label="that each probe moved most",
-    choose=largest,
-    reference="the paper, arXiv:2508.21741",
-)

@@ -13,7 +13,8 @@ from cpift.console.progress import Counter
 from cpift.data.row_checks import Row
 from cpift.data.rows import sample
 from cpift.files import layout
-from cpift.method.criteria import Choice, Needs
+from cpift.method.criteria import Needs
+from cpift.method.criteria.choice import Choice
 from cpift.method.region import Region
 from cpift.method.region_findings import region_warnings
 from cpift.recipe.stages import RegionPart

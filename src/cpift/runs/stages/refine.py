@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from cpift.files import layout
-from cpift.recipe.stages import Fuse
 from cpift.runs.arrival_rows import rows_of_share
 from cpift.runs.refine_rows import refined_rows, replayed
 from cpift.runs.stage import ModelRef, Run, Stage
 from cpift.runs.stages.train import merged_adapter, spec_of, train_stage
 from cpift.runs.steps import steps_for
-from cpift.train.averaging import Averaging
+from cpift.train.averaging import averaging
 
 
 def refine_stages(run: Run, groups: list[list[str]], start: ModelRef) -> list[Stage]:
@@ -56,11 +53,3 @@ def refine_stages(run: Run, groups: list[list[str]], start: ModelRef) -> list[St
         stages.append(train_stage(run, layout.refine(number), "refine", what, start, spec))
         start = run.model(stages[-1].name)
     return stages
-
-
-def averaging(part: Fuse) -> Averaging | None:
-    """Averages of a stage with the model before it: every few steps, and at the end."""
-    if part.every is None:
-        return None
-    interpolation: Literal["slerp", "linear"] = "slerp" if part.interpolation == "slerp" else "linear"
-    return Averaging(0.5 if part.weight == "equal" else float(part.weight), interpolation, part.every)
