@@ -74,6 +74,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "max_length": 64, "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "pad_to_multiple_of": 8, "remove_unused_columns": False,
         "dataloader_drop_last": True,
     },
+    "padding free": {"padding_free": True},  # by SGD the weights agree: tests/test_padding_free.py
     "random": {"train_sampling_strategy": "random"},
     "written": {
         "logging_strategy": "steps", "logging_steps": 2, "logging_first_step": True, "log_level": "error", "log_level_replica": "error",

@@ -33,6 +33,7 @@ from cpift.train.malloc import kept_memory
 from cpift.train.merged_adapters import MergedAdapter, put_in
 from cpift.train.models import gathered, is_sharded, load_model, load_tokenizer, save
 from cpift.train.orthogonal import with_osf, without_osf
+from cpift.train.padding_free import check_rows_apart
 from cpift.train.spec import TrainSpec
 
 
@@ -218,10 +219,15 @@ def _fine_tune(
         raise CpiftError(
             "model.dtype: bfloat16 is not trained under FSDP, which shards fp32 weights; leave one of them out"
         )
+    if spec.anchor and config.padding_free:
+        raise CpiftError("protect.anchor: is not combined with training.padding_free; leave one of them out")
     if spec.anchor and getattr(trainer, "aux_loss_enabled", False):
         raise CpiftError(
             "anchor: is not combined with a router's auxiliary loss; set training.router_aux_loss_coef to 0"
         )
+    if config.padding_free:
+        with trainer.compute_loss_context_manager():
+            check_rows_apart(loaded.model)
     if spec.anchor:
         trainer.anchor = Anchor(_reference(loaded.start, spec, trainer.accelerator.device), spec.anchor)
     _only_our_progress(trainer)

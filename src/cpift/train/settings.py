@@ -38,7 +38,7 @@ _NO_EVALUATION = (
 _NO_HUB = "a run's stages stay on this machine; push the folder model/ once the run is done"
 _NO_BEST = "needs an evaluation within the training; a stage's model is that of its last step"
 _MARKS = "rows are marked by cpift: the loss is on the assistant's turns, or on the completion"
-_PACKING = "every row keeps a place of its own in a batch; train_sampling_strategy: group_by_length saves padding"
+_PACKING = "it would change the rows of a step; use padding_free: true, which keeps them and pads nothing"
 _LAUNCHER = "sharding comes from the launcher: accelerate launch --use_fsdp --fsdp_version 2 (docs/cluster.md)"
 _PROCESSES = "with several processes"
 
@@ -96,7 +96,8 @@ _LIST = [
     *_all("refused", "the order of the rows would hang on the machine's load", "dataloader_in_order"),
     *_all("refused", "rows are cut at their end", "truncation_mode"),
     *_all("refused", "train_sampling_strategy decides about the order, anew in each epoch", "shuffle_dataset"),
-    *_all("refused", _PACKING, "packing packing_strategy padding_free eval_packing"),
+    *_all("works", "no padding: the rows of a pass as one, where attention keeps them apart", "padding_free"),
+    *_all("refused", _PACKING, "packing packing_strategy eval_packing"),
     *_all("refused", _MARKS, "completion_only_loss assistant_only_loss label_names"),
     *_all("refused", "the rows of tasks.NAME.train name their own columns", "dataset_text_field"),
     *_all("refused", "rows are tokenized by cpift before TRL sees them", "dataset_num_proc"),
