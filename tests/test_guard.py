@@ -20,6 +20,9 @@ from cpift.errors import CpiftError
 from cpift.evaluation.drift import Comparison, divergences
 from cpift.evaluation.guard import Guarded, questions, read_guard, score_guard
 from cpift.evaluation.neutral import parts, text
+from cpift.evaluation.options import encoded_option, shared_passes
+from cpift.evaluation.scores import score_task
+from cpift.evaluation.task import EvalTask
 from cpift.metrics.guard import guard_changes, guard_record
 from cpift.recipe.guard import GENERAL, NEUTRAL
 from cpift.recipe.recipe import Recipe
@@ -72,6 +75,25 @@ def test_a_question_is_scored_by_its_likelihood_over_characters(models: tuple[Pa
         expected.append(float(np.argmax(values) == row["options"].index(row["answer"])))
     guard = read_guard(recipe(models[0].parent, [GENERAL]).guard)
     assert score_guard(models[0], guard)["scores"][GENERAL]["items"][:5] == expected
+
+
+def test_options_that_differ_in_their_last_token_share_a_pass(models: tuple[Path, Path]) -> None:
+    """One forward for all of them, and the outcome that transformers gives for each alone."""
+    network, tokenizer = load_model(models[0]), load_tokenizer(models[0])
+    options = ["pa", "pb", "pc", "qd", "pa longer one"]
+    with torch.inference_mode():
+        logits = [network(torch.tensor([tokenizer(f"x: {o}")["input_ids"]])).logits[0].log_softmax(-1) for o in options]
+    values = []
+    for option, log in zip(options, logits, strict=True):
+        ids = tokenizer(f"x: {option}")["input_ids"]
+        values.append(sum(float(log[i - 1, ids[i]]) for i in range(2, len(ids))) / len(option))
+    best = int(np.argmax(values))
+    rows = [{"prompt": "x:", "completion": " pa", "options": options, "answer": option} for option in options]
+    ends = [tokenizer.eos_token_id]
+    assert sorted(map(len, shared_passes([encoded_option(rows[0], o, tokenizer, ends) for o in options]))) == [1, 1, 3]
+    with torch.inference_mode():
+        items = score_task(network, tokenizer, EvalTask(rows, "multiple_choice"), None).items
+    assert items == [float(i == best) for i in range(len(options))]
 
 
 def test_the_loss_on_the_text_is_that_of_transformers(models: tuple[Path, Path]) -> None:

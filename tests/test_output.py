@@ -37,7 +37,7 @@ def weights(out: Path) -> set[str]:
     return {
         str(file.parent.relative_to(out / "stages"))
         for file in out.glob("stages/**/*.safetensors")
-        if file.name != "region.safetensors"
+        if file.name not in ("region.safetensors", "logits.safetensors")
     }
 
 

@@ -19,6 +19,8 @@ from cpift.evaluation.task import EvalTask, Score
 from cpift.metrics.multiple_choice import options_of, right_option
 from cpift.typing import Network, Tokenizer
 
+ROWS_ON_CPU = 16  # of a pass: options are short, and of one length they need no padding
+
 
 def with_answer(row: Row, text: str) -> Row:
     """The row with another text in its last turn, after the same white space as its own.
@@ -41,7 +43,7 @@ def _lead(text: str | None) -> str:
 
 
 def encoded_option(row: Row, option: str, tokenizer: Tokenizer, ends: Sequence[int]) -> Encoded:
-    """The row with one of its options; labels are on the option's tokens alone, without the end of the turn.
+    """The row with one of its options, up to its last token; labels are on the option's tokens alone.
 
     Args:
         row: a row with options.
@@ -59,7 +61,21 @@ def encoded_option(row: Row, option: str, tokenizer: Tokenizer, ends: Sequence[i
     stop = next((i for i in range(start, end) if labels[i] in ends), end)
     if max(start, 1) >= stop:  # the first token of a sequence is never predicted
         raise CpiftError(f"the option {option!r} has no token to score")
-    return replace(encoded, labels=[IGNORED] * start + labels[start:stop] + [IGNORED] * (len(labels) - stop))
+    # What comes after the last token that counts, such as the end of the turn, has no effect on its likelihood.
+    return replace(encoded, input_ids=encoded.input_ids[:stop], labels=[IGNORED] * start + labels[start:stop])
+
+
+def shared_passes(encoded: Sequence[Encoded]) -> list[list[int]]:
+    """Numbers of the options that one forward pass scores: those that differ in their last token alone.
+
+    Args:
+        encoded: options, each ending with the last token that counts.
+    """
+    groups: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for number, option in enumerate(encoded):
+        key = (tuple(option.input_ids[:-1]), sum(label == IGNORED for label in option.labels))
+        groups.setdefault(key, []).append(number)
+    return list(groups.values())
 
 
 def score_options(
@@ -84,20 +100,37 @@ def score_options(
     owner = [i for i, texts in enumerate(options) for _ in texts]
     likelihoods, tokens = [0.0] * len(encoded), [0] * len(encoded)
     left = [len(texts) for texts in options]
+    passes = shared_passes(encoded)
 
     def work(batch: list[int]) -> None:
-        ids, mask, labels = padded([encoded[i] for i in batch], tokenizer.pad_token_id or 0, network.device)
+        first_of = [encoded[passes[i][0]] for i in batch]
+        ids, mask, labels = padded(first_of, tokenizer.pad_token_id or 0, network.device)
         logits, first = predictions(network, ids, mask, labels)
         target = labels[:, first + 1 :]
         counted = target != IGNORED
-        losses = torch.stack([mean_loss(*row) for row in zip(logits, target, counted, strict=True)])
-        for i, loss, count in zip(batch, losses.tolist(), counted.sum(-1).tolist(), strict=True):
-            likelihoods[i], tokens[i] = -loss * count, count
-            left[owner[i]] -= 1
-        progress(sum(not left[row] for row in {owner[i] for i in batch}))
+        places, members, targets = [], [], []
+        for place, i in enumerate(batch):
+            last = len(encoded[passes[i][0]].labels) - first - 2  # of the last token that counts
+            for member in passes[i]:
+                own = target[place].clone()
+                own[last] = encoded[member].labels[-1]
+                places.append(place)
+                members.append(member)
+                targets.append(own)
+        losses = torch.stack(
+            [mean_loss(logits[place], own, counted[place]) for place, own in zip(places, targets, strict=True)]
+        )
+        counts = counted.sum(-1).tolist()
+        for place, member, loss in zip(places, members, losses.tolist(), strict=True):
+            likelihoods[member], tokens[member] = -loss * counts[place], counts[place]
+            left[owner[member]] -= 1
+        progress(sum(not left[row] for row in {owner[member] for member in members}))
 
-    done = in_batches([len(e.input_ids) for e in encoded], forced_room(network), work, share)
-    share.fill(done, likelihoods, tokens)
+    room = forced_room(network)
+    if network.device.type == "cpu":
+        room = replace(room, rows=ROWS_ON_CPU)
+    done = in_batches([len(encoded[members[0]].input_ids) for members in passes], room, work, share)
+    share.fill([member for i in done for member in passes[i]], likelihoods, tokens)
     items, counts, at = [], [], 0
     for row, texts in zip(task.rows, options, strict=True):
         span = slice(at, at + len(texts))
