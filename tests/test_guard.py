@@ -261,7 +261,7 @@ def test_a_comparison_says_what_each_method_lost() -> None:
     summary = {name: summary_of(r, tasks, None) for name, r in budget.items()}  # type: ignore[arg-type]
     lost = summary["cpi_ft"]["guard"][GENERAL]
     assert lost["difference"] == pytest.approx(((20 - 30) + (10 - 30)) / 40 / 2)
-    assert lost["low"] < lost["difference"] < lost["high"] < 0
+    assert lost["low"] < lost["difference"] < lost["high"], "of two seeds, far apart"
     assert summary["multi_task"]["guard"][GENERAL]["difference"] == 0
     assert summary["cpi_ft"]["drift"]["mean"] == 0.25
     assert "guard" not in summary["single_task"]
