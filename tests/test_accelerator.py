@@ -359,7 +359,10 @@ def test_a_card_is_described_with_its_memory(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_model_too_large_for_the_device_is_one_line(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before any batch."""
     monkeypatch.setattr(torch.nn.Module, "to", raising(torch.OutOfMemoryError(CUDA)))
-    for score in (lambda: evaluate(base, {}), lambda: neutral_score(base)):
+    for score in (
+        lambda: evaluate(base, {"t": EvalTask(tiny.rows("first", 1, 0), "loss")}),
+        lambda: neutral_score(base),
+    ):
         with pytest.raises(OutOfMemory, match=r"the model's weights alone take 0\.0 GiB"):
             score()
 
