@@ -68,3 +68,10 @@ def test_fuse_imports_no_training(models: list[Path], tmp_path: Path) -> None:
     assert (tmp_path / "f" / "model.safetensors").is_file()
     assert not TRAINING & modules - {"yaml"}
     assert not {"cpift.runs", "cpift.train", "cpift.report"} & modules
+
+
+def test_diff_imports_no_training(models: list[Path]) -> None:
+    """Its table needs no page; only ``--html`` does."""
+    modules = imported("diff", *map(str, models))
+    assert not TRAINING & modules - {"yaml"}
+    assert not {"cpift.recipe", "cpift.runs", "cpift.data", "cpift.train", "cpift.report"} & modules

@@ -46,7 +46,6 @@ def diff(
     from cpift.cli.options import write_text
     from cpift.console.terminal import Terminal, byte_progress, say
     from cpift.method.compare_updates import compare_updates
-    from cpift.report.diff_page import diff_page
 
     places = {name: checkpoint_place(path) for name, path in named_models(tuned).items()}
     origin = checkpoint_place(base)
@@ -65,6 +64,8 @@ def diff(
     for text in found.warnings:
         Terminal().warning(text)
     if html is not None:
+        from cpift.report.diff_page import diff_page  # with the libraries of training, which take seconds to import
+
         write_text(html, diff_page(found, _short(base)))
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
@@ -95,7 +96,7 @@ def _short(path: str) -> str:
 
 def _show(found: Comparison) -> None:
     from cpift.console.terminal import numbers_table, say
-    from cpift.report.diff_page import MEANING, times
+    from cpift.method.overlap_meaning import MEANING, times
 
     say(f"{found.total} parameters counted; core regions of {found.percent} %")
     if found.pairs:

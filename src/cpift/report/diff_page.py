@@ -6,20 +6,11 @@ from collections.abc import Sequence
 
 from cpift.method.compare_updates import Comparison
 from cpift.method.group import Grouping
+from cpift.method.overlap_meaning import MEANING, times
 from cpift.report import figures_regions, wording
 from cpift.report.html import Html, bullets, paragraph, table
 from cpift.report.page import page
 from cpift.report.parts import Figure, Parts, Section
-
-# What the numbers do and do not predict; shown in the terminal and on the page.
-MEANING = (
-    "Overlap, sign and cosine describe where updates lie and where they point. "
-    "Whether they predict that two tasks harm each other in one model has not been measured.",
-    "Measured so far, on small models: top-1 % regions of short fine-tunings overlap by 0.003 to 0.05, mostly more than "
-    "chance and below τ = 0.1, so that each task is a group of its own (docs/results.md).",
-    "With larger updates, of a learning rate of 1e-3, all five tasks of one suite overlapped by more than τ. "
-    "So compare fine-tunes of like length and rate.",
-)
 
 
 def diff_page(found: Comparison, base: str) -> str:
@@ -67,11 +58,6 @@ def sentence(found: Comparison) -> str:
     )
     groups = " | ".join(", ".join(members) for members in found.groups)
     return f"{largest}. Groups at τ = {found.threshold:g}: {groups}"
-
-
-def times(value: float, chance: float) -> str:
-    """How many times chance: 2.4 ×."""
-    return f"{value / chance:.2g} ×" if chance else "– ×"
 
 
 def _percent(found: Comparison) -> float:

@@ -1,0 +1,23 @@
+"""What the numbers of ``cpift diff`` say, in words: for the terminal, which needs no report, and for the page."""
+
+from __future__ import annotations
+
+# What the numbers do and do not predict.
+MEANING = (
+    "Overlap, sign and cosine describe where updates lie and where they point. "
+    "Whether they predict that two tasks harm each other in one model has not been measured.",
+    "Measured so far, on small models: top-1 % regions of short fine-tunings overlap by 0.003 to 0.05, mostly more than "
+    "chance and below τ = 0.1, so that each task is a group of its own (docs/results.md).",
+    "With larger updates, of a learning rate of 1e-3, all five tasks of one suite overlapped by more than τ. "
+    "So compare fine-tunes of like length and rate.",
+)
+
+
+def times(value: float, chance: float) -> str:
+    """How many times chance a number is: 2.4 ×.
+
+    Args:
+        value: measured.
+        chance: expected of random regions.
+    """
+    return f"{value / chance:.2g} ×" if chance else "– ×"
