@@ -16,14 +16,16 @@ from transformers import AutoModelForCausalLM
 
 from cpift.compare.statistics import summary as summary_of
 from cpift.compare.table import markdown
+from cpift.console.terminal import scores_table
 from cpift.errors import CpiftError
 from cpift.evaluation.drift import Comparison, divergences
-from cpift.evaluation.guard import Guarded, questions, read_guard, score_guard
+from cpift.evaluation.guard import Guarded, guard_tokens, questions, read_guard, score_guard
 from cpift.evaluation.neutral import parts, text
 from cpift.evaluation.options import encoded_option, shared_passes
 from cpift.evaluation.scores import score_task
 from cpift.evaluation.task import EvalTask
 from cpift.metrics.guard import guard_changes, guard_record
+from cpift.metrics.summary import summary
 from cpift.recipe.guard import GENERAL, NEUTRAL
 from cpift.recipe.recipe import Recipe
 from cpift.report.comparison import comparison_parts
@@ -277,3 +279,24 @@ def test_a_comparison_says_what_each_method_lost() -> None:
     assert line.endswith("| 0.250 |")
     assert "single_task" not in text.split("general ability")[1]
     assert "General ability, against the base" in page(comparison_parts(record, "x"))
+
+
+def test_the_terminal_says_what_was_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line a set under the scores, with its interval; then the drift."""
+    guard = results([20], 0.25)["0"]["guard"]
+    guard["changes"] = guard_record("base", guard["models"])["changes"]
+    task = {"a": {"metric": "exact_match", "score": 0.5, "items": [0.0, 1.0], "tokens": [1, 1]}}
+    models = {"base": task, "end": task}
+    scores_table({"tasks": ["a"], "groups": None, "models": models, "summary": summary(models, ["a"]), "guard": guard})  # type: ignore[typeddict-item,arg-type]
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("  general questions: lost (75.0 → 50.0 %, 95 % -") for line in lines)
+    assert "  drift from the base: 0.250 nats a token" in lines
+
+
+def test_the_cost_of_a_guard_is_counted(tmp_path: Path) -> None:
+    """Tokens that one model reads: of the text, and of each question with each option and the end of the text."""
+    tokenizer = tiny.tokenizer()
+    some = {name: [entry] for name in (NEUTRAL, GENERAL) for entry in read_guard(recipe(tmp_path, [name]).guard)}
+    assert guard_tokens(some[NEUTRAL], tokenizer) == len(text().replace("\n", "").encode())
+    expected = [len(f"{row['prompt']} {option}".encode()) + 1 for row in questions() for option in row["options"]]
+    assert guard_tokens(some[GENERAL], tokenizer) == sum(expected)

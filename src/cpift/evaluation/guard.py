@@ -208,7 +208,9 @@ def longest(row: Row, tokenizer: Tokenizer) -> int:
 
 
 def guard_tokens(guard: Sequence[Guarded], tokenizer: Tokenizer) -> int:
-    """Tokens that a model reads to be scored on a guard; generated ones are not counted.
+    """Tokens that a model reads to be scored on a guard; generated ones, and lm-eval's, are not counted.
+
+    Each option counts with its question, though those that differ in their last token alone share a pass.
 
     Args:
         guard: the sets.
@@ -217,7 +219,7 @@ def guard_tokens(guard: Sequence[Guarded], tokenizer: Tokenizer) -> int:
     total = 0
     for entry in guard:
         if entry.task is None:
-            total += sum(len(tokenizer(part)["input_ids"]) for part in neutral.text().split("\n\n"))
+            total += sum(len(tokenizer(part.strip())["input_ids"]) for part in neutral.text().split("\n\n"))
         elif entry.task.kind.scoring is Scoring.OPTIONS:
             total += sum(
                 len(encode(with_answer(row, option), tokenizer).input_ids)
