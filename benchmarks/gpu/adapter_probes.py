@@ -101,24 +101,15 @@ def _sizes(base: Path) -> dict[str, int]:
 
 
 def _agreement(step: Step, name: str, full: Any, other: Any, sizes: Mapping[str, int]) -> None:
-    """Jaccard of all positions and of each kind of module; chance: both regions drawn at random within it."""
-    counts = [region.counts() for region in (full, other, full & other)]
-    kinds = {"all": list(sizes)}
-    for tensor in sizes:
-        kinds.setdefault(tensor.removesuffix(".weight").rpartition(".")[2], []).append(tensor)
-    for kind, tensors in kinds.items():
-        ours, theirs, both = (sum(count.get(tensor, 0) for tensor in tensors) for count in counts)
-        if not ours or not theirs:
-            if kind != "all":
-                continue
-            step.record.fault(f"{name}: a region came out empty")
-            return
-        chance = ours * theirs / sum(sizes[tensor] for tensor in tensors)
-        step.record.add(
-            f"{name}: Jaccard with full, {kind}",
-            both / (ours + theirs - both),
-            note=f"by chance {chance / (ours + theirs - chance):.3g}; {ours} and {theirs} positions",
-        )
+    """Jaccard of all positions and of each kind of module, beside chance."""
+    from agreement import agreement
+
+    kinds = agreement(full, other, sizes)
+    if "all" not in kinds:
+        step.record.fault(f"{name}: a region came out empty")
+    for kind, part in kinds.items():
+        note = f"by chance {part.chance:.3g}; {part.first} and {part.second} positions"
+        step.record.add(f"{name}: Jaccard with full, {kind}", part.jaccard, note=note)
 
 
 if __name__ == "__main__":

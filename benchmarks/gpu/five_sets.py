@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inputs import model_needs, set_names
-from step import Skip, Step, is_cuda, need, run
+from step import Skip, Step, beside, is_cuda, need, run
 from whole_run import NEEDS, Made, task_of, watched
 
 SETS = 5
@@ -84,12 +84,6 @@ def fixed_seconds(planned: Mapping[str, Any]) -> float:
     merging = sum(part["seconds"] for part in planned["stages"] if "steps" not in part)
     models = planned["evaluated_models"] * (measured["load_seconds"] + measured["neutral_seconds"])
     return float(trained * each + merging + models + measured["start_seconds"] + measured["prepare_seconds"])
-
-
-def beside(measured: float, planned: float, goal: float) -> str:
-    """How far a measurement is from what was planned."""
-    apart = measured / planned - 1
-    return f"measured {apart:+.0%} of it; goal within {goal:.0%}: {'met' if abs(apart) <= goal else 'not met'}"
 
 
 def _memory(step: Step, planned: Mapping[str, Any], made: Sequence[Made]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inputs import some_rows
-from step import Step, device, is_cuda, need, peak, release, reset_peak, run
+from step import Step, beside, device, is_cuda, need, peak, release, reset_peak, run
 
 NEEDS = ("trl:SFTTrainer", "datasets", "pydantic", "transformers:Qwen3Config", "cpift.train.fine_tune")
 # hidden, intermediate, layers, heads, key-value heads, vocabulary; heads are 128 wide, tiny ones 16
@@ -114,18 +114,13 @@ def _train(
     step.record.add(f"{what}: seconds of training", done.train_seconds, "s", f"{done.steps} steps of {BATCH} rows")
     step.record.add(f"{what}: planned memory", planned / 2**30, "GiB")
     if is_cuda():
-        step.record.add(f"{what}: measured memory", most / 2**30, "GiB", _beside(most, planned, MEMORY_GOAL))
+        step.record.add(f"{what}: measured memory", most / 2**30, "GiB", beside(most, planned, MEMORY_GOAL))
     else:
         step.record.leave_out(f"{what}: measured memory", "a processor has no device memory to count")
     if speed is not None:
         predicted = done.tokens / speed
-        step.record.add(f"{what}: predicted time", predicted, "s", _beside(done.train_seconds, predicted, TIME_GOAL))
+        step.record.add(f"{what}: predicted time", predicted, "s", beside(done.train_seconds, predicted, TIME_GOAL))
     return done.tokens / done.train_seconds
-
-
-def _beside(measured: float, planned: float, goal: float) -> str:
-    apart = measured / planned - 1
-    return f"measured {apart:+.0%} of it; goal within {goal:.0%}: {'met' if abs(apart) <= goal else 'not met'}"
 
 
 if __name__ == "__main__":

@@ -180,6 +180,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return False
 
 
+def beside(measured: float, planned: float, goal: float) -> str:
+    """How far a measurement is from what was planned."""
+    apart = measured / planned - 1
+    return f"measured {apart:+.0%} of it; goal within {goal:.0%}: {'met' if abs(apart) <= goal else 'not met'}"
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -92,7 +92,8 @@ def _refuse_adapter(folder: Path) -> None:
     if not (folder / "adapter_config.json").is_file():
         return
     if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
-        raise CpiftError(f"{folder}: is a PEFT adapter where a whole model is needed; merge it first: {_merge(folder)}")
+        command = f"cpift export {shlex.quote(str(folder))} --out merged"
+        raise CpiftError(f"{folder}: is a PEFT adapter where a whole model is needed; merge it first: {command}")
     raise CpiftError(
         f"{folder}: holds an adapter (adapter_config.json) beside the weights of a whole model, so it is open which "
         f"of the two is meant; for the model with the adapter: {_merge(folder)}; for the model alone, remove "
