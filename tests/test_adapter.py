@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.reader import open_checkpoint, open_plain
 from cpift.checkpoint.stream import Checkpoint, fingerprint
 from cpift.cli.main import app
 from cpift.errors import CpiftError
@@ -365,3 +365,11 @@ def test_an_adapter_with_more_rows_of_tokens_than_its_base(bases: dict[str, Path
         identify(bases["llama"], {"a": tmp_path / "adapter"}, 1)
     region = identify(bases["llama"], {"a": tmp_path / "adapter"}, 1, vocabulary="union")["a"]
     assert region.count > 0
+
+
+def test_an_adapter_where_a_whole_model_is_needed_is_refused_with_the_command_that_merges_it(tmp_path: Path) -> None:
+    folder = tmp_path / "my lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CpiftError, match=r"merge it first: cpift export '.*my lora' --out merged$"):
+        open_plain(folder)

@@ -37,8 +37,10 @@ def small(name: str, folder: Path) -> Recipe:
     """The recipe with all its keys, on a tiny model of the same architecture and a few rows."""
     words, config = tiny.tokenizer(), cards.tiny_config(RECIPES[name][0])
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")
-    words.save_pretrained(folder / "base")
     recipe = Recipe.load(FOLDER / f"{name}.yaml")
+    if "enable_thinking" in recipe.chat_template_kwargs:  # a variable that Qwen3's template reads
+        words.chat_template = "{% if enable_thinking %}{% endif %}" + words.chat_template
+    words.save_pretrained(folder / "base")
     few: dict[str, Any] = {
         f"tasks.{task}.{part}": n for task in recipe.tasks for part, n in (("train", 16), ("eval", 2))
     }

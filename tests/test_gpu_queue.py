@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 
+from cpift.method.region import Region
 from cpift.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +23,7 @@ GPU = ROOT / "benchmarks" / "gpu"
 sys.path.insert(0, str(GPU))
 sys.path.insert(0, str(GPU.parent))
 
+import adapter_regions  # noqa: E402
 import arrivals  # noqa: E402
 import compare_methods  # noqa: E402
 import first_contact  # noqa: E402
@@ -30,6 +33,7 @@ import lab_experiments  # noqa: E402
 import shared_card  # noqa: E402
 import speed  # noqa: E402
 import table  # noqa: E402
+from agreement import agreement  # noqa: E402
 from inputs import set_names  # noqa: E402
 from record import Record  # noqa: E402
 from step import Skip, Step  # noqa: E402
@@ -189,7 +193,6 @@ def test_experiments_side_by_side_are_ended_when_the_time_is_up() -> None:
 
 def test_accuracies_of_the_laboratory_are_those_after_the_last_arrival() -> None:
     """By hand: units with 2 and 1 of 2 right of one skill, and all of the other; tuning is left out."""
-    import numpy as np
     from lab.outcomes import packed
 
     def cell(experiment: str, first: list[int]) -> dict[str, Any]:
@@ -198,6 +201,26 @@ def test_accuracies_of_the_laboratory_are_those_after_the_last_arrival() -> None
 
     cells = [cell("e2-0", [1, 1]), cell("e2-0", [0, 1]), cell("e2-0-tuning", [0, 0])]
     assert lab_experiments.accuracies([*cells, {"outcomes": {}}]) == {"e2-0, plain": (87.5, "± 18 over 2 units")}
+
+
+def test_agreement_of_regions_beside_chance_by_module() -> None:
+    """By hand: 1 common position of 3 and 3 among 40; of q_proj 1 of 2 and 3 among 20; embeddings in one region alone."""
+    sizes = {"a.q_proj.weight": 10, "b.q_proj.weight": 10, "embed.weight": 20}
+    first = Region({"a.q_proj.weight": np.array([0, 1]), "embed.weight": np.array([0])}, 40)
+    second = Region({"a.q_proj.weight": np.array([1, 2]), "b.q_proj.weight": np.array([0])}, 40)
+    parts = agreement(first, second, sizes)
+    assert set(parts) == {"all", "q_proj"}
+    assert (parts["all"].jaccard, parts["all"].chance) == pytest.approx((1 / 5, 0.225 / (6 - 0.225)))
+    assert (parts["q_proj"].jaccard, parts["q_proj"].chance) == pytest.approx((1 / 4, 0.3 / (5 - 0.3)))
+
+
+def test_the_table_of_adapters_regions() -> None:
+    """Medians and ranges, one column a pair; a pair without this kind has none."""
+    pair = {"task": "t", "seed": 0, "chance": 0.005}
+    lines = [{**pair, "pair": "r", "of": "all", "jaccard": value} for value in (0.1, 0.3, 0.2)]
+    text = adapter_regions.table([*lines, {**pair, "pair": "full", "of": "q", "jaccard": 0.5}])
+    assert "| all | 0.200 (0.100–0.300; n = 3) | – | 0.005 |" in text
+    assert "| q | – | 0.500 (0.500–0.500; n = 1) | 0.005 |" in text
 
 
 def call(script: str, folder: Path, *arguments: Any) -> dict[str, dict[str, Any]]:
