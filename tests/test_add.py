@@ -302,7 +302,7 @@ def test_other_ways_see_the_same_tokens_and_those_ahead_stand_first(
     assert {row.name for row in rows} == {"add", *(other.name for other in ALTERNATIVES)}
     ours = next(row for row in rows if row.name == "add")
     for row in rows:
-        assert row.tokens == pytest.approx(ours.tokens, rel=0.2)  # whole steps of 4 rows, and 24 rows in all
+        assert row.tokens == pytest.approx(ours.tokens, rel=0.1)  # to half a step of 4 rows, of 24 rows in all
     assert [row.net_wins for row in rows] == sorted((row.net_wins for row in rows), reverse=True)
     settings = json.loads((place / "compared/compare/sft_half_rate/stages/04-arrive/1/train/stage.json").read_text())
     assert settings["settings"]["training"]["learning_rate"] == pytest.approx(TRAINING["learning_rate"] / 2)

@@ -18,7 +18,7 @@ from cpift.recipe.arrivals import OSF_SHARE
 from cpift.recipe.recipe import Recipe
 from cpift.report.arrivals import changes_of
 from cpift.runs.arrival_outcome import scores_after
-from cpift.runs.arrival_rows import mixed_tokens
+from cpift.runs.equal_tokens import equal_epochs, trainings
 from cpift.runs.pipeline import run
 from cpift.runs.stage import Run
 from cpift.runs.steps import row_tokens
@@ -108,12 +108,12 @@ def compare_additions(recipe: Recipe, out: Path, reporter: Reporter) -> list[Add
     check_alternatives()
     ours = Run(recipe, out)
     lengths = {task: row_tokens(ours, task, recipe.training_of("arrivals")) for task in ours.tasks}
-    tokens, budget = _tokens(ours, recipe, lengths), _spent(ours)
+    counts, budget = {task: ours.train_rows(task) for task in ours.tasks}, _spent(ours)
     reference = scores_after(ours)
     rows = [Addition(OURS, "cpift add", budget, _changes(ours))]
     for alternative in ALTERNATIVES:
         changed = recipe.changed(alternative.changes(recipe))
-        epochs = changed.additions.epochs * tokens / _tokens(ours, changed, lengths)
+        epochs = equal_epochs(recipe, changed, counts, lengths)
         changed = changed.changed({"arrivals.epochs": epochs})
         folder = out / FOLDER / alternative.name
         reporter.message(f"{alternative.label}, {epochs:.3g} passes over the new rows: the same tokens")
@@ -145,22 +145,9 @@ def _changes(made: Run) -> list[Change]:
     return changes_of(json.loads(made.layout.scores.read_text()))
 
 
-def _trainings(recipe: Recipe) -> tuple[str, ...]:
-    """The parts of an arrival that train."""
-    return ("train", "inside") if recipe.additions.train == "inside" else ("train",)
-
-
 def _spent(made: Run) -> int:
     """Tokens that the arrivals of a finished run were trained on."""
     arrivals = made.recipe.additions
     numbers = range(1, len(arrivals.order) + 1)
-    stages = [layout.arrival(number, part) for number in numbers for part in _trainings(made.recipe)]
+    stages = [layout.arrival(number, part) for number in numbers for part in trainings(made.recipe)]
     return sum(int(made.facts(stage)["tokens"]) for stage in stages)
-
-
-def _tokens(made: Run, recipe: Recipe, lengths: Mapping[str, float]) -> float:
-    """Tokens that the arrivals would be trained on as a recipe has them, with the rows of a finished run."""
-    arrivals = recipe.additions
-    rows = {task: made.train_rows(task) for task in recipe.tasks}
-    once = sum(mixed_tokens(recipe, rows, lengths, number) for number in range(1, len(arrivals.order) + 1))
-    return once * arrivals.epochs * len(_trainings(recipe))
