@@ -1,4 +1,4 @@
-"""One method minus another, from raw outcomes: any pair that the tables of docs/results.md do not set side by side.
+"""One method minus another, from raw outcomes: any pair that the tables of docs/results/archive.md do not set side by side.
 
 python benchmarks/differences.py docs/results/NAME.comparison.json.gz FIRST SECOND
 Prints, for each budget that has both, the difference of the mean and of each task with its 95 % interval, in points (for

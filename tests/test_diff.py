@@ -141,7 +141,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert f"{pair['overlap']:.4f}" in page
     for said in (out, page):
         assert "has not been measured" in said
-        assert "docs/results.md" in said
+        assert "docs/results/archive.md" in said
     assert "<script src" not in page
     assert "<link" not in page
     assert "default-src 'none'" in page

@@ -8,11 +8,13 @@ import json
 import os
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 from tiny_run import call
 
 from cpift.compare.jobs import jobs_of, overrides_of
@@ -32,6 +34,7 @@ class Asked(NamedTuple):
     reference: str
 
 
+@cache
 def raw(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(gzip.decompress((RAW / f"{name}.comparison.json.gz").read_bytes()))
     return found
@@ -121,3 +124,23 @@ def test_gains_at_arrivals_of_two_methods(name: str) -> None:
         found = differences.gained(first, second, old)
         assert found["difference"] == pytest.approx(mean(first, old) - mean(second, old), abs=1e-12)
         assert found["low"] < found["difference"] < found["high"]
+
+
+@pytest.mark.parametrize(("name", "budget", "method"), [
+    ("arrivals", "incremental", "multi_task"),
+    ("generated", "equal_tokens", "ties"),
+])  # fmt: skip
+def test_the_archive_has_intervals_over_seeds(name: str, budget: str, method: str) -> None:
+    """Mean over tasks of the items' means, a seed at a time, and scipy's interval."""
+    data = raw(name)
+    methods = data["budgets"][budget]
+
+    def means(which: str) -> Any:
+        return [np.mean([np.mean(s["items"]) for s in r["scores"].values()]) for r in methods[which].values()]
+
+    gaps = 100 * (np.array(means(method)) - np.array(means(data["reference"])))
+    low, high = ttest_1samp(gaps, 0).confidence_interval()
+    section = (RAW / "archive-tables.md").read_text().split(f"\n## {name}\n")[1].split("\n## ")[0]
+    part = section.split(f"**{budget}**")[1].split("\n**")[0]
+    (row,) = (line for line in part.splitlines() if line.startswith(f"| `{method}` |") and "…" in line and "–" in line)
+    assert f"{gaps.mean():+.1f} ({low:+.1f} … {high:+.1f})" in row

@@ -16,7 +16,7 @@ from lab.outcomes import packed
 from lab.training import Mixture, drift, gradient, loss_on, right, train
 
 SHARES = (0.1, 0.3, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0, 70.0, 90.0, 100.0)
-CONVERGED, RATE = 200, 2e-3
+CONVERGED, RATE = 120, 2e-3
 PAIR_STEPS, EARLY = 60, 10
 GRADIENT_ROWS = 256
 

@@ -79,12 +79,10 @@ class Laboratory:
                 self.arrivals(log, (job for job in jobs if job.unit == unit))
 
     def e1(self, units: int) -> None:
-        """Averaging, freezing, transplanting, the rate."""
-        log, tuned = self.log("e1"), {}
-        for steps in plan.E1_STEPS:
-            self.arrivals(log, plan.e1_tuning(steps, plan.E1_METHODS))
-            tuned[steps] = best_rates(log, f"e1-{steps}-tuning")
-        self.arrivals(log, plan.e1(units, plan.E1_METHODS, tuned))
+        """Averaging, freezing, transplanting, the rate; rates as tuned for E2."""
+        tuning = self.log("e2")
+        self.arrivals(tuning, plan.e2_tuning(plan.KEPT, plan.E2_METHODS[plan.KEPT]))
+        self.arrivals(self.log("e1"), plan.e1(units, best_rates(tuning, f"e2-{plan.KEPT}-tuning")))
 
     def probes(self, unit: int) -> Probes:
         """Specialists of a unit's pre-trained model."""

@@ -23,11 +23,19 @@ def final_accuracy(cell: Any) -> float:
     return fmean(share_right(bits) for bits in cell["stages"][-1]["right"].values())
 
 
+def learning_accuracy(cell: Any) -> float:
+    """Mean score of each skill when it has just arrived, the first left out, 0 to 1."""
+    return fmean(share_right(stage["right"][stage["task"]]) for stage in cell["stages"][1:])
+
+
 def best_rates(log: Log, experiment: str) -> dict[str, float]:
-    """Each method's rate of the highest final accuracy; equal ones: the lower rate."""
+    """Each method's rate of the highest sum of final and learning accuracy; equal ones: the lower rate.
+
+    Without old rows the final accuracy alone does not decide: whatever is learnt last is all that remains.
+    """
     best: dict[str, tuple[float, float]] = {}
     for cell in log.done.values():
         if cell["experiment"] == experiment:
-            found = (final_accuracy(cell), -float(str(cell["rate"])))
+            found = (final_accuracy(cell) + learning_accuracy(cell), -float(str(cell["rate"])))
             best[str(cell["method"])] = max(best.get(str(cell["method"]), found), found)
     return {method: -rate for method, (_, rate) in best.items()}

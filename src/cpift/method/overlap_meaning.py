@@ -7,7 +7,7 @@ MEANING = (
     "Overlap, sign and cosine describe where updates lie and where they point. "
     "Whether they predict that two tasks harm each other in one model has not been measured.",
     "Measured so far, on small models: top-1 % regions of short fine-tunings overlap by 0.003 to 0.05, mostly more than "
-    "chance and below τ = 0.1, so that each task is a group of its own (docs/results.md).",
+    "chance and below τ = 0.1, so that each task is a group of its own (docs/results/archive.md).",
     "With larger updates, of a learning rate of 1e-3, all five tasks of one suite overlapped by more than τ. "
     "So compare fine-tunes of like length and rate.",
 )

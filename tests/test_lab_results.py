@@ -1,0 +1,122 @@
+"""The laboratory's published figures, recomputed from raw outcomes with plain numpy and scipy; no code of the tables is used."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def outcomes(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in gzip.decompress((RESULTS / f"{name}.jsonl.gz").read_bytes()).splitlines()]
+
+
+def table(page: str, name: str) -> list[list[str]]:
+    """Rows of the tables between a page's marks, without heads."""
+    text = re.search(rf"<!-- table: {name} -->\n(.*?)<!-- end -->", (RESULTS / page).read_text(), re.S)
+    assert text is not None
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text[1].splitlines() if line[:1] == "|"]
+    return [row for row in rows if not set(row[0]) <= {"-"} and row[0] not in {"method", "p, %", "predictor"}]
+
+
+def score(text: str) -> float:
+    """In points, of packed outcomes."""
+    count, data = text.split(":")
+    return 100 * float(np.unpackbits(np.frombuffer(base64.b64decode(data), np.uint8), count=int(count)).mean())
+
+
+def measures(cell: dict[str, Any]) -> tuple[float, float, float]:
+    """ACC, learning accuracy and BWT."""
+    order, stages = cell["order"], cell["stages"]
+    matrix = np.full((len(order), len(order)), np.nan)
+    for i, stage in enumerate(stages):
+        for j in range(i + 1):
+            matrix[i, j] = score(stage["right"][order[j]])
+    diagonal = matrix.diagonal()
+    return matrix[-1].mean(), diagonal[1:].mean(), (matrix[-1, :-1] - diagonal[:-1]).mean()
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and Student's interval."""
+    found = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    return float(values.mean()), float(found.low), float(found.high)
+
+
+def numbers(text: str) -> list[float]:
+    return [float(part) for part in re.findall(r"[-+]?\d+(?:\.\d+)?(?:e-\d+)?", text.replace(",", ""))]
+
+
+def by_label(experiment: str, kind: str) -> dict[str, dict[int, tuple[float, float, float]]]:
+    found: dict[str, dict[int, list[tuple[float, float, float]]]] = {}
+    for cell in outcomes(experiment):
+        if cell["experiment"] == kind:
+            label = cell["label"].split("/")[-1]
+            found.setdefault(label, {}).setdefault(cell["unit"], []).append(measures(cell))
+    cells = {label: {u: np.mean(v, axis=0) for u, v in units.items()} for label, units in found.items()}
+    counts = {(label, u): len(v) for label, units in found.items() for u, v in units.items()}
+    most = max(counts.values())
+    whole = set.intersection(*({u for u in units if counts[label, u] == most} for label, units in cells.items()))
+    return {label: {u: tuple(units[u]) for u in sorted(whole)} for label, units in cells.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "page", "experiment"), [("e2-0", "e2.md", "e2"), ("e2-64", "e2.md", "e2"), ("e1", "e1.md", "e1")]
+)
+def test_tables_of_arrivals(name: str, page: str, experiment: str) -> None:
+    found = by_label(experiment, name)
+    rows = [row for row in table(page, name) if len(row) == 10]
+    assert len(rows) == len(found)
+    reference = np.array([values[0] for values in found["plain"].values()])
+    expected = {}
+    for label, units in found.items():
+        mean = np.mean(list(units.values()), axis=0)
+        gap = np.array([values[0] for values in units.values()]) - reference
+        expected[label] = (mean, None if label == "plain" else interval(gap))
+    left = dict(expected)
+    for row in rows:  # sorted by ACC; a row belongs to the method of the same figures
+        acc, learnt, bwt = (float(cell) for cell in row[2:5])
+        matches = [
+            label for label, (mean, gap) in left.items()
+            if mean == pytest.approx([acc, learnt, bwt], abs=0.0501)
+            and (row[8] == "" if gap is None else bool(row[8]) and numbers(row[8]) == pytest.approx(gap, abs=0.0501))
+        ]  # fmt: skip
+        assert matches, row
+        del left[matches[0]]
+
+
+def test_table_of_what_the_largest_updates_hold() -> None:
+    models: dict[int, list[dict[str, str]]] = {}
+    for cell in outcomes("m1"):
+        models.setdefault(cell["model"], []).append(cell["outcomes"])
+    most = max(map(len, models.values()))
+    whole = [found for found in models.values() if len(found) == most]
+    for row in table("m1.md", "m1"):
+        share = str(float(row[0]))
+        top, drawn, rest = (
+            np.array([np.mean([score(o[f"{kind}/{share}"]) for o in found]) for found in whole])
+            for kind in ("top", "random", "without")
+        )
+        assert [float(cell) for cell in row[2:5]] == pytest.approx([top.mean(), drawn.mean(), rest.mean()], abs=0.0501)
+        if len(whole) > 1 and np.ptp(top - drawn) > 0:
+            assert numbers(row[5]) == pytest.approx(interval(top - drawn), abs=0.0501)
+
+
+@pytest.mark.parametrize(("place", "experiment", "kind", "method"), [
+    (0, "e1", "e1", "average"), (1, "e2", "e2-0", "freeze_10"),
+])  # fmt: skip
+def test_primary_contrasts(place: int, experiment: str, kind: str, method: str) -> None:
+    found = by_label(experiment, kind)
+    gap = np.array([found[method][unit][0] - found["plain"][unit][0] for unit in found[method]])
+    row = [row for row in table("index.md", "findings") if row[0] != "experiment"][place]
+    assert numbers(row[2]) == pytest.approx(interval(gap), abs=0.0501)
+    assert float(row[3]) == pytest.approx(stats.ttest_1samp(gap, 0).pvalue, rel=0.06)
+    assert int(row[4]) == len(gap)
