@@ -77,7 +77,7 @@ def test_sets_whose_rows_are_scored_as_they_stand_come_first(sets: Path, tmp_pat
 
 
 MEASURED = {
-    "train_overhead_seconds": 1.0, "finish_seconds": 1.0, "load_seconds": 2.0, "neutral_seconds": 1.0,
+    "train_overhead_seconds": 1.0, "finish_seconds": 1.0, "load_seconds": 2.0, "guard_seconds": 1.0,
     "start_seconds": 3.0, "prepare_seconds": 1.0,
 }  # fmt: skip
 PLANNED = {

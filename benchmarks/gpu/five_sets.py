@@ -82,7 +82,7 @@ def fixed_seconds(planned: Mapping[str, Any]) -> float:
     each = measured["train_overhead_seconds"] + measured["finish_seconds"]
     trained = sum(part["stages"] for part in planned["stages"] if "steps" in part)
     merging = sum(part["seconds"] for part in planned["stages"] if "steps" not in part)
-    models = planned["evaluated_models"] * (measured["load_seconds"] + measured["neutral_seconds"])
+    models = planned["evaluated_models"] * (measured["load_seconds"] + measured["guard_seconds"])
     return float(trained * each + merging + models + measured["start_seconds"] + measured["prepare_seconds"])
 
 
