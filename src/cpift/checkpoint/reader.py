@@ -15,6 +15,7 @@ from cpift.checkpoint.quantized import refuse_packed, refuse_quantized_config
 from cpift.checkpoint.safetensors import StoredTensor, read_header
 from cpift.checkpoint.stream import Checkpoint
 from cpift.checkpoint.ties import is_output, says_tied, tied_aliases
+from cpift.checkpoint.updates import is_updates, open_updates
 from cpift.errors import CpiftError
 
 
@@ -35,6 +36,10 @@ def open_checkpoint(path: str | Path, base: Checkpoint | None = None) -> Checkpo
     """
     path = Path(path)
     folder = path.parent if path.name == WEIGHTS else path
+    if path.is_dir() and is_updates(path):
+        if base is None:
+            raise CpiftError(f"{path}: holds updates in place of weights; give the base that they were made from")
+        return open_updates(path, base.beneath or base)
     if not folder.is_dir() or not is_adapter(folder):
         return open_plain(path)
     config = AdapterConfig.read(folder)

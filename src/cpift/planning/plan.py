@@ -119,6 +119,7 @@ def _plan(
         "evaluated_tokens": models * scored,
         "memory": checkpoint.total * (TRAINED_COPIES + _held_copies(recipe)) * width,
         "disk": checkpoints * checkpoint.total * width
+        - (2 * tasks * checkpoint.total if recipe.output.probes == "updates" and not recipe.arrivals else 0)
         + (4 * tasks * adapter["parameters"] if adapter is not None else 0)
         + _saved(recipe, parts) * checkpoint.total * SAVED_COPIES * width,
         "checkpoints": checkpoints,

@@ -13,6 +13,7 @@ NEWER: Mapping[str, tuple[str, ...]] = {
     "fuse": ("every",),
     "refine": ("train", "replay", "anchor"),
     "protect": ("every",),
+    "output": ("probes",),
 }
 """Keys that results of earlier versions know nothing of, by part of the recipe."""
 

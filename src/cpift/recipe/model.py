@@ -36,14 +36,19 @@ class Output(Part):
     """Of the final model; base: as most of the base's weights are. By default as it was trained, float32."""
     keep: Literal["all", "final"] = "all"
     """all: every stage's model; final: the final model alone. What a later stage needs then is made again."""
+    probes: Literal["weights", "updates"] = "weights"
+    """updates: of each probe Δ alone, in bf16: half the disk, and rounded (docs/plan.md)."""
 
 
-def check_model_keys(dtype: Dtype, quantization: str | None, probe: Adapter | None, merged: Sequence[str]) -> None:
+def check_model_keys(
+    dtype: Dtype, quantization: str | None, output: Output, probe: Adapter | None, merged: Sequence[str]
+) -> None:
     """Check the model's keys against the adapters that are trained.
 
     Args:
         dtype: of the weights in training.
         quantization: of the base; None: none.
+        output: what a run leaves.
         probe: adapter of the probes; None: all parameters are trained.
         merged: parts of the recipe that train an adapter and merge it.
 
@@ -54,6 +59,11 @@ def check_model_keys(dtype: Dtype, quantization: str | None, probe: Adapter | No
         raise ValueError(
             f"quantization: {quantization} weights cannot be trained, and have no Δ; it is for probes by QLoRA: set "
             "probe.adapter: {type: qlora}, or leave it out"
+        )
+    if output.probes == "updates" and (probe is not None or dtype == "bfloat16"):
+        given = "probe.adapter" if probe is not None else "model.dtype: bfloat16"
+        raise ValueError(
+            f"output.probes: updates saves nothing with {given}, as probes are no fp32 weights; leave it out"
         )
     if dtype == "bfloat16" and merged:
         raise ValueError(

@@ -197,7 +197,7 @@ class Recipe(Part):
     def _known_model_keys(self) -> Recipe:
         parts = {"backbone": self.backbone, "refine": self.refine, "arrivals": self.arrivals}
         merged = [name for name, part in parts.items() if part is not None and part.adapter is not None]
-        check_model_keys(self.dtype, self.quantization, self.probe.adapter, merged)
+        check_model_keys(self.dtype, self.quantization, self.output, self.probe.adapter, merged)
         return self
 
     @model_validator(mode="after")

@@ -40,6 +40,7 @@ class TrainSpec:
             (:mod:`cpift.train.orthogonal`); None: all parameters are trained.
         attention: transformers' name of how attention is computed; None: its choice.
         dtype: of the weights in training.
+        updates: keep the update alone, in bf16, in place of whole weights.
         device_map: how transformers spreads the layers over several devices; None: one device.
         merge: save whole weights, the adapter merged, frozen positions as they were; False: the adapter alone.
     """
@@ -66,4 +67,5 @@ class TrainSpec:
     osf: float | None = None
     attention: str | None = None
     dtype: Dtype = "float32"
+    updates: bool = False
     device_map: str | None = None

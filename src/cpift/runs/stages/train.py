@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.files import INDEX
+from cpift.checkpoint.reader import open_checkpoint, open_plain
+from cpift.checkpoint.stream import Checkpoint
+from cpift.checkpoint.updates import write_updates
 from cpift.data.encoded import EncodedRows, joined
 from cpift.data.encoding import notes_of
 from cpift.data.lengths import cut_warning, encode_measured
 from cpift.data.mixture import drawn, pooled_rows
 from cpift.data.row_checks import Row
 from cpift.data.rows import sample
+from cpift.distributed import ranks
 from cpift.errors import CpiftError
 from cpift.files import layout
 from cpift.files.findings import Finding, finding
@@ -45,6 +49,7 @@ def probe_stage(run: Run, task: str, steps: int) -> Stage:
     """Fine-tunes the base on one task alone."""
     part = run.recipe.probe
     spec = spec_of(run, run.recipe.training_of("probe"), steps, (task,), adapter=part.adapter)
+    spec = replace(spec, updates=run.recipe.output.probes == "updates")
     return train_stage(run, layout.probe(task), "probe", f"fine-tune the base on {task} alone", run.base, spec)
 
 
@@ -134,11 +139,26 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
             )
         except CpiftError as error:
             raise CpiftError(f"{name} ({', '.join(spec.tasks)}): {error}") from error
+        if spec.updates and ranks.leads():
+            keep_updates(open_checkpoint(start.path), folders[name])
         adapter = {} if spec.adapter is None else {"adapter": spec.adapter.describe()}
         return {name: {**asdict(trained), **facts, **adapter}}
 
     settings = _settings(spec) | settings_of(start, "base")
     return Stage(name, kind, what, settings, tuple(needs), train, writes_model=True, trains=True, code=CODE)
+
+
+def keep_updates(base: Checkpoint, folder: Path) -> None:
+    """Put the update of the model in a folder in the place of its weights.
+
+    Args:
+        base: what it was trained from.
+        folder: with whole weights.
+    """
+    tuned = open_plain(folder)
+    write_updates(base, tuned, folder)
+    for file in [*tuned.files, folder / INDEX]:
+        file.unlink(missing_ok=True)
 
 
 def _frozen(run: Run, start: ModelRef, spec: TrainSpec) -> Region | None:
@@ -186,6 +206,8 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
         settings["average"] = asdict(spec.average)
     if spec.attention is not None:
         settings["attn_implementation"] = spec.attention
+    if spec.updates:
+        settings["kept_as"] = "updates"
     if spec.dtype != "float32":
         settings["dtype"] = spec.dtype
     if spec.osf is not None:
