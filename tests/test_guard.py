@@ -82,20 +82,21 @@ def test_a_question_is_scored_by_its_likelihood_over_characters(models: tuple[Pa
 def test_options_that_differ_in_their_last_token_share_a_pass(models: tuple[Path, Path]) -> None:
     """One forward for all of them, and the outcome that transformers gives for each alone."""
     network, tokenizer = load_model(models[0]), load_tokenizer(models[0])
-    options = ["pa", "pb", "pc", "qd", "pa longer one"]
+    options, rows, best = ["pa", "pb", "pc", "pd", "pa longer one"], [], []
+    for prompt in ("x:", "why?", "a b c", "7 +", "so"):
+        values = []
+        for option in options[:4]:
+            ids, start = tokenizer(f"{prompt} {option}")["input_ids"], len(tokenizer(prompt)["input_ids"])
+            with torch.inference_mode():
+                log = network(torch.tensor([ids])).logits[0].log_softmax(-1)
+            values.append(sum(float(log[i - 1, ids[i]]) for i in range(start, len(ids))))
+        best.append(int(np.argmax(values)))
+        rows.append({"prompt": prompt, "completion": " pa", "options": options[:4], "answer": options[best[-1]]})
+    assert set(best) != {0}, "not the first of equals"
+    encoded = [encoded_option(rows[0], option, tokenizer, [tokenizer.eos_token_id]) for option in options]
+    assert sorted(map(len, shared_passes(encoded))) == [1, 4]
     with torch.inference_mode():
-        logits = [network(torch.tensor([tokenizer(f"x: {o}")["input_ids"]])).logits[0].log_softmax(-1) for o in options]
-    values = []
-    for option, log in zip(options, logits, strict=True):
-        ids = tokenizer(f"x: {option}")["input_ids"]
-        values.append(sum(float(log[i - 1, ids[i]]) for i in range(2, len(ids))) / len(option))
-    best = int(np.argmax(values))
-    rows = [{"prompt": "x:", "completion": " pa", "options": options, "answer": option} for option in options]
-    ends = [tokenizer.eos_token_id]
-    assert sorted(map(len, shared_passes([encoded_option(rows[0], o, tokenizer, ends) for o in options]))) == [1, 1, 3]
-    with torch.inference_mode():
-        items = score_task(network, tokenizer, EvalTask(rows, "multiple_choice"), None).items
-    assert items == [float(i == best) for i in range(len(options))]
+        assert score_task(network, tokenizer, EvalTask(rows, "multiple_choice"), None).items == [1.0] * len(rows)
 
 
 def test_the_loss_on_the_text_is_that_of_transformers(models: tuple[Path, Path]) -> None:
