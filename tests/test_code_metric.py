@@ -104,6 +104,39 @@ def test_limits_hold(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - start < 6
 
 
+@isolated_only
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+        "x = bytearray(10 << 30)",
+        "x = []\nwhile True: x.append(bytearray(1 << 24))",
+        "import os\nassert os.environ['A_SECRET']",
+        "open('/proc/1/environ', 'rb').read().index(b'A_SECRET')",
+        "open({file!r}, 'w').write('changed')",
+        "import os\nos.chmod({file!r}, 0)",
+        "open('/dev/shm/outside', 'w').write('x')",
+        "import os\nos.write(1, b'x' * (3 << 30))",
+        "import socket\nsocket.create_connection(('1.1.1.1', 53), 1)",
+        "import os\nos.mkdir('/sys/fs/cgroup/outside')",
+    ],
+)
+def test_each_hostile_answer_scores_0_and_touches_nothing(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to a row is right, but for what it does beside."""
+    monkeypatch.setattr(code, "LIMITS", Limits(seconds=1))
+    monkeypatch.setenv("A_SECRET", "secret")
+    file = tmp_path / "file"
+    file.write_text("kept")
+    before, start = file.stat(), time.monotonic()
+    assert judged(f"{RIGHT}{text.format(file=str(file))}", MBPP) == 0.0
+    assert time.monotonic() - start < 6
+    assert file.read_text() == "kept"
+    assert file.stat().st_mode == before.st_mode
+    assert not Path("/dev/shm/outside").exists()
+
+
 def test_memory_is_limited() -> None:
     outcome = run_python("x = bytearray(1 << 28)", isolation_problem() is None, Limits(memory=1 << 27))
     assert "MemoryError" in outcome.output
