@@ -89,6 +89,7 @@ def test_the_architecture_takes_the_recipe_s_adapters(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_key_of_the_recipe_works_on_a_tiny_model(name: str, tmp_path: Path) -> None:
     from cpift import run

@@ -233,6 +233,7 @@ def call(script: str, folder: Path, *arguments: Any) -> dict[str, dict[str, Any]
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_speed_at_the_tiny_size(sets: Path, tmp_path: Path) -> None:
     given = ("--model", tiny.base(tmp_path / "base"), "--data", sets)
     steps = call("speed", tmp_path / "out", *given, "--steps", "frozen", "run")
@@ -244,6 +245,7 @@ def test_speed_at_the_tiny_size(sets: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_the_table_at_the_tiny_size(sets: Path, tmp_path: Path) -> None:
     """Also that a second call resumes, and that no weights stay."""
     given = ("--model", tiny.base(tmp_path / "base"), "--data", sets, "--steps", "table")
@@ -260,6 +262,7 @@ def test_the_table_at_the_tiny_size(sets: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_arrivals_at_the_tiny_size(tmp_path: Path) -> None:
     steps = call("arrivals", tmp_path, "--steps", "lab", "arrivals")
     assert steps["lab"]["e2: cells"] > 0
