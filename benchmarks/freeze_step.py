@@ -2,6 +2,7 @@
 
 python benchmarks/freeze_step.py [ROUNDS]: prints one line of JSON. Batch of 8 rows of 64 tokens, bf16 autocast, AdamW.
 Of 1, 3, 30 and 90 % frozen: the share of a step's time, and bytes that are kept for an element of the model.
+python benchmarks/freeze_step.py alone: processor time of freezing on one thread, beside that of an AdamW step.
 """
 
 from __future__ import annotations
@@ -33,6 +34,31 @@ def region(model: torch.nn.Module, percent: float) -> Region:
         if count:
             positions[name] = np.flatnonzero(rng.random(parameter.numel(), np.float32) < percent / 100).astype(np.int32)
     return Region(positions, sum(p.numel() for p in model.parameters()))
+
+
+def alone() -> None:
+    """Processor time for 4M elements on one thread: a busy machine changes it little."""
+    torch.set_num_threads(1)
+    layer = torch.nn.Linear(2048, 2048, bias=False)
+    layer.weight.grad = torch.randn_like(layer.weight)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-4)
+    result: dict[str, Any] = {"adamw_ms": least(optimizer.step)}
+    for percent in PERCENTS:
+        with torch.no_grad(), freeze(layer, region(layer, percent), optimizer) as held:
+            (part,) = held._parts
+            times = {"clear_ms": least(part.clear_gradient), "restore_ms": least(part.restore)}
+            result[f"{percent} %"] = {**times, "bytes": nbytes(part) / layer.weight.numel()}
+    print(json.dumps(result))
+
+
+def least(function: Any) -> float:
+    """Milliseconds of processor time of the fastest of ten calls."""
+    times = []
+    for _ in range(10):
+        began = time.process_time()
+        function()
+        times.append(time.process_time() - began)
+    return 1e3 * min(times)
 
 
 def main() -> None:
@@ -106,4 +132,4 @@ def timed(function: Any, spent: list[float]) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    alone() if sys.argv[1:] == ["alone"] else main()
