@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,11 @@ import pytest
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+if (
+    "CPIFT_CACHE" not in os.environ
+):  # scores of earlier tests must not answer for later ones, nor lie in the user's cache
+    _cache = tempfile.TemporaryDirectory(prefix="cpift-tests-")
+    os.environ["CPIFT_CACHE"] = _cache.name
 
 ROOT = Path(__file__).parents[1]
 
