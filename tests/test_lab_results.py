@@ -120,3 +120,12 @@ def test_primary_contrasts(place: int, experiment: str, kind: str, method: str) 
     assert numbers(row[2]) == pytest.approx(interval(gap), abs=0.0501)
     assert float(row[3]) == pytest.approx(stats.ttest_1samp(gap, 0).pvalue, rel=0.06)
     assert int(row[4]) == len(gap)
+
+
+@pytest.mark.parametrize("kind", ["e2-0", "e2-64"])
+def test_inside_a_core_against_as_many_at_random(kind: str) -> None:
+    found = by_label("e2", kind)
+    gap = np.array([found["inside_10"][unit][0] - found["at_random_10"][unit][0] for unit in found["inside_10"]])
+    section = (RESULTS / "e2.md").read_text().split(f"<!-- table: {kind} -->")[1].split("<!-- end -->")[0]
+    (line,) = (line for line in section.splitlines() if line.startswith("Inside its own core minus"))
+    assert numbers(line.split("rate:")[1].rstrip("."))[:3] == pytest.approx(interval(gap), abs=0.0501)

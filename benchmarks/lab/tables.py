@@ -121,6 +121,17 @@ def e2(kept: int) -> Iterator[str]:
     labels = {label: METHODS[label.partition("@")[0]].label + ", the other rate" * ("@" in label) for label in by_label}
     yield f"{len(units)} units, {kept} kept rows. {first_skill(unit['plain'] for unit in units.values())}\n"
     yield from arrivals_table(by_label, labels, "plain", "freeze_10" if kept == 0 else "")
+    acc = {label: [MEASURES["ACC"](unit[label]) for unit in units.values()] for label in by_label}
+    inside = over_units([a - b for a, b in zip(acc["inside_10"], acc["at_random_10"], strict=True)])
+    yield f"\nInside its own core minus as many at random, 10 %, both at one rate: {shown(inside)}."
+    other = next((label for label in by_label if "@" in label), "")
+    if other:
+        rate = by_label[other][0][0]["rate"]
+        same = {label: acc[label] for label in acc if by_label[label][0][0]["rate"] == rate}
+        yield f"\nAt one rate for all, {rate:g}, so that only the method differs:\n"
+        yield "| method | ACC minus nothing protected | p (Holm) |\n|---|---|---|"
+        for label, (estimate, p) in contrasts(same, other, "").items():
+            yield f"| {labels[label]} | {shown(estimate)} | {p} |"
     yield "\nDrift from the pre-trained model on its own text, where the difference is beyond noise:\n"
     yield "| method | KL minus nothing protected, nats | p (Holm) |\n|---|---|---|"
     drifts = {label: [MEASURES["KL"](unit[label]) for unit in units.values()] for label in by_label}
