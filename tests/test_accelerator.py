@@ -304,8 +304,8 @@ def test_scoring_on_a_device_is_under_bf16_autocast_and_on_record(base: Path, mo
     tasks = {"t": EvalTask(tiny.rows("first", 6, 0), "loss"), "g": EvalTask(tiny.rows("first", 3, 0), "generate")}
     plain, text = evaluate(base, tasks), neutral_score(base)
     assert {score.precision for score in plain.values()} == {text["precision"]} == {"fp32"}
-    monkeypatch.setattr(accelerator, "scoring_precision", lambda: "bf16 autocast")
-    monkeypatch.setattr(accelerator, "scoring_autocast", lambda network: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(accelerator, "scoring_precision", lambda *_: "bf16 autocast")
+    monkeypatch.setattr(accelerator, "scoring_autocast", lambda *_: torch.autocast("cpu", torch.bfloat16))
     kinds: set[torch.dtype] = set()
     loss = forced.mean_loss
     monkeypatch.setattr(forced, "mean_loss", lambda logits, *rest: kinds.add(logits.dtype) or loss(logits, *rest))
@@ -321,7 +321,7 @@ def test_scoring_on_a_device_is_under_bf16_autocast_and_on_record(base: Path, mo
 def test_cast_weights_are_kept_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half as much memory again, if it is less than half of what is free."""
     network = torch.nn.Linear(100, 100, bias=False)
-    monkeypatch.setattr(accelerator, "scoring_precision", lambda: "bf16 autocast")
+    monkeypatch.setattr(accelerator, "scoring_precision", lambda *_: "bf16 autocast")
     for free, keeps in ((40_001, True), (40_000, False)):
         monkeypatch.setattr(accelerator, "available", lambda free=free: free)
         with accelerator.scoring_autocast(network):
