@@ -129,3 +129,25 @@ def test_inside_a_core_against_as_many_at_random(kind: str) -> None:
     section = (RESULTS / "e2.md").read_text().split(f"<!-- table: {kind} -->")[1].split("<!-- end -->")[0]
     (line,) = (line for line in section.splitlines() if line.startswith("Inside its own core minus"))
     assert numbers(line.split("rate:")[1].rstrip("."))[:3] == pytest.approx(interval(gap), abs=0.0501)
+
+
+def test_table_of_predictors() -> None:
+    """Spearman's within each old skill and model, the mean over models, Student's interval over old skills."""
+    cells = outcomes("m2")
+    count = max(sum(c["unit"] == u for c in cells) for u in {c["unit"] for c in cells})
+    cells = [c for c in cells if sum(d["unit"] == c["unit"] for d in cells) == count]
+    rows = {row[0]: row for row in table("m2.md", "m2")}
+    for label, key in (
+        ("overlap of the cores, 10 %", "overlap_10"),
+        ("loss of the new probe on old rows", "probe_loss_on_old"),
+    ):
+        values = []
+        for old in dict.fromkeys(c["old"] for c in cells):
+            found = []
+            for unit in {c["unit"] for c in cells}:
+                group = [c for c in cells if c["old"] == old and c["unit"] == unit]
+                x = [c["predictors"][key] for c in group]
+                y = [c["observed"]["loss_rise_end"] for c in group]
+                found.append(stats.spearmanr(x, y).statistic)
+            values.append(np.mean(found))
+        assert numbers(rows[label][2]) == pytest.approx(interval(np.array(values)), abs=0.00501)

@@ -22,7 +22,7 @@ from lab.network import Network
 from lab.outcomes import Log
 from lab.pretrain import STEPS, pretrained
 from lab.probes import Pairs, Probes, held, pairs_of
-from lab.rows import REPORT, SKILLS, vocabulary_size
+from lab.rows import REPORT, vocabulary_size
 from lab.tuning import best_rates
 
 EXPERIMENTS = ("e2", "e1", "m1", "m2")
@@ -101,8 +101,8 @@ class Laboratory:
                     print(name, flush=True)
 
     def m2(self, units: int) -> None:
-        """All ordered pairs of skills."""
-        log, skills = self.log("m2"), list(SKILLS)[:3] if self.tiny else list(SKILLS)
+        """All ordered pairs of the reported skills."""
+        log, skills = self.log("m2"), REPORT[:3] if self.tiny else REPORT
         for unit in range(1, units + 1):
             pairs = Pairs(self.probes(unit), **({"steps": 3} if self.tiny else {}))
             for old, new in pairs_of(skills):
