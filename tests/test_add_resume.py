@@ -46,7 +46,7 @@ def recipe_of(place: Path, kind: str) -> Recipe:
     return Recipe.parse(arrivals(place, ["upper"], [], arrivals={"train": "inside"}))
 
 
-@pytest.mark.parametrize("kind", CUTS)
+@pytest.mark.parametrize("kind", ["average", pytest.param("inside", marks=pytest.mark.long)])
 def test_cut_off_everywhere_an_addition_ends_with_the_same_bits(place: Path, tmp_path: Path, kind: str) -> None:
     recipe, whole, out = recipe_of(place, kind), tmp_path / "whole", tmp_path / "out"
     run(recipe, whole)
@@ -105,12 +105,13 @@ def test_a_lost_disk_costs_nothing_where_there_is_a_mirror(place: Path, tmp_path
         assert (again / file).read_bytes() == (out / file).read_bytes()
 
 
+@pytest.mark.long  # an addition that is cut off: above; that ways are kept: test_add_ways.py
 @pytest.mark.parametrize(
     "cut",
     [
         ("finished", "04-arrive/1/train"),
-        pytest.param(("progress", "04-arrive/1/train"), marks=pytest.mark.long),
-        pytest.param(("finished", "07-evaluate/arrival-1"), marks=pytest.mark.long),
+        ("progress", "04-arrive/1/train"),
+        ("finished", "07-evaluate/arrival-1"),
     ],
 )
 def test_a_comparison_that_is_cut_off_resumes_to_the_same_table(

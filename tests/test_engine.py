@@ -132,6 +132,22 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "one"
 
 
+def test_probes_by_workers_are_those_of_one_process(one: Path, tmp_path: Path) -> None:
+    """Bit for bit, with the same findings; no probe is trained in this process."""
+    out, heard = tmp_path / "out", Listener()
+    with tiny_run.one_thread():
+        torch.set_num_threads(THREADS)
+        run(one.parent / "r.yaml", out, until="probe", reporter=heard, engine=two())
+    probes = sorted(name for name in stamps(one) if name.startswith("01-probe"))
+    assert len(probes) == 3
+    for stage in probes:
+        assert same(out / "stages" / stage, one / "stages" / stage)
+        assert facts(out, stage)["findings"] == facts(one, stage)["findings"]
+        assert facts(out, stage)["threads"] == facts(one, stage)["threads"] == THREADS
+    assert not any(name.startswith("01-probe") for name in heard.made), "made here, not by a worker"
+
+
+@pytest.mark.long  # its probes: the test above; a worker that is killed: the first of this file
 def test_a_run_by_workers_is_the_run_of_one_process(one: Path, tmp_path: Path) -> None:
     """The same stages, models, scores and warnings, bit for bit, with a worker killed on the way; then nothing is left to do."""
     out, heard = tmp_path / "out", Listener()
@@ -163,7 +179,8 @@ def test_a_run_by_workers_is_the_run_of_one_process(one: Path, tmp_path: Path) -
     assert (again.made, stamps(out)) == ([], before)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.long)])
+@pytest.mark.long  # of one process: faults/test_signals.py; of workers without a run: the test above
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_told_to_stop(one: Path, tmp_path: Path, name: str) -> None:
     """Within seconds, workers included, with how to go on."""
     out, said = tmp_path / "out", tmp_path / "said"
@@ -186,6 +203,7 @@ def test_told_to_stop(one: Path, tmp_path: Path, name: str) -> None:
     assert tiny_run.whole_stages_only(out)
 
 
+@pytest.mark.long  # what a job refuses: test_a_refused_job_stops_all
 def test_a_training_that_diverges(one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What the job says is what is said, after one try; the log names the stage."""
     sets = ["--set", "training.learning_rate=1e9", "--set", "training.logging_steps=1"]

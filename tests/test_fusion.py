@@ -231,8 +231,9 @@ def test_a_region_of_another_base_or_checkpoint_is_refused(checkpoints: dict[str
     assert not (tmp_path / "o").exists()
 
 
-def test_killed_and_started_again(tmp_path: Path) -> None:
-    """SIGKILL at ten moments: the end is the same bytes, whole shards are not written again, no folder is half there."""
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_killed_and_started_again(tmp_path: Path, kills: int) -> None:
+    """SIGKILL at some moments: the end is the same bytes, whole shards are not written again, no folder is half there."""
     rng = np.random.default_rng(0)
     base = {f"l{i}.w": rng.standard_normal(700_000).astype(np.float32) for i in range(12)}
     tasks = [{n: a + rng.standard_normal(a.shape).astype(np.float32) for n, a in base.items()} for _ in range(2)]
@@ -251,7 +252,7 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
     moments, seen = random.Random(0), {}
-    for _ in range(10):
+    for _ in range(kills):
         process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wanted = len(seen) + moments.randint(0, 2)
         ends = time.monotonic() + 20

@@ -51,6 +51,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             "probe": {"steps": 2},
             "backbone": {"from": request.param, "epochs": 0.5},
             "refine": {"examples_per_task": 2},
+            "guard": ["neutral text"],
             "training": {"per_device_train_batch_size": 2, "learning_rate": 2e-4},
         }
     )

@@ -144,7 +144,7 @@ def test_cut_off_between_the_old_model_and_the_new(whole: Path, tmp_path: Path) 
     run(recipe, out, reporter=listener)
     assert listener.made == []
     assert same(out / "model", whole / "model")
-    assert sorted(p.name for p in out.iterdir() if p.name.startswith(".")) == [".lock", ".model.json"]
+    assert sorted(p.name for p in out.iterdir() if p.name.startswith(".")) == [".lock", ".model.json", ".scored"]
 
 
 class Second(Listener):

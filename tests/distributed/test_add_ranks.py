@@ -53,6 +53,18 @@ def test_an_addition_by_two_processes(options: list[str], tmp_path: Path, capsys
         assert torch.equal(before[name][at].view(torch.int16), after[name][at].view(torch.int16)), name
 
 
+def test_other_ways_are_refused_in_one_of_two_processes(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, errors = call(capsys, "add", *options, "--out", tmp_path / "out", "--compare")
+    assert code == 2
+    assert errors.startswith("cpift: --compare: trains several models")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long  # of one process: above
 def test_other_ways_by_two_processes_are_refused_before_anything_is_made(options: list[str], tmp_path: Path) -> None:
     arguments = ["add", *options, "--out", str(tmp_path / "out"), "--compare"]
     codes, said = preloaded.run_ranks(2, arguments, tmp_path / "said")

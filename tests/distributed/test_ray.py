@@ -60,6 +60,7 @@ def test_jobs(address: str, tmp_path: Path) -> None:
         assert gone(int((tmp_path / "m").read_text()))
 
 
+@pytest.mark.long  # with workers of this machine it is in test_engine.py
 def test_a_run_on_the_cluster_is_the_run_of_one_process(address: str, tmp_path: Path) -> None:
     """The same stages, models and scores, bit for bit, with a worker killed on the way; all training is done on the cluster."""
     asked, out, one, heard = (
