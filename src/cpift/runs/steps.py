@@ -70,7 +70,7 @@ def probe_epochs(run: Run) -> float:
 
 
 def steps_for(epochs: float, rows: int, training: Mapping[str, object]) -> int:
-    """Optimizer steps of so many passes over so many rows, at least one.
+    """Optimizer steps of a number of passes over a number of rows, at least one.
 
     Args:
         epochs: passes, maybe a fraction.

@@ -27,7 +27,7 @@ def left_of(work: Work, task: str, tokens: float) -> float:
     """What of a number of tokens the choice of the task's core region leaves to its training.
 
     Raises:
-        CpiftError: nothing.
+        CpiftError: no tokens are left.
     """
     left = tokens - work.region_tokens([task])
     if left <= 0:
