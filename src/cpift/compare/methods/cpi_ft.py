@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cpift.compare.methods.arriving import allowance, arrival, average_of, left_of, sample
@@ -68,81 +70,73 @@ CPI_FT = Method(
     comes_first=True,
     serves_others=True,
 )
-RANDOM_REGION = Method(
-    name="cpi_ft_random_region",
-    summary="as many core positions, at random: does it matter which they are?",
-    trains=CPI_FT.trains,
-    source="region.by: random",
-    run=_cpi_ft,
-    settings={"region.by": "random"},
-    variant_of=CPI_FT.name,
-    without="with random core positions",
-    budgeting=Budgeting.PIPELINE,
-    comes_first=True,
-    serves_others=True,
+
+
+def _variant(name: str, summary: str, without: str, source: str, settings: Mapping[str, bool | str | float]) -> Method:
+    """The method with other settings; where tasks arrive it is not run.
+
+    Args:
+        name: as the command line has it.
+        summary: one phrase for help and docs.
+        without: how a report names what it lacks.
+        source: the setting, or a paper.
+        settings: of the recipe.
+    """
+    return replace(
+        CPI_FT,
+        name=name,
+        summary=summary,
+        without=without,
+        source=source,
+        settings=settings,
+        arrive=None,
+        variant_of=CPI_FT.name,
+    )
+
+
+RANDOM_REGION = _variant(
+    "cpi_ft_random_region",
+    "as many core positions, at random: does it matter which they are?",
+    "with random core positions",
+    "region.by: random",
+    {"region.by": "random"},
 )
-RANDOM_MODEL = Method(
-    name="cpi_ft_random_model",
-    summary="as many core positions, at random over the whole model: does the share of each tensor matter, too?",
-    trains=CPI_FT.trains,
-    source="region.by: random_model",
-    run=_cpi_ft,
-    settings={"region.by": "random_model"},
-    variant_of=CPI_FT.name,
-    without="with core positions from anywhere",
-    budgeting=Budgeting.PIPELINE,
-    comes_first=True,
-    serves_others=True,
+RANDOM_MODEL = _variant(
+    "cpi_ft_random_model",
+    "as many core positions, at random over the whole model: does the share of each tensor matter, too?",
+    "with core positions from anywhere",
+    "region.by: random_model",
+    {"region.by": "random_model"},
 )
-INSIDE = Method(
-    name="cpi_ft_inside",
-    summary="each refine stage trains the cores of its own tasks alone",
-    trains=CPI_FT.trains,
-    source="refine.train: inside; LoTA, arXiv:2406.16797",
-    run=_cpi_ft,
-    settings={"refine.train": "inside"},
-    variant_of=CPI_FT.name,
-    without="refined inside the cores alone",
-    budgeting=Budgeting.PIPELINE,
-    comes_first=True,
-    serves_others=True,
+INSIDE = _variant(
+    "cpi_ft_inside",
+    "each refine stage trains the cores of its own tasks alone",
+    "refined inside the cores alone",
+    "refine.train: inside; LoTA, arXiv:2406.16797",
+    {"refine.train": "inside"},
 )
-NO_FREEZE = Method(
-    name="cpi_ft_no_freeze",
-    summary="without freezing the cores of earlier groups",
-    trains=CPI_FT.trains,
-    source="refine.freeze: false",
-    run=_cpi_ft,
-    settings={"refine.freeze": False},
-    variant_of=CPI_FT.name,
-    without="without freezing",
-    budgeting=Budgeting.PIPELINE,
-    comes_first=True,
-    serves_others=True,
+NO_FREEZE = _variant(
+    "cpi_ft_no_freeze",
+    "without freezing the cores of earlier groups",
+    "without freezing",
+    "refine.freeze: false",
+    {"refine.freeze": False},
 )
-NO_TRANSPLANT = Method(
-    name="cpi_ft_no_transplant",
-    summary="without transplanting cores: all positions are interpolated",
-    trains=CPI_FT.trains,
-    source="fuse.transplant: false",
-    run=_cpi_ft,
-    settings={"fuse.transplant": False},
-    variant_of=CPI_FT.name,
-    without="without transplanting",
-    budgeting=Budgeting.PIPELINE,
-    comes_first=True,
-    serves_others=True,
+NO_TRANSPLANT = _variant(
+    "cpi_ft_no_transplant",
+    "without transplanting cores: all positions are interpolated",
+    "without transplanting",
+    "fuse.transplant: false",
+    {"fuse.transplant": False},
 )
-NO_REFINE = Method(
+NO_REFINE = replace(
+    CPI_FT,
     name="cpi_ft_no_refine",
     summary="the fused model, as it is",
     trains="probes and a backbone",
-    source=_SOURCE,
     run=_no_refine,
+    arrive=None,
     variant_of=CPI_FT.name,
     without="without refining",
-    budgeting=Budgeting.PIPELINE,
     refines=False,
-    comes_first=True,
-    serves_others=True,
 )
