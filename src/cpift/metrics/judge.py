@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from cpift.errors import CpiftError
 from cpift.metrics.answers import Row
-from cpift.metrics.judging import JudgeSettings, Prompt, ask_all, check_judge, question_of, reference_of
+from cpift.metrics.judging import (
+    JudgeSettings,
+    Prompt,
+    ask_all,
+    checked_by,
+    identified_by,
+    question_of,
+    reference_of,
+    sent_answers,
+)
 from cpift.metrics.metric import OF_TEN, Asked, Judged, Metric, Scoring
 
 _MARKED = re.compile(r"\bscore\b[\"'*_\s]*[:=][\"'*_\s\[]*(-?\d+(?:\.\d+)?)", re.IGNORECASE)
@@ -29,31 +37,16 @@ def _prompt(asked: Asked) -> Prompt:
 
 
 def _judge_all(asked: Asked, texts: Sequence[str], rows: Sequence[Row]) -> Judged:
-    settings, prompt, pattern = asked.chosen(JudgeSettings), _prompt(asked), asked.pattern
-    answers = [text if pattern is None else pattern.find(text) or "" for text in texts]
-    given = [i for i, answer in enumerate(answers) if answer.strip()]  # an empty answer scores 0, and is not sent
+    settings, prompt, given = asked.chosen(JudgeSettings), _prompt(asked), sent_answers(asked, texts)
     questions = [
-        prompt.filled({"question": question_of(rows[i]), "answer": answers[i], "reference": reference_of(rows[i])})
-        for i in given
+        prompt.filled({"question": question_of(rows[i]), "answer": answer, "reference": reference_of(rows[i])})
+        for i, answer in given.items()
     ]
     verdicts, usage = ask_all(settings, questions, read_score, _REMINDER)
     items: list[float | None] = [0.0] * len(texts)
     for i, verdict in zip(given, verdicts, strict=True):
         items[i] = None if verdict is None else verdict / 10
     return Judged(items, usage.counts())
-
-
-def _check(rows: Sequence[Row], asked: Asked) -> str | None:
-    try:
-        _prompt(asked)
-    except CpiftError as error:
-        return f"metric judge: {error}"
-    problem = check_judge(asked)
-    return problem and f"metric judge: {problem}"
-
-
-def _identity(asked: Asked) -> Mapping[str, str]:
-    return {"prompt": _prompt(asked).digest}
 
 
 JUDGE = Metric(
@@ -64,8 +57,8 @@ JUDGE = Metric(
     scoring=Scoring.GENERATED,
     axis="judged, of 10",
     unit=OF_TEN,
-    check=_check,
+    check=checked_by("judge", _prompt),
     judge_all=_judge_all,
-    identity=_identity,
+    identity=identified_by(_prompt),
     settings=JudgeSettings,
 )

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from cpift.errors import CpiftError
 from cpift.metrics.answers import Row
-from cpift.metrics.judging import JudgeSettings, Prompt, ask_all, check_judge, question_of, reference_of
+from cpift.metrics.judging import (
+    JudgeSettings,
+    Prompt,
+    ask_all,
+    checked_by,
+    identified_by,
+    question_of,
+    reference_of,
+    sent_answers,
+)
 from cpift.metrics.metric import Asked, Judged, Metric, Scoring
 
 _MARKED = re.compile(r"\bbetter\b[\"'*_\s]*[:=][\"'*_\s\[]*([ABC])\b", re.IGNORECASE)
@@ -41,12 +49,10 @@ def _prompt(asked: Asked) -> Prompt:
 
 
 def _judge_all(asked: Asked, texts: Sequence[str], rows: Sequence[Row]) -> Judged:
-    settings, prompt, pattern = asked.chosen(JudgeSettings), _prompt(asked), asked.pattern
-    answers = [text if pattern is None else pattern.find(text) or "" for text in texts]
-    given = [i for i, answer in enumerate(answers) if answer.strip()]  # an empty answer loses, and is not sent
+    settings, prompt, given = asked.chosen(JudgeSettings), _prompt(asked), sent_answers(asked, texts)
     questions = []
-    for i in given:
-        pair = answers[i], reference_of(rows[i])
+    for i, answer in given.items():
+        pair = answer, reference_of(rows[i])
         for a, b in (pair, pair[::-1]):
             questions.append(prompt.filled({"question": question_of(rows[i]), "first": a, "second": b}))
     letters, usage = ask_all(settings, questions, read_letter, _REMINDER)
@@ -57,19 +63,6 @@ def _judge_all(asked: Asked, texts: Sequence[str], rows: Sequence[Row]) -> Judge
     return Judged(items, usage.counts())
 
 
-def _check(rows: Sequence[Row], asked: Asked) -> str | None:
-    try:
-        _prompt(asked)
-    except CpiftError as error:
-        return f"metric judge_pairwise: {error}"
-    problem = check_judge(asked)
-    return problem and f"metric judge_pairwise: {problem}"
-
-
-def _identity(asked: Asked) -> Mapping[str, str]:
-    return {"prompt": _prompt(asked).digest}
-
-
 JUDGE_PAIRWISE = Metric(
     name="judge_pairwise",
     label="preferred by the judge",
@@ -77,8 +70,8 @@ JUDGE_PAIRWISE = Metric(
     rows="the assistant's text, which is compared with",
     scoring=Scoring.GENERATED,
     axis="preferred, %",
-    check=_check,
+    check=checked_by("judge_pairwise", _prompt),
     judge_all=_judge_all,
-    identity=_identity,
+    identity=identified_by(_prompt),
     settings=JudgeSettings,
 )

@@ -213,6 +213,46 @@ def _user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
+def sent_answers(asked: Asked, texts: Sequence[str]) -> dict[int, str]:
+    """The answers that a judge is asked about, by row; an empty one scores 0, and is not sent.
+
+    Args:
+        asked: its pattern finds the answer within a text.
+        texts: as they were generated, one a row.
+    """
+    pattern = asked.pattern
+    answers = [text if pattern is None else pattern.find(text) or "" for text in texts]
+    return {row: answer for row, answer in enumerate(answers) if answer.strip()}
+
+
+def checked_by(name: str, prompt: Callable[[Asked], Prompt]) -> Callable[[Sequence[Row], Asked], str | None]:
+    """The check of a metric: its prompt, and :func:`check_judge`.
+
+    Args:
+        name: of the metric.
+        prompt: reads the prompt.
+    """
+
+    def check(rows: Sequence[Row], asked: Asked) -> str | None:
+        try:
+            prompt(asked)
+        except CpiftError as error:
+            return f"metric {name}: {error}"
+        problem = check_judge(asked)
+        return problem and f"metric {name}: {problem}"
+
+    return check
+
+
+def identified_by(prompt: Callable[[Asked], Prompt]) -> Callable[[Asked], Mapping[str, str]]:
+    """What decides about a judge's scores beside its settings: the text of the prompt.
+
+    Args:
+        prompt: reads it.
+    """
+    return lambda asked: {"prompt": prompt(asked).digest}
+
+
 def check_judge(asked: Asked) -> str | None:
     """What keeps the judge from being asked, or None. Nothing is sent."""
     settings = asked.chosen(JudgeSettings)
