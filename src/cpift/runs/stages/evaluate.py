@@ -19,6 +19,7 @@ from cpift.metrics import named
 from cpift.metrics.metric import Scoring
 from cpift.metrics.store import Store
 from cpift.runs.identity import attention_of, content_of, settings_of
+from cpift.runs.loading import loading_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.train.config import max_length
 from cpift.train.models import load_tokenizer
@@ -86,15 +87,10 @@ def score(run: Run, model: ModelRef, folders: Mapping[str, Path]) -> Facts:
         tasks,
         max_length=max_length(run.recipe.training),
         progress=counter,
-        trust_remote_code=run.recipe.trust_remote_code,
-        chat=run.recipe.chat,
-        base=model.base,
-        attention=run.recipe.attn_implementation,
-        device_map=run.recipe.device_map,
-        dtype=run.recipe.evaluate.dtype,
         generation=run.recipe.evaluate.generation,
         known=_known(run, model) if ranks.leads() else None,
         share=of_run(),
+        **loading_of(run, model),
     )
     facts: dict[str, dict[str, Any]] = {}
     for stage, task in task_of.items() if ranks.leads() else ():

@@ -12,6 +12,7 @@ from cpift.files import layout
 from cpift.metrics.guard import GuardEntry, GuardRecord, guard_record
 from cpift.recipe.guard import NEUTRAL
 from cpift.runs.identity import attention_of, settings_of
+from cpift.runs.loading import loading_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.train.config import max_length
 
@@ -55,14 +56,9 @@ def guard_stage(run: Run, name: str, model: ModelRef, before: str) -> Stage:
             model.path,
             read_guard(run.recipe.guard, run.recipe.lm_eval_tasks),
             max_length=max_length(run.recipe.training),
-            trust_remote_code=run.recipe.trust_remote_code,
-            chat=run.recipe.chat,
-            base=model.base,
-            attention=run.recipe.attn_implementation,
-            device_map=run.recipe.device_map,
-            dtype=run.recipe.evaluate.dtype,
             record=record,
             before=run.folder(first) / layout.LOGITS_FILE if drifts and stage != first else None,
+            **loading_of(run, model),
         )
         (folders[stage] / layout.GUARD_FILE).write_text(json.dumps(result))
         facts: dict[str, Any] = {"guard": {name: entry["score"] for name, entry in result["scores"].items()}}
