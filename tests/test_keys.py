@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import tiny
 
+from cpift.checkpoint.identity import checkpoint_identity
 from cpift.data.sources import file_settings
 from cpift.files import manifest
 from cpift.recipe.recipe import Recipe
 from cpift.recipe.task import Task
-from cpift.runs.identity import checkpoint_identity
 from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.data import rows_stage
 from cpift.runs.stages.train import spec_of, train_stage

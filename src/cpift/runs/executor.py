@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from cpift.checkpoint.identity import identities
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.console.terminal import Terminal
 from cpift.distributed.engine import Engine, Job, JobError
@@ -21,7 +22,6 @@ from cpift.files import layout, manifest
 from cpift.files.findings import read_findings
 from cpift.files.layout import RunLayout
 from cpift.recipe.recipe import Recipe
-from cpift.runs.identity import identities
 from cpift.runs.make import make, needs_of
 from cpift.runs.mirror import Mirror
 from cpift.runs.publish import is_published

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from cpift.checkpoint.identity import checkpoint_identity, content_identity, identities
+from cpift.checkpoint.identity import checkpoint_identity, content_identity
 from cpift.files import manifest
 from cpift.recipe.recipe import Recipe
 from cpift.runs.stage import ModelRef, Run
-
-__all__ = ["attention_of", "checkpoint_identity", "content_of", "identities", "settings_of"]
 
 
 def attention_of(recipe: Recipe) -> dict[str, str]:

@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from cpift.checkpoint.hub import checkpoint_place
+from cpift.checkpoint.identity import checkpoint_identity
 from cpift.files import layout, manifest
 from cpift.files.findings import finding
 from cpift.method.freeze import regions_by_name
 from cpift.method.region import Region
 from cpift.recipe.arrivals import Protect
 from cpift.runs.arrival_rows import arrival_steps, replayed_rows
-from cpift.runs.identity import checkpoint_identity, settings_of
+from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.stages.evaluate import evaluate_stages
 from cpift.runs.stages.fuse import CODE as FUSE_CODE
