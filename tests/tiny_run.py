@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,3 +137,20 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str,
             signal.signal(number, handler)
     said = capsys.readouterr()
     return int(code), said.out, said.err
+
+
+def cut_off_everywhere(recipe: Recipe, out: Path, cuts: Sequence[tuple[str, str]]) -> None:
+    """Run, cut off at each event of a stage in turn, then to the end. No finished stage is made twice, none is half there."""
+    for event, stage in cuts:
+        before = stamps(out)
+        with pytest.raises(Cut):
+            run(recipe, out, reporter=Listener(event, stage))
+        after = stamps(out)
+        assert {s: after.get(s) for s in before} == before, (event, stage)
+        if event != "finished":
+            assert not any(s.startswith(stage) for s in after), (event, stage)
+        assert whole_stages_only(out)
+        assert not (out / "model").exists()
+    before = stamps(out)
+    run(recipe, out)
+    assert {s: stamps(out)[s] for s in before} == before
