@@ -329,7 +329,7 @@ def test_cast_weights_are_kept_where_there_is_room(monkeypatch: pytest.MonkeyPat
             assert torch.is_autocast_cache_enabled() == keeps
 
 
-def test_the_precision_of_scoring_hangs_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_precision_of_scoring_depends_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor scores in fp32, with AMX or without; a card without bf16 of its own as well."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert accelerator.bf16_helps()

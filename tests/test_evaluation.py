@@ -45,7 +45,7 @@ def test_teacher_forced_exact_match_is_what_generation_gives(model: Path) -> Non
 
 @pytest.fixture(scope="module")
 def parrot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that knows whole words, 2 to 6 letters, of the rows it has learnt by heart, and few others."""
+    """A tiny model that knows whole words, 2 to 6 letters, of the rows it was trained on, and few others."""
     folder = tmp_path_factory.mktemp("parrot")
     data = [encode(row, tiny.tokenizer()) for row in tiny.rows("upper", 60, 0)]
     settings = {"per_device_train_batch_size": 20, "bf16": False, "learning_rate": 3e-3}

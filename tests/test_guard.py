@@ -114,7 +114,7 @@ def test_the_loss_on_the_text_is_that_of_transformers(models: tuple[Path, Path])
 
 
 def test_the_drift_is_the_divergence_by_numpy(models: tuple[Path, Path], tmp_path: Path) -> None:
-    """KL(before ‖ after), mean over all tokens of the text; nought against itself."""
+    """KL(before ‖ after), mean over all tokens of the text; zero against itself."""
     guard, file = [Guarded(NEUTRAL, None)], tmp_path / "logits.safetensors"
     assert "drift" not in score_guard(models[0], guard, record=file)
     drift = score_guard(models[1], guard, before=file)["drift"]

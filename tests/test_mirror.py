@@ -1,4 +1,4 @@
-"""The mirror: a run on a fresh disk goes on where the old one stopped, and takes nothing that is not whole."""
+"""The mirror: a run on a fresh disk resumes where the old one stopped, and takes nothing that is not whole."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(base: Path, tmp_path: Path) -> None:
-    """Order of rows and everything drawn hangs on the seed."""
+    """Order of rows and everything drawn depend on the seed."""
     first = train(base, tmp_path / "a")
     assert same(first, train(base, tmp_path / "b"))
     assert not same(first, train(base, tmp_path / "c", seed=1))
