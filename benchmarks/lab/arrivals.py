@@ -45,6 +45,7 @@ class Cell:
         rate: learning rate of the arrivals after the first.
         steps: of an arrival.
         seed: of rows and batches.
+        first_steps: of the first skill, by which it is learnt.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Cell:
     rate: float
     steps: int
     seed: int
+    first_steps: int = 200
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Run:
     def learn_first(self) -> tuple[torch.Tensor, int]:
         """The first skill: plain fine-tuning, in every method."""
         draw = Mixture(self.skill(self.cell.order[0]).train).batch
-        return train(self.network, self.base, draw, steps=self.cell.steps, rate=FIRST_RATE, seed=self.cell.seed)
+        steps, seed = self.cell.first_steps, self.cell.seed
+        return train(self.network, self.base, draw, steps=steps, rate=FIRST_RATE, seed=seed)
 
     def arrive(self, before: torch.Tensor, i: int) -> tuple[torch.Tensor, int]:
         """A further skill, as the method has it."""
@@ -129,8 +132,10 @@ class Run:
         arrival = Arrival(self.network, before, new, kept, self.updates, self.fishers, cell.seed + i)
         frozen = method.frozen(arrival) if method.frozen else None
         after, tokens = train(
-            self.network, before, Mixture(new, kept).batch, steps=cell.steps, rate=cell.rate, seed=cell.seed + i,
-            frozen=frozen, penalty=method.penalty(arrival) if method.penalty else None,
+            self.network, before, Mixture(new, kept).batch, steps=max(1, cell.steps - method.fewer_steps),
+            rate=cell.rate, seed=cell.seed + i, frozen=frozen,
+            penalty=method.penalty(arrival) if method.penalty else None,
+            project=method.project(arrival) if method.project else None,
         )  # fmt: skip
         result = after
         if method.weight < 1:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from lab import masks
 from lab.network import Network
 from lab.rows import Rows
-from lab.training import Mixture, Penalty, fisher, gradient, train
+from lab.training import FISHER_BATCH, Mixture, Penalty, Projection, fisher, gradient, train
 
 PROBE_STEPS, PROBE_RATE = 60, 1.5e-3
 FISHER_ROWS = 128
@@ -59,6 +59,8 @@ class Method:
         weight: of the new model when it is averaged with the model before; 1: no averaging.
         transplant: p of the cores that are put back after averaging; None: none are.
         needs_fisher: whether Fisher information is measured after every arrival.
+        project: keeps the allowed part of each update.
+        fewer_steps: steps that a probe takes out of the arrival's, so that all methods train on as many tokens.
     """
 
     label: str
@@ -67,6 +69,8 @@ class Method:
     weight: float = 1.0
     transplant: float | None = None
     needs_fisher: bool = False
+    project: Callable[[Arrival], Projection] | None = None
+    fewer_steps: int = 0
 
 
 def cores(percent: float) -> Mask:
@@ -113,7 +117,7 @@ def close_to_before(strength: float) -> Callable[[Arrival], Penalty]:
     """KL(model before || model) on the new rows, all characters."""
 
     def bind(a: Arrival) -> Penalty:
-        def penalty(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        def penalty(flat: torch.Tensor, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
             real = ids != 0
             with torch.no_grad():
                 old = a.network.logits(a.before, ids)[real].log_softmax(-1)
@@ -121,6 +125,50 @@ def close_to_before(strength: float) -> Callable[[Arrival], Penalty]:
             return strength * functional.kl_div(new, old, log_target=True, reduction="batchmean")
 
         return penalty
+
+    return bind
+
+
+def elastic(strength: float) -> Callable[[Arrival], Penalty]:
+    """EWC (arXiv:1612.00796): strength/2 · Σ F·(θ - θ before)², F the mean squared gradient of the earlier skills."""
+
+    def bind(a: Arrival) -> Penalty:
+        information = torch.stack(a.fishers).sum(0) / (FISHER_ROWS / FISHER_BATCH)
+
+        def penalty(flat: torch.Tensor, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            return strength / 2 * (information * (flat - a.before).square()).sum()
+
+        return penalty
+
+    return bind
+
+
+def orthogonal(share: float) -> Callable[[Arrival], Projection]:
+    """As OSF (arXiv:2504.07097): matrices of the blocks alone, and no change along their largest singular directions.
+
+    Args:
+        share: of the singular directions that are kept, 0 to 1.
+    """
+
+    def bind(a: Arrival) -> Projection:
+        kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for name, weight in a.network.tensors(a.before).items():
+            if weight.dim() == 2 and "." in name:
+                left, _, right = torch.linalg.svd(weight, full_matrices=False)
+                rank = int(share * min(weight.shape))
+                kept[name] = left[:, :rank], right[:rank]
+
+        def project(update: torch.Tensor) -> torch.Tensor:
+            allowed = torch.zeros_like(update)
+            parts = a.network.tensors(allowed)
+            for name, part in a.network.tensors(update).items():
+                if name in kept:
+                    left, right = kept[name]
+                    rest = part - left @ (left.T @ part)
+                    parts[name].copy_(rest - (rest @ right.T) @ right)
+            return allowed
+
+        return project
 
     return bind
 
@@ -133,18 +181,25 @@ METHODS: dict[str, Method] = {
     "freeze_30": Method("cores frozen, 30 %", cores(30)),
     "freeze_50": Method("cores frozen, 50 %", cores(50)),
     "random_10": Method("random frozen, 10 %", by_chance(10)),
-    "random_30": Method("random frozen, 30 %", by_chance(30)),
+    "random_50": Method("random frozen, 50 %", by_chance(50)),
     "fisher_30": Method("Fisher frozen, 30 %", by_fisher(30), needs_fisher=True),
     "conflict": Method("opposed signs frozen", conflict),
     "bottom": Method("bottom half frozen", lambda a: a.network.bottom_half().to(a.before.device)),
-    "inside_2": Method("only inside own core, 2 %", outside(2)),
-    "inside_10": Method("only inside own core, 10 %", outside(10)),
-    "inside_30": Method("only inside own core, 30 %", outside(30)),
-    "at_random_2": Method("only at random, 2 %", outside_by_chance(2)),
-    "at_random_10": Method("only at random, 10 %", outside_by_chance(10)),
-    "at_random_30": Method("only at random, 30 %", outside_by_chance(30)),
-    "kl": Method("KL to the model before", penalty=close_to_before(1.0)),
+    "inside_2": Method("only inside own core, 2 %", outside(2), fewer_steps=PROBE_STEPS),
+    "inside_10": Method("only inside own core, 10 %", outside(10), fewer_steps=PROBE_STEPS),
+    "inside_30": Method("only inside own core, 30 %", outside(30), fewer_steps=PROBE_STEPS),
+    # as many steps as inside the core, so that only the positions differ
+    "at_random_2": Method("only at random, 2 %", outside_by_chance(2), fewer_steps=PROBE_STEPS),
+    "at_random_10": Method("only at random, 10 %", outside_by_chance(10), fewer_steps=PROBE_STEPS),
+    "at_random_30": Method("only at random, 30 %", outside_by_chance(30), fewer_steps=PROBE_STEPS),
+    "kl": Method("KL to the model before, β = 1", penalty=close_to_before(1.0)),
+    "kl_10": Method("KL to the model before, β = 10", penalty=close_to_before(10.0)),
+    "ewc_8": Method("EWC, λ = 1e8", penalty=elastic(1e8), needs_fisher=True),
+    "ewc_9": Method("EWC, λ = 1e9", penalty=elastic(1e9), needs_fisher=True),
+    "ewc_10": Method("EWC, λ = 1e10", penalty=elastic(1e10), needs_fisher=True),
+    "osf": Method("orthogonal to the largest half (OSF)", project=orthogonal(0.5)),
     "average": Method("averaged, ω = .75", weight=SFA),
+    "average_50": Method("averaged, ω = .5", weight=0.5),
     # of E1 only: averaged, and isolation added to it
     "average_freeze": Method("averaged, cores frozen, 10 %", cores(10), weight=SFA),
     "average_transplant": Method("averaged, cores transplanted, 10 %", weight=SFA, transplant=10),

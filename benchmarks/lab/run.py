@@ -1,6 +1,6 @@
 """Run the experiments of the laboratory: each finished cell is one line of raw outcomes, and is not run again.
 
-python benchmarks/lab/run.py e2 --units 6        kept rows 0 and 64, tuning first
+python benchmarks/lab/run.py e2 --units 12       kept rows 0, 64 and 16, tuning first
 python benchmarks/lab/run.py e1 m1 m2 --device cuda
 """
 
@@ -22,10 +22,10 @@ from lab.network import Network
 from lab.outcomes import Log
 from lab.pretrain import STEPS, pretrained
 from lab.probes import Pairs, Probes, held, pairs_of
-from lab.rows import REPORT, vocabulary_size
+from lab.rows import EXPLORE, REPORT, vocabulary_size
 from lab.tuning import best_rates
 
-EXPERIMENTS = ("e2", "e1", "m1", "m2")
+EXPERIMENTS = ("e2", "e1", "m1", "m2", "pareto")
 
 
 class Laboratory:
@@ -50,39 +50,44 @@ class Laboratory:
     def arrivals(self, log: Log, jobs: Iterable[plan.Job]) -> None:
         """Run what is not done yet."""
         for job in jobs:
+            cell = job.cell
+            if self.tiny:
+                cell = replace(cell, steps=min(3, cell.steps), first_steps=3, kept=min(4, cell.kept))
             if job.name in log:
+                done = log.done[job.name]
+                if (done["rate"], done["steps"], done["kept"]) != (cell.rate, cell.steps, cell.kept):
+                    raise SystemExit(f"{log.file}: {job.name} was run with other settings; remove the file")
                 continue
-            cell = (
-                replace(job.cell, steps=min(3, job.cell.steps), kept=min(4, job.cell.kept)) if self.tiny else job.cell
-            )
             began, base = time.perf_counter(), self.base(job.model)
-            shared = (job.model, cell.order[0], cell.steps, cell.seed)
+            shared = (job.model, cell.order[0], cell.first_steps, cell.seed)
             stages, first = Run(self.network, base, cell, self.size).run(self.firsts.get(shared))
             if shared not in self.firsts:
                 self.firsts = {shared: first}
             log.add(job.name, {
                 "experiment": job.experiment, "unit": job.unit, "model": job.model, "label": job.label,
-                "method": cell.method, "order": list(cell.order), "kept": cell.kept, "rate": cell.rate,
+                "method": cell.method, "order": list(cell.order), "kept": cell.kept, "rate": cell.rate, "steps": cell.steps,
                 "seconds": round(time.perf_counter() - began, 2), "stages": stages,
             })  # fmt: skip
             print(job.name, f"{time.perf_counter() - began:.1f} s", flush=True)
 
     def e2(self, units: int) -> None:
-        """Retention with 0 and with 64 kept rows."""
-        log, tuned = self.log("e2"), {}
-        for kept in (0, plan.KEPT):
-            self.arrivals(log, plan.e2_tuning(kept, plan.E2_METHODS[kept]))
-            tuned[kept] = best_rates(log, f"e2-{kept}-tuning")
-        for unit in range(1, units + 1):
-            for kept in (0, plan.KEPT):
-                jobs = plan.e2(kept, units, plan.E2_METHODS[kept], tuned[kept])
-                self.arrivals(log, (job for job in jobs if job.unit == unit))
+        """Retention with 0, 64 and 16 kept rows, one after the other."""
+        log = self.log("e2")
+        for kept in plan.KEPT:
+            self.arrivals(log, plan.tuning(f"e2-{kept}", plan.e2_methods(kept), kept, plan.STEPS))
+            self.arrivals(log, plan.e2(kept, units, best_rates(log, f"e2-{kept}-tuning")))
+
+    def pareto(self, units: int) -> None:
+        """What is learnt against what is retained, over the rates."""
+        for kept in plan.KEPT[:2]:
+            self.arrivals(self.log("e2"), plan.pareto(kept, units))
 
     def e1(self, units: int) -> None:
-        """Averaging, freezing, transplanting, the rate; rates as tuned for E2."""
-        tuning = self.log("e2")
-        self.arrivals(tuning, plan.e2_tuning(plan.KEPT, plan.E2_METHODS[plan.KEPT]))
-        self.arrivals(self.log("e1"), plan.e1(units, best_rates(tuning, f"e2-{plan.KEPT}-tuning")))
+        """Averaging, freezing, transplanting, the rate, in short and in longer arrivals."""
+        log = self.log("e1")
+        for steps in plan.E1_STEPS:
+            self.arrivals(log, plan.tuning(f"e1-{steps}", plan.E1_TUNED, plan.E1_ROWS, steps))
+            self.arrivals(log, plan.e1(steps, units, best_rates(log, f"e1-{steps}-tuning")))
 
     def probes(self, unit: int) -> Probes:
         """Specialists of a unit's pre-trained model."""
@@ -101,8 +106,8 @@ class Laboratory:
                     print(name, flush=True)
 
     def m2(self, units: int) -> None:
-        """All ordered pairs of the reported skills."""
-        log, skills = self.log("m2"), REPORT[:3] if self.tiny else REPORT
+        """All ordered pairs of the ten skills."""
+        log, skills = self.log("m2"), REPORT[:3] if self.tiny else (*REPORT, *EXPLORE)
         for unit in range(1, units + 1):
             pairs = Pairs(self.probes(unit), **({"steps": 3} if self.tiny else {}))
             for old, new in pairs_of(skills):

@@ -14,8 +14,11 @@ from lab.rows import Rows, joined
 
 BATCH = 16
 WARM_UP = 10  # steps
-Penalty = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Gives what is added to the loss, from the logits of a batch and its characters."""
+FISHER_BATCH = 4  # rows whose gradient is squared
+Penalty = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Gives what is added to the loss, from the parameters, the logits of a batch and its characters."""
+Projection = Callable[[torch.Tensor], torch.Tensor]
+"""Gives the part of a gradient or an update that is allowed, (D,)."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def train(
     seed: int,
     frozen: torch.Tensor | None = None,
     penalty: Penalty | None = None,
+    project: Projection | None = None,
 ) -> tuple[torch.Tensor, int]:
     """Train all elements that are not frozen.
 
@@ -74,6 +78,7 @@ def train(
         seed: of the batches.
         frozen: elements to keep, bool (D,); None: none.
         penalty: added to the loss.
+        project: keeps the allowed part of each gradient and, as AdamW's step leaves it, of the whole update.
 
     Returns:
         The parameters after the last step, and the number of characters trained on, padding left out.
@@ -89,17 +94,22 @@ def train(
         logits = network.logits(flat, rows.ids)
         loss = loss_of(logits, rows)
         if penalty is not None:
-            loss = loss + penalty(logits, rows.ids)
+            loss = loss + penalty(flat, logits, rows.ids)
         loss.backward()
         assert flat.grad is not None
         if frozen is not None:
             flat.grad[frozen] = 0
+        if project is not None:
+            flat.grad = project(flat.grad)
         torch.nn.utils.clip_grad_norm_([flat], 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if frozen is not None:
             with torch.no_grad():
                 torch.where(frozen, start, flat, out=flat.data)
+        if project is not None:
+            with torch.no_grad():
+                flat.copy_(start + project(flat - start))
     return flat.detach(), seen
 
 
@@ -111,7 +121,7 @@ def gradient(network: Network, flat: torch.Tensor, rows: Rows) -> torch.Tensor:
     return leaf.grad
 
 
-def fisher(network: Network, flat: torch.Tensor, rows: Rows, batch: int = 4) -> torch.Tensor:
+def fisher(network: Network, flat: torch.Tensor, rows: Rows, batch: int = FISHER_BATCH) -> torch.Tensor:
     """Sum of the squared gradients of small batches, (D,): the usual estimate of the diagonal Fisher information."""
     total = torch.zeros_like(flat)
     for index in torch.arange(len(rows), device=flat.device).split(batch):

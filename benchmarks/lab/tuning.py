@@ -29,13 +29,10 @@ def learning_accuracy(cell: Any) -> float:
 
 
 def best_rates(log: Log, experiment: str) -> dict[str, float]:
-    """Each method's rate of the highest sum of final and learning accuracy; equal ones: the lower rate.
-
-    Without old rows the final accuracy alone does not decide: whatever is learnt last is all that remains.
-    """
-    best: dict[str, tuple[float, float]] = {}
+    """Each method's rate of the highest final accuracy, the mean over the tuning models; equal ones: the lower rate."""
+    found: dict[str, dict[float, list[float]]] = {}
     for cell in log.done.values():
         if cell["experiment"] == experiment:
-            found = (final_accuracy(cell) + learning_accuracy(cell), -float(str(cell["rate"])))
-            best[str(cell["method"])] = max(best.get(str(cell["method"]), found), found)
-    return {method: -rate for method, (_, rate) in best.items()}
+            rates = found.setdefault(str(cell["method"]), {})
+            rates.setdefault(float(str(cell["rate"])), []).append(final_accuracy(cell))
+    return {method: max(rates, key=lambda rate: (fmean(rates[rate]), -rate)) for method, rates in found.items()}
