@@ -12,6 +12,15 @@ from cpift.cli.options import Address, EngineName, GpusPerJob, RecipePath, Sets,
 from cpift.cli.tables import list_entries
 
 
+def _trials(tune: int | None) -> int:
+    """``--tune`` as a number of trials; 0 where it is not given. Raises :class:`CpiftError` for fewer than two."""
+    from cpift.compare.tuning import factors
+
+    if tune is not None:
+        factors(tune)
+    return tune or 0
+
+
 class Lists(TyperCommand):
     """Lets ``--seeds 0 1 2`` stand for ``--seeds 0 --seeds 1 --seeds 2``, as people write it."""
 
@@ -65,6 +74,14 @@ def compare(
     ] = None,
     address: Address = None,
     gpus_per_job: GpusPerJob = None,
+    tune: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="First try N learning rates for each method (3: a third, the recipe's, three times), on rows held out "
+            "from training; no evaluation row is looked at.",
+        ),
+    ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the weights of what is scored.")] = False,
     sets: Sets = None,
 ) -> None:
@@ -91,6 +108,7 @@ def compare(
             reference=reference or REFERENCE,
             engine=workers,
             keep_models=keep_models,
+            tune=_trials(tune),
             reporter=shown,
         )
     say(markdown(result))

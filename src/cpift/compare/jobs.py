@@ -21,11 +21,12 @@ Budget = Literal["paper", "equal_tokens", "incremental"]
 
 @dataclass(frozen=True)
 class Job:
-    """One method under one budget with one seed."""
+    """One method under one budget with one seed; its learning rates are the recipe's times a factor."""
 
     budget: Budget
     method: str
     seed: int
+    factor: float = 1.0
 
     @property
     def name(self) -> str:
@@ -35,7 +36,8 @@ class Job:
     @property
     def folder(self) -> str:
         """Where it is worked on, below the folder of the seeds."""
-        return f"{self.seed}/{self.budget}/{_slug(self.method)}"
+        times = "" if self.factor == 1 else f"@{self.factor:.4g}"
+        return f"{self.seed}/{self.budget}/{_slug(self.method)}{times}"
 
 
 def overrides_of(method: str) -> dict[str, Json]:

@@ -15,6 +15,8 @@ from cpift.compare.merging import mergekit
 from cpift.compare.methods import METHODS, REFERENCE
 from cpift.compare.methods.method import Arrival, Budgeting
 from cpift.compare.record import FILE, Record, arrival_entry, key_of, read_result, write_result
+from cpift.compare.tuning import FOLDER as TUNING
+from cpift.compare.tuning import chosen, held_out, scaled, trial_jobs, with_factors
 from cpift.compare.workbench import Work
 from cpift.console.reporter import Reporter
 from cpift.console.terminal import Terminal
@@ -26,7 +28,7 @@ from cpift.files import manifest
 from cpift.files.layout import RunLayout
 from cpift.files.lock import alone
 from cpift.method.criteria import Needs
-from cpift.metrics.comparison import ComparisonRecord, Result
+from cpift.metrics.comparison import ComparisonRecord, Result, Trials
 from cpift.metrics.score import Scores
 from cpift.recipe.recipe import Recipe
 from cpift.runs.pipeline import check, report
@@ -43,6 +45,7 @@ def compare(
     reference: str = REFERENCE,
     engine: Engine | None = None,
     keep_models: bool = False,
+    tune: int = 0,
     reporter: Reporter | None = None,
 ) -> ComparisonRecord:
     """Train and score the methods, each with each seed; called again, it makes what is missing.
@@ -57,6 +60,7 @@ def compare(
         reference: the method that all others are set against.
         engine: where seeds are worked on side by side (:func:`cpift.distributed.engine.make_engine`); None: one by one, here.
         keep_models: keep the weights of what has been scored.
+        tune: number of learning rates that each method tries first, on rows held out from training; 0: none.
         reporter: receives progress and warnings; None prints nothing.
 
     Returns:
@@ -91,24 +95,46 @@ def compare(
         check(recipe.changed(overrides), out / "check")
     if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file() and not RunLayout(out).recipe.is_file():
         raise CpiftError(f"{out}: is not empty and holds no comparison; choose another --out")
-    record = Record(recipe, out, wanted, reference)
+    if tune and len(budgets) > 1:
+        raise CpiftError("--tune: give one --budget; a method may have another learning rate under each")
+    trials = trial_jobs(wanted, tune) if tune else []
 
     with engine or nullcontext(), alone(out):
         manifest.write_whole(RunLayout(out).recipe, recipe.dump())
+        tuned: dict[str, Trials] = {}
+        if trials:
+            place = out / TUNING
+            trial_recipe = held_out(recipe, place / "rows", seeds)
+            check(trial_recipe, out / "check")
+            reporter.message(f"tuning: {tune} learning rates for each method, on rows held out from training")
+            if engine and engine.elsewhere:
+                _by_workers(engine, [_worker_job(trial_recipe, place.absolute(), trials, False)], reporter)
+            else:
+                _seed(trial_recipe, place, trials, False, reporter)
+            results = {job: read_result(trial_recipe, place, job) for job in trials}
+            tuned = chosen({job: result for job, result in results.items() if result is not None})
+            wanted = with_factors(wanted, tuned)
+        record = Record(recipe, out, wanted, reference, tuned)
         by_seed = {seed: [job for job in wanted if job.seed == seed] for seed in seeds}
         if engine and (len(seeds) > 1 or engine.elsewhere):
             worker_jobs = [_worker_job(recipe, out.absolute(), todo, keep_models) for todo in by_seed.values()]
-            with closing(engine.run(worker_jobs, reporter.message)) as done:
-                for _, warnings in done:
-                    for text in cast("list[str]", warnings):
-                        reporter.warning(text)
-                    record.write()
+            _by_workers(engine, worker_jobs, reporter, record.write)
         else:
             for todo in by_seed.values():
                 _seed(recipe, out, todo, keep_models, reporter, record.write)
         written = record.write()
         report(out, reporter)
         return written
+
+
+def _by_workers(
+    engine: Engine, jobs: Sequence[engines.Job], reporter: Reporter, done: Callable[[], object] = lambda: None
+) -> None:
+    with closing(engine.run(jobs, reporter.message)) as ended:
+        for _, warnings in ended:
+            for text in cast("list[str]", warnings):
+                reporter.warning(text)
+            done()
 
 
 def _worker_job(recipe: Recipe, out: Path, jobs: Sequence[Job], keep: bool) -> engines.Job:
@@ -156,7 +182,7 @@ def _seed(
 
 def _run(recipe: Recipe, out: Path, job: Job, reporter: Reporter, keep: bool) -> None:
     method = METHODS[job.name]
-    changed = recipe.changed({**overrides_of(job.method), "seed": job.seed})
+    changed = scaled(recipe.changed({**overrides_of(job.method), "seed": job.seed}), job.factor)
     folder = out / "seeds" / job.folder
     reporter.message(f"{job.method}, {job.budget}, seed {job.seed}")
     scores: Scores = {}

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 from cpift.compare.jobs import Job
@@ -24,6 +25,7 @@ from cpift.metrics.comparison import (
     Result,
     Results,
     TaskEntry,
+    Trials,
 )
 from cpift.recipe.identity import identity
 from cpift.recipe.recipe import Recipe
@@ -42,9 +44,18 @@ class Record:
         out: its folder.
         jobs: all that are asked for.
         reference: the method that all others are set against.
+        tuning: how learning rates were tuned; empty: they were not.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, jobs: Sequence[Job], reference: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        jobs: Sequence[Job],
+        reference: str,
+        tuning: Mapping[str, Trials] = MappingProxyType({}),
+    ) -> None:
+        self._tuning = tuning
         self._recipe, self._out, self._jobs, self._reference = recipe, out, jobs, reference
         self._summaries: dict[Key, MethodSummary] = {}
         self._differences: dict[Key, Compared] = {}
@@ -85,6 +96,8 @@ class Record:
             },
             "forgetting": {m: self._forgotten(m, r, tasks) for m, r in budgets.get("incremental", {}).items()},
         }
+        if self._tuning:
+            record["tuning"] = dict(self._tuning)
         manifest.write_whole(self._out / FILE, json.dumps(record))
         return record
 
@@ -136,7 +149,9 @@ def arrival_entry(arrival: Arrival) -> ArrivalEntry:
 
 def key_of(recipe: Recipe, job: Job) -> str:
     """Stands for what a job's result is made of."""
-    parts = [identity(recipe), job.budget, job.method, job.seed]
+    parts: list[object] = [identity(recipe), job.budget, job.method, job.seed]
+    if job.factor != 1:
+        parts.append(job.factor)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -41,9 +41,22 @@ def _budget(comparison: ComparisonRecord, budget: str) -> Iterator[str]:
             cells += ["", "", ""]
         cells += [str(row.get("seesaw", "")), f"{row['tokens']:,.0f}"]
         yield f"| `{method}` | {' | '.join(cells)} |"
+    yield from _tuning(comparison)
     yield from _guard(found)
     if budget == "incremental":
         yield from _forgetting(comparison)
+
+
+def _tuning(comparison: ComparisonRecord) -> Iterator[str]:
+    """Which learning rates were chosen, and where that was the last one tried."""
+    tuned = comparison.get("tuning", {})
+    if tuned:
+        yield "\nlearning rates, times the recipe's, chosen on rows held out from training\n"
+        yield "| method | chosen | mean score at each |\n|---|---|---|"
+    for method, trials in tuned.items():
+        edge = " (at the edge: a higher --tune tries more)" if trials["at_the_edge"] else ""
+        scores = ", ".join(f"× {factor}: {score:.3f}" for factor, score in trials["scores"].items())
+        yield f"| `{method}` | × {trials['factor']:.4g}{edge} | {scores} |"
 
 
 def _guard(found: Mapping[str, MethodSummary]) -> Iterator[str]:

@@ -133,6 +133,20 @@ Forgetting = dict[str, Difference]
 """What an arrival changes: ``old``, on the tasks that were there, and ``new``, on the one that arrives."""
 
 
+class Trials(TypedDict):
+    """How a method's learning rate was tuned.
+
+    Attributes:
+        scores: mean score on the tuning rows, by what the recipe's learning rates were multiplied by.
+        factor: the one that was chosen.
+        at_the_edge: no further one was tried on one of its sides.
+    """
+
+    scores: dict[str, float]
+    factor: float
+    at_the_edge: bool
+
+
 class RecipeValues(TypedDict):
     """A recipe's values; only the keys that are read by name are listed."""
 
@@ -155,6 +169,7 @@ class ComparisonRecord(TypedDict):
         summary: budget to method.
         differences: budget to the methods that are not the reference.
         forgetting: by method, under the budget ``incremental``.
+        tuning: by method, where learning rates were tuned.
     """
 
     format: str
@@ -168,3 +183,4 @@ class ComparisonRecord(TypedDict):
     summary: dict[str, dict[str, MethodSummary]]
     differences: dict[str, list[MethodDifference]]
     forgetting: NotRequired[dict[str, Forgetting]]
+    tuning: NotRequired[dict[str, Trials]]
