@@ -59,9 +59,9 @@ def add(
     """Add a new task to a fine-tuned model, and keep what it can do.
 
     The model is trained on the new rows, with kept rows replayed, while a protected region and the cores of earlier
-    additions stay frozen bit for bit. It is then averaged with the model before. Each of these is a key of the
-    recipe: --set protect.replay=0.3, --set protect.average=1 (no averaging), --set protect.by=fisher (of kept rows),
-    --set protect.freeze=false. The report compares the model before and after on the new task, on the kept rows,
+    additions stay frozen bit for bit. Each of these is a key of the recipe: --set protect.replay=0.3,
+    --set protect.by=fisher (of kept rows), --set protect.freeze=false; --set protect.average=0.75 also averages the
+    result with the model before. The report compares the model before and after on the new task, on the kept rows,
     and on the guard set.
 
     The result is OUT/model. It carries its regions, so that the next cpift add --model OUT protects them, too.

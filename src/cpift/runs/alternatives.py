@@ -55,6 +55,7 @@ class Alternative:
     changes: Callable[[Recipe], Mapping[str, Any]]
 
 
+AVERAGE = 0.75  # weight of the trained model, where the recipe averages nothing
 LORA_RATE = 10  # times the rate of full fine-tuning, as is usual for adapters (arXiv:2405.09673)
 
 
@@ -80,11 +81,11 @@ ALTERNATIVES: tuple[Alternative, ...] = (
     Alternative("replay", "SFT with replay", lambda recipe: {**_PLAIN, "protect.replay": recipe.protect.replay}),
     Alternative(
         "replay_average",
-        "SFT with replay, averaged with the model before",
+        "SFT with replay, averaged with the model before, weight 0.75 or as given",
         lambda recipe: {
             **_PLAIN,
             "protect.replay": recipe.protect.replay,
-            "protect.average": recipe.protect.average,
+            "protect.average": recipe.protect.average if recipe.protect.average < 1 else AVERAGE,
             "protect.every": recipe.protect.every,
         },
     ),
