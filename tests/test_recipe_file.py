@@ -10,6 +10,7 @@ import yaml
 
 from cpift.errors import CpiftError
 from cpift.recipe.recipe import Recipe
+from cpift.recipe.yaml import set_key
 
 TASK = {"generate": "letter_counting", "train": 4, "eval": 2}
 LEAST: dict[str, Any] = {"model": "some/model", "tasks": {"a": TASK}}
@@ -120,3 +121,10 @@ def test_every_recipe_that_is_shipped_loads(file: Path) -> None:
     recipe = Recipe.load(file)
     for stage in ("probe", "backbone", "refine"):
         check_training(recipe.training_of(stage))  # type: ignore[arg-type]
+
+
+def test_a_key_of_arrivals_is_set_beside_their_bare_list() -> None:
+    """``cpift add --set arrivals.epochs=0.5``, as docs/add.md has it: a bare list is short for the order."""
+    data: dict[str, object] = {"arrivals": ["new"]}
+    set_key(data, "arrivals.epochs", 0.5)
+    assert data == {"arrivals": {"order": ["new"], "epochs": 0.5}}

@@ -70,6 +70,8 @@ def set_key(data: dict[str, object], key: str, value: object) -> None:
         inner = data.setdefault(parent, {})
         if isinstance(inner, str) and parent == "backbone":
             inner = data[parent] = {"from": inner}
+        if isinstance(inner, list) and parent == "arrivals":
+            inner = data[parent] = {"order": inner}
         if not isinstance(inner, dict):
             raise CpiftError(f"--set {key}: {parent} is not a table")
         data = inner
