@@ -1,4 +1,4 @@
-.PHONY: setup test demo bench small soak
+.PHONY: setup test demo bench small soak site
 
 setup:
 	scripts/setup
@@ -8,6 +8,10 @@ test:
 
 demo:
 	scripts/demo
+
+# The site in scratch/site, to be opened from there: warnings are errors.
+site: setup
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
 bench: setup
 	.venv/bin/python benchmarks/run.py

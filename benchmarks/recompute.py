@@ -89,7 +89,7 @@ def main() -> None:
         for line in turned(name, records[name], news[name]):
             print(line)
     for name in names:
-        print(f"\n## {name}\n\nCommand: [{name}](README.md#{name}).")
+        print(f"\n## {name}\n\nCommand: [{name}](outcomes.md#{name}).")
         print(short(markdown(news[name])))
 
 

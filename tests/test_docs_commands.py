@@ -12,14 +12,14 @@ import typer
 from cpift.cli.main import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCE = ROOT / "src" / "cpift"
 
 
 def commands_of(text: str) -> list[str]:
     """Every ``cpift …`` of a page: lines of code blocks, and inline code."""
     joined = text.replace("\\\n", " ")
-    blocks = re.findall(r"^```\w*\n(.*?)^```", joined, re.M | re.S)
+    blocks = re.findall(r"^```\w*(?: title=[^\n]*)?\n(.*?)^```", joined, re.M | re.S)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
     prose = re.sub(r"^```.*?^```", "", joined, flags=re.M | re.S)
     lines += re.findall(r"`(cpift [^`]+)`", prose)
@@ -50,7 +50,7 @@ def test_an_unknown_command_or_option_is_seen() -> None:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_the_docs_exist(page: Path) -> None:
     """Each command has the options that the page shows; the page has no marks of a merge conflict."""
     text = page.read_text(encoding="utf-8")

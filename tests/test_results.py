@@ -22,7 +22,7 @@ from cpift.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 RAW = ROOT / "docs" / "results"
-COMMANDS = dict(re.findall(r"^## (\S+)\n\n```sh\n(.*?)```", (RAW / "README.md").read_text(), re.M | re.S))
+COMMANDS = dict(re.findall(r"^## (\S+)\n\n```sh\n(.*?)```", (RAW / "outcomes.md").read_text(), re.M | re.S))
 WAS_DEFAULT = {"train_sampling_strategy": "group_by_length"}  # when these were made; the recipes write it out now
 
 

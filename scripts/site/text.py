@@ -1,0 +1,26 @@
+"""Text of the code as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def plain(text: str) -> str:
+    """One line of a docstring or help text: marks of reStructuredText become Markdown's, signs of HTML are text."""
+    line = " ".join(text.split())
+    line = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", line).replace("``", "`")
+    parts = re.split(r"(`[^`]*`)", line)
+    # Every second part is inline code, which Markdown leaves as it is.
+    return "".join(part if k % 2 else _escaped(part) for k, part in enumerate(parts))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, which a narrow screen shows as a list."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in line] for line in lines]
+    return '<div class="keys" markdown>\n\n' + "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n\n</div>"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"(?<!\\)([*_\[])", r"\\\1", text).replace("<", "&lt;")
