@@ -121,7 +121,8 @@ def test_commands_of_how_to_and_concepts_run(inside: Path) -> None:
     ran = []
     for name in pages:
         for line in commands_of(page(name)):
-            if any(word in line for word in ELSEWHERE) or line in ran:
+            named_only = len(line.split()) == 2
+            if named_only or any(word in line for word in ELSEWHERE) or line in ran:
                 continue
             if line.startswith(("cpift run", "cpift add")) and "--dry-run" not in line:
                 continue  # the first page's
