@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from lab import plan
+from lab import batches, conflict, merging, paper_form, plan
 from lab.arrivals import Run, Size
 from lab.network import Network
 from lab.outcomes import Log
@@ -25,7 +25,8 @@ from lab.probes import Pairs, Probes, held, pairs_of
 from lab.rows import EXPLORE, REPORT, vocabulary_size
 from lab.tuning import best_rates
 
-EXPERIMENTS = ("e2", "e1", "m1", "m2", "pareto")
+OTHERS = {"s": merging.s, "e3": conflict.e3, "e4": paper_form.e4, "b1": batches.b1}  # in files of their own
+EXPERIMENTS = ("e2", "e1", "m1", "m2", "pareto", *OTHERS)
 
 
 class Laboratory:
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     laboratory = Laboratory(args.out, args.device, tiny=args.tiny)
     for name in args.experiments:
-        getattr(laboratory, name)(args.units)
+        OTHERS[name](laboratory, args.units) if name in OTHERS else getattr(laboratory, name)(args.units)
 
 
 if __name__ == "__main__":
