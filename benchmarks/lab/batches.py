@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lab.run import Laboratory
 
-STEPS = 300
+STEPS = 200
 RATES = (7e-4, 1.5e-3, 3e-3)
 LABELS = {
     "random": "random",
@@ -83,7 +83,7 @@ def b1(laboratory: Laboratory, units: int) -> None:
     """Rates first, on the exploring skills; then unit after unit."""
     log, best = laboratory.log("b1"), dict[str, float]()
     trial = Training(laboratory, 0, EXPLORE)
-    for label in LABELS:
+    for label in ("random", "grouped"):
         found = list[tuple[float, float]]()
         for rate in RATES:
             cell = f"b1-tuning/{label}/{rate:g}"
@@ -93,6 +93,7 @@ def b1(laboratory: Laboratory, units: int) -> None:
                 print(cell, f"{score:.3f}", flush=True)
             found.append((float(str(log.done[cell]["score"])), -rate))
         best[label] = -max(found)[1]
+    best["grouped_shuffled"] = best["grouped"]
     for unit in range(1, units + 1):
         trial = Training(laboratory, unit, REPORT)
         for label in LABELS:
