@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lab.outcomes import Log
     from lab.run import Laboratory
 
-ACQUAINTED, ACQUAINT_RATE = 300, 1e-3
+ACQUAINTED, ACQUAINT_RATE, BATCH = 300, 1e-3, 32  # steps, rate, rows of a batch: half of them text
 PROBE_STEPS, PROBE_RATE = 60, 5e-4
 FISHER_ROWS = 128
 KINDS = ("acquainted", "plain")
@@ -41,7 +41,8 @@ def acquainted(network: Network, folder: Path, seed: int, size: Size, steps: int
     base = pretrained(network, folder, seed, 3 if steps < ACQUAINTED else STEPS)
     text = pretraining_lines(5000 if steps >= ACQUAINTED else 100, f"acquaint/{seed}")
     rows = joined([skill_rows(name, 1000 + seed, size, "cpu").train for name in SKILLS])
-    flat, _ = train(network, base, Mixture(text, rows).batch, steps=steps, rate=ACQUAINT_RATE, seed=seed)
+    mixture = Mixture(text, rows)
+    flat, _ = train(network, base, lambda rng: mixture.batch(rng, BATCH), steps=steps, rate=ACQUAINT_RATE, seed=seed)
     torch.save(flat, file)
     return flat
 
