@@ -25,7 +25,11 @@ def table(page: str, name: str) -> list[list[str]]:
     text = re.search(rf"<!-- table: {name} -->\n(.*?)<!-- end -->", (RESULTS / page).read_text(), re.S)
     assert text is not None
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text[1].splitlines() if line[:1] == "|"]
-    return [row for row in rows if not set(row[0]) <= {"-"} and row[0] not in {"method", "p, %", "predictor"}]
+    return [
+        row
+        for row in rows
+        if not set(row[0]) <= {"-"} and row[0] not in {"method", "p, %", "predictor", "rule", "what alone differs"}
+    ]
 
 
 def score(text: str) -> float:
@@ -151,3 +155,51 @@ def test_table_of_predictors() -> None:
                 found.append(stats.spearmanr(x, y).statistic)
             values.append(np.mean(found))
         assert numbers(rows[label][2]) == pytest.approx(interval(np.array(values)), abs=0.00501)
+
+
+def by_label_and_unit(page: str, experiment: str) -> dict[str, dict[int, float]]:
+    """Mean scores of whole units, in points."""
+    found: dict[str, dict[int, float]] = {}
+    for cell in outcomes(page):
+        if cell["experiment"] == experiment:
+            found.setdefault(cell["label"], {})[cell["unit"]] = float(
+                np.mean([score(x) for x in cell["right"].values()])
+            )
+    most = max(len(units) for units in found.values())
+    whole = [u for u in next(iter(found.values())) if all(u in units for units in found.values())]
+    assert len(whole) >= most - 1
+    return {label: {u: units[u] for u in sorted(whole)} for label, units in found.items()}
+
+
+MODELS = [  # page, experiment, of what alone the table shows the difference: label and reference
+    ("s", "s-acquainted", "stitch", "task_arithmetic"), ("e3", "e3-small", "stitch_frozen", "multi"),
+    ("e4", "e4", "stitch_mixed", "multi"), ("b1", "b1", "random", "grouped"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("page", "experiment", "one", "reference"), MODELS)
+def test_tables_of_single_models(page: str, experiment: str, one: str, reference: str) -> None:
+    """Every row is one label's mean and its difference to the reference; the primary p-value is as it is."""
+    found = by_label_and_unit(page, experiment)
+    base = np.array(list(found[reference].values()))
+    left = {label: np.array(list(units.values())) for label, units in found.items()}
+    rows = [row for row in table(f"{page}.md", experiment) if len(row) >= 5]
+    for row in rows:
+        matches = [
+            label for label, values in left.items()
+            if float(row[-3]) == pytest.approx(values.mean(), abs=0.0501)
+            and (row[-2] == "" if label == reference or np.ptp(values - base) == 0 else
+                 bool(row[-2]) and numbers(row[-2]) == pytest.approx(interval(values - base), abs=0.0501))
+        ]  # fmt: skip
+        assert matches, row
+        if "primary" in row[-1]:
+            assert one in matches
+            p = stats.ttest_1samp(np.array(list(found[one].values())) - base, 0).pvalue
+            assert float(row[-1].split()[0]) == pytest.approx(p, rel=0.06)
+        del left[one if one in matches else matches[0]]
+    assert len(rows) >= 3
+    assert sum("primary" in row[-1] for row in rows) == 1
+    shown = [row for row in table("index.md", "findings") if f"({page}.md)" in row[0]]
+    gap = np.array(list(found[one].values())) - base
+    assert numbers(shown[0][2]) == pytest.approx(interval(gap), abs=0.0501)
+    assert int(shown[0][4]) == len(gap)

@@ -17,6 +17,12 @@ from lab.tuning import share_right
 Units = dict[int, dict[str, Cell]]
 
 
+def finished(page: str, experiment: str) -> Units:
+    """Units that have every label; none where the experiment was not run."""
+    found = [cell for cell in cells(page) if cell["experiment"] == experiment]
+    return complete(found, experiment) if found else {}
+
+
 def score(cell: Cell) -> float:
     """Mean over the tasks, in points."""
     return 100 * fmean(share_right(bits) for bits in cell["right"].values())
@@ -64,7 +70,10 @@ def setting(own: list[Cell]) -> str:
 
 def s(kind: str) -> Iterator[str]:
     """Merges of given specialists."""
-    units = complete(cells("s"), f"s-{kind}")
+    units = finished("s", f"s-{kind}")
+    if not units:
+        yield "Not run."
+        return
     labels = {"base": "the model before", "specialists": "each specialist on its own skill"}
     labels |= {label: merge.label for label, merge in MERGES.items()}
     labels |= {f"{label}@usual": f"{merge.label}, not tuned" for label, merge in MERGES.items() if merge.usual}
@@ -97,7 +106,10 @@ def groups(own: list[Cell]) -> str:
 
 def forms(experiment: str, name: str, primary: str) -> Iterator[str]:
     """Forms at equal steps."""
-    units = complete(cells(experiment), name)
+    units = finished(experiment, name)
+    if not units:
+        yield "Not run."
+        return
     labels = {"specialists": "each specialist on its own task"} | {label: form.label for label, form in FORMS.items()}
     values = scores_of(units)
     yield f"{len(units)} units.\n"
@@ -126,7 +138,7 @@ def share(own: list[Cell]) -> str:
 
 def b1() -> Iterator[str]:
     """Orders of rows."""
-    units = complete(cells("b1"), "b1")
+    units = finished("b1", "b1")
     yield f"{len(units)} units.\n"
     columns = {"rate": rate, "largest task's share of a batch": share, "tokens": tokens}
     yield from table(units, ORDERS, "grouped", "random", columns)
@@ -153,8 +165,9 @@ def findings() -> Iterator[str]:
     for page, experiment, one, other, text in PRIMARY:
         if not (RESULTS / f"{page}.jsonl.gz").exists():
             continue
-        values = scores_of(complete(cells(page), experiment))
+        if not (units := finished(page, experiment)):
+            continue
+        values = scores_of(units)
         estimate = over_units([a - b for a, b in zip(values[one], values[other], strict=True)])
         if estimate is not None:
-            units = estimate.freedom + 1
-            yield f"| [{page.upper()}]({page}.md) | {text} | {shown(estimate)} | {estimate.p:.2g} | {units} |"
+            yield f"| [{page.upper()}]({page}.md) | {text} | {shown(estimate)} | {estimate.p:.2g} | {len(units)} |"
