@@ -135,7 +135,7 @@ def test_forms_spend_the_same_number_of_steps(trial: Trial, monkeypatch: pytest.
 def test_cores_of_earlier_groups_stay_as_they_are(trial: Trial) -> None:
     cores = trial.cores(trial.probes(0.5)[0])
     groups = [[1], [0, 2]]
-    first, _ = trial.in_stages(trial.base, groups[:1], 2, 1e-2, cores)
+    first, _ = trial.in_stages(trial.base, groups[:1], 6, 1e-2, cores)  # as many steps of this stage
     after, _ = trial.in_stages(trial.base, groups, 6, 1e-2, cores)
     assert torch.equal(first[cores[1]], after[cores[1]])
     free, _ = trial.in_stages(trial.base, groups, 6, 1e-2)

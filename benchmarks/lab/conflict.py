@@ -34,7 +34,7 @@ def e3(laboratory: Laboratory, units: int) -> None:
             skills = {str(k): cipher_rows(k, seed, laboratory.size) for k in range(TASKS)}
             rows = [skill.train for skill in skills.values()]
             steps = 4 if laboratory.tiny else STEPS
-            return Trial(network, base, rows, steps, RATES[1], PERCENT, 100 * seed), skills
+            return Trial(network, base, rows, steps, RATES[0], PERCENT, 100 * seed), skills
 
         alone = [[k] for k in range(TASKS)]
         trial, skills = unit_of(0)

@@ -41,7 +41,7 @@ def unit_of(laboratory: Laboratory, unit: int, skills: Sequence[str]) -> tuple[T
             tasks[f"{name}/{i}"] = replace(whole, train=whole.train.take(index))
     rows = [task.train for task in tasks.values()]
     steps = 4 if laboratory.tiny else STEPS
-    return Trial(laboratory.network, laboratory.base(unit), rows, steps, RATES[1], PERCENT, 100 * unit), tasks
+    return Trial(laboratory.network, laboratory.base(unit), rows, steps, RATES[0], PERCENT, 100 * unit), tasks
 
 
 def groups_by_label(trial: Trial, unit: int) -> dict[str, Groups]:
