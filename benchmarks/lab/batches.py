@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lab.run import Laboratory
 
 STEPS = 200
-RATES = (7e-4, 1.5e-3, 3e-3)
+RATES = (3e-4, 7e-4, 1.5e-3, 3e-3)
 LABELS = {
     "random": "random",
     "grouped": "grouped by length",

@@ -167,10 +167,14 @@ def della(given: Given, setting: Setting) -> torch.Tensor:
     """arXiv:2406.11617: larger updates are kept with a higher probability, within each tensor; scaled as DARE is."""
     density, rng = float(setting["density"]), torch.Generator().manual_seed(given.seed)
     spread = min(0.1, density / 2, (1 - density) / 2)
+    if ("ranks", 0.0) not in given.known:
+        given.known["ranks", 0.0] = torch.stack([
+            torch.cat([p.abs().argsort().argsort() / max(1, p.numel() - 1) for p in update.split(list(given.sizes))])
+            for update in given.updates
+        ])  # fmt: skip
     rows = []
-    for update in given.updates:
-        ranks = [p.abs().argsort().argsort() / max(1, p.numel() - 1) for p in update.split(list(given.sizes))]
-        chances = density - spread + 2 * spread * torch.cat(ranks)
+    for update, ranks in zip(given.updates, given.known["ranks", 0.0], strict=True):
+        chances = density - spread + 2 * spread * ranks
         rows.append(torch.where(torch.rand(update.shape, generator=rng) < chances, update / chances, 0))
     return summed(given, torch.stack(rows), setting)
 
