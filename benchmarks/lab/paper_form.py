@@ -23,12 +23,17 @@ if TYPE_CHECKING:
     from lab.run import Laboratory
 
 ASKED, SETS = 2, 2  # skills of a unit, sets of rows of each
-STEPS, PERCENT, THRESHOLD = 100, 10.0, 0.1
-RATES = (7e-4, 1.5e-3, 3e-3)
+STEPS, PERCENT, THRESHOLD = 80, 10.0, 0.1
+RATES = (1e-3, 2e-3)
 LABELS = [
     "multi", "half", "stages", "soup_mixed", "stitch_mixed", "stitch_stages", "stitch_frozen", "paper", "paper_free",
 ]  # fmt: skip
-ALIKE = {"half": "multi", "stitch_stages": "stitch_frozen", "paper_free": "paper"}  # at the rate of the other one
+ALIKE = {
+    "soup_mixed": "stitch_mixed",
+    "half": "multi",
+    "stitch_stages": "stitch_frozen",
+    "paper_free": "paper",
+}  # at the rate of the other one
 
 
 def unit_of(laboratory: Laboratory, unit: int, skills: Sequence[str]) -> tuple[Trial, dict[str, Skill]]:
