@@ -195,7 +195,6 @@ def test_no_old_row_at_all_is_a_case_like_any_other(place: Path) -> None:
         ({"arrivals": []}, "arrivals.order"),
         ({"protect": {"replay": 1.0}}, "protect.replay"),
         ({"protect": {"average": 0}}, "protect.average"),
-        ({"protect": {"by": "update"}, "base": None}, "needs base"),
         ({"protect": {"forget": 1}}, "unknown key 'protect.forget'"),
         ({"arrivals": None}, "base: is for arrivals"),
         ({"tasks": {"neutral text": {"train": "a.jsonl", "eval": 1}}, "arrivals": ["neutral text"]}, "neutral text"),
@@ -205,6 +204,13 @@ def test_what_cannot_work_is_refused_by_name(place: Path, changes: dict[str, Any
     recipe = arrivals(place, ["upper"], ["reverse"])
     with pytest.raises(CpiftError, match=message):
         Recipe.parse({**recipe, **changes})
+
+
+def test_an_update_without_its_origin_is_refused(place: Path, tmp_path: Path) -> None:
+    data = {**arrivals(place, ["upper"], []), "protect": {"by": "update"}, "base": None}
+    with pytest.raises(CpiftError, match="needs base"):
+        run(Recipe.parse(data), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_base_of_another_shape_is_refused_before_anything_is_written(place: Path, tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from cpift.cli import main as cli
 from cpift.errors import CpiftError
 from cpift.method.region import Region
 from cpift.recipe.recipe import Recipe
+from cpift.runs.given import GivenModel
 from cpift.runs.stages.arrivals import carried_regions
+from cpift.runs.survey import tokenizer_of
 
 
 class Hub:
@@ -94,6 +96,24 @@ def test_data_needs_no_weights(hub: Hub, tmp_path: Path) -> None:
     assert {file.name for file in place.iterdir()} >= {"config.json", "tokenizer.json"}
     assert not list(place.glob("*.safetensors"))
     assert (locate("org/base") / "model.safetensors").is_file()  # what trains fetches them
+
+
+def test_an_adapter_brings_its_base(hub: Hub, tmp_path: Path) -> None:
+    """As the model of a recipe; the tokenizer, which the base has, needs the weights of neither."""
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": "org/tuned", "revision": "v2"}
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    (lora / "adapter_model.safetensors").write_bytes(b"")
+    hub.repositories["org/lora", None] = lora
+    recipe = Recipe.parse({"model": "org/lora", "tasks": {"t": {"train": "t.jsonl", "eval": 2}}})
+    assert tokenizer_of(recipe).get_vocab()
+    assert not list(hub.home.rglob("*.safetensors"))
+    assert hub.asked == [("org/lora", None), ("org/tuned", "v2")]
+    given = GivenModel.of(recipe)
+    assert (given.path / "adapter_model.safetensors").is_file()
+    assert given.beneath is not None
+    assert (given.beneath / "model.safetensors").is_file()
 
 
 def test_the_revision_is_asked_for(hub: Hub, tmp_path: Path) -> None:

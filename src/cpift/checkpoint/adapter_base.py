@@ -20,11 +20,12 @@ Opener = Callable[[Path], Checkpoint]
 _SAMPLE = 256  # elements of each tensor that are compared
 
 
-def named_base(config: AdapterConfig) -> Path:
+def named_base(config: AdapterConfig, weights: bool = True) -> Path:
     """The folder of the base that ``adapter_config.json`` names; one on the hub is fetched.
 
     Args:
         config: of the adapter.
+        weights: fetch the weights of one on the hub? Without them, configuration and tokenizer alone.
 
     Raises:
         CpiftError: it names none, or one that is neither here nor on the hub.
@@ -35,7 +36,7 @@ def named_base(config: AdapterConfig) -> Path:
     if place is not None:
         return place
     try:
-        return locate(config.base, None if "@" in config.base else config.revision)
+        return locate(config.base, None if "@" in config.base else config.revision, weights=weights)
     except CpiftError as error:
         raise CpiftError(f"{config.file}: its base_model_name_or_path cannot be read: {error}") from error
 

@@ -148,12 +148,7 @@ def load_computed(
     weights: dict[str, Untyped] = {
         name: _ComputedSlice(checkpoint, name) for name in (*checkpoint.tensors, *checkpoint.others)
     }
-    changes = (
-        {}
-        if checkpoint.beneath is None
-        else {key: value for key, value in checkpoint.config.items() if checkpoint.beneath.config.get(key) != value}
-    )
-    model, loaded = _load(checkpoint.folders[0], weights, trust_remote_code, changes, **options)
+    model, loaded = _load(checkpoint.folders[0], weights, trust_remote_code, checkpoint.resized, **options)
     folder = next((f for f in reversed(checkpoint.folders) if (f / "generation_config.json").is_file()), None)
     if folder is not None:
         model.generation_config = library("transformers").GenerationConfig.from_pretrained(folder)

@@ -50,7 +50,7 @@ def locate(model: str, revision: str | None = None, trust_remote_code: bool = Fa
     return _fetch(name, own or revision, trust_remote_code, weights)
 
 
-def checkpoint_place(model: str, trust_remote_code: bool = False, key: str = "model") -> Path:
+def checkpoint_place(model: str, trust_remote_code: bool = False, key: str = "model", weights: bool = True) -> Path:
     """As :func:`locate`, for commands that read checkpoints: what does not look like a hub id is a path.
 
     ``key``: what messages call it.
@@ -59,7 +59,7 @@ def checkpoint_place(model: str, trust_remote_code: bool = False, key: str = "mo
     if os.path.lexists(path) or model.count("/") != 1 or model.startswith((".", "~")) or path.suffix in _FILES:
         return path
     try:
-        return locate(model, None, trust_remote_code)
+        return locate(model, None, trust_remote_code, weights)
     except CpiftError as error:
         raise CpiftError(key + str(error).removeprefix("model")) from error
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import xxhash
 
+from cpift.checkpoint.adapter_config import FILE as CONFIG
+from cpift.checkpoint.adapter_config import WEIGHTS
 from cpift.checkpoint.companions import TEMPLATE, TEMPLATE_FOLDERS, TOKENIZER
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import fingerprint
@@ -55,6 +57,13 @@ def checkpoint_identity(path: Path, base: Path | None = None) -> str:
             parts.append(xxhash.xxh3_128_hexdigest(json.dumps(hashes, sort_keys=True).encode()))
         identities[path] = state, "-".join(part[:16] for part in parts)
     return identities[path][1]
+
+
+def adapter_identity(folder: Path) -> str:
+    """What stands for an adapter alone: a hash of its weights, configuration, tokenizer and settings of generation."""
+    files = _matching(folder, (CONFIG, WEIGHTS, *_FIRST, *_OTHERS, "generation_config.json"))
+    hashes = {name: manifest.file_hash(file) for name, file in files.items()}
+    return xxhash.xxh3_128_hexdigest(json.dumps(hashes, sort_keys=True).encode())
 
 
 def content_identity(path: Path, base: Path | None = None) -> str:

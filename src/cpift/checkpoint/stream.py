@@ -61,6 +61,12 @@ class Checkpoint:
         return sorted({file for tensor in self.tensors.values() for file in tensor.files})
 
     @property
+    def resized(self) -> dict[str, Any]:
+        """Keys of the configuration that an adapter changes: the number of tokens, where it brings embeddings of its own."""
+        beneath = self.config if self.beneath is None else self.beneath.config
+        return {key: value for key, value in self.config.items() if beneath.get(key) != value}
+
+    @property
     def folders(self) -> list[Path]:
         """The folders with configuration, tokenizer and the like; a file of a later one replaces an earlier one's."""
         own = self.path if self.path.is_dir() else self.path.parent

@@ -17,7 +17,10 @@ EVAL_ROWS, EVAL_SHARE = 200, 5  # held out by default: number of rows, or a fift
 
 def add(
     model: Annotated[
-        str, typer.Option("--model", metavar="M", help="The model to add to: a folder, a hub id, or an earlier run.")
+        str,
+        typer.Option(
+            "--model", metavar="M", help="The model to add to: a folder, a hub id, an adapter, or an earlier run."
+        ),
     ],
     task: Annotated[
         list[str],
@@ -30,7 +33,11 @@ def add(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="B", help="What the model was fine-tuned from: its update is then protected."),
+        typer.Option(
+            "--base",
+            metavar="B",
+            help="What the model was fine-tuned from: its update is then protected. An adapter names its own.",
+        ),
     ] = None,
     evaluation: Annotated[
         list[str] | None,

@@ -40,6 +40,7 @@ def fuse(
     vocabulary: Vocabulary = "same",
     max_shard_size: str | int = "5GB",
     dtype: str | None = None,
+    stored_as: str | Path | None = None,
     threads: int | None = None,
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> FusionReport:
@@ -64,6 +65,7 @@ def fuse(
         max_shard_size: largest file of the output.
         dtype: of the output; "base": as the base has each tensor; by default the widest of the inputs, tensor by
             tensor.
+        stored_as: with the dtype "base", the checkpoint whose types are taken in place of the base's.
         threads: worker threads, by default one a core; changes speed only.
         progress: called with the number of bytes read or written since the last call.
 
@@ -79,7 +81,7 @@ def fuse(
     options = FusionOptions(
         overlap, interpolation, space, vector, weight, vocabulary, dtype, parse_size(max_shard_size)
     )
-    inputs = open_inputs(base, backbone, tuned, regions or {}, vocabulary == "union")
+    inputs = open_inputs(base, backbone, tuned, regions or {}, vocabulary == "union", stored_as)
     parameters = inputs.layout(dtype)
     layout = {**parameters, **inputs.layout_of_copies(parameters)}
     writer = CheckpointWriter(out, layout, options.max_shard_size, inputs.key(options))

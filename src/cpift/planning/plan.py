@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from cpift.checkpoint.hub import locate
-from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.whole import write_whole
 from cpift.data.encoding import Encoded
 from cpift.data.mixture import pooled_rows
 from cpift.data.row_checks import Row
@@ -29,6 +28,7 @@ from cpift.planning.memory import shape_of
 from cpift.planning.padding import shuffled_padding
 from cpift.recipe.recipe import Recipe
 from cpift.runs.arrival_rows import arrival_steps, mixed_rows, mixed_tokens
+from cpift.runs.given import GivenModel
 from cpift.runs.preflight import check_limits, check_models
 from cpift.runs.refine_rows import replayed_pass
 from cpift.runs.survey import measure as measure_rows
@@ -63,20 +63,24 @@ def plan(recipe: Recipe, *, measure: bool = False, gpus: int | None = None) -> P
         check_training(recipe.training_of(stage), f"{stage}.training")
     began = time.perf_counter()
     check_models(recipe)
-    model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
+    given = GivenModel.of(recipe)
     with tempfile.TemporaryDirectory(prefix="cpift-plan-") as scratch:
-        base = model
-        if model.suffix == ".gguf":
-            base = Path(scratch) / "base"
-            convert_gguf(model, base)
+        base = given
+        if given.path.suffix == ".gguf":
+            base = GivenModel(Path(scratch) / "base")
+            convert_gguf(given.path, base.path)
+        elif given.converted and measure:  # the trial trains it
+            base = GivenModel(Path(scratch) / "base")
+            write_whole(given.opened(), base.path)
         prepared = time.perf_counter() - began  # the run checks and converts as well
-        return _plan(recipe, base, model.suffix == ".gguf", measure, gpus, prepared, Path(scratch))
+        return _plan(recipe, base, given.converted, measure, gpus, prepared, Path(scratch))
 
 
 def _plan(
-    recipe: Recipe, base: Path, converted: bool, measure: bool, gpus: int | None, prepared: float, scratch: Path
+    recipe: Recipe, base: GivenModel, converted: bool, measure: bool, gpus: int | None, prepared: float, scratch: Path
 ) -> PlanRecord:
-    checkpoint, tokenizer = open_checkpoint(base), load_tokenizer(base, recipe.trust_remote_code, recipe.chat)
+    checkpoint = base.opened()
+    tokenizer = load_tokenizer(base.path, recipe.trust_remote_code, recipe.chat, base.beneath)
     kept = counted(checkpoint.tensors, recipe.region.include, recipe.region.exclude)
     total = sum(checkpoint.tensors[name].size for name in kept)
     core = core_count(str(recipe.region.percent), total)
@@ -147,7 +151,7 @@ def _plan(
             "load_rows_seconds": loading,
             "encode_seconds": encoding,
         }
-        measured = trial.measure(recipe, base, encoded, tests, scratch, preparation)
+        measured = trial.measure(recipe, base.path, encoded, tests, scratch, preparation)
         slower = _more_padding(recipe, _pools(recipe, rows, lengths), encoded, measured["train_padding"])
         _add_seconds(record, measured, {t: len(test.rows) for t, test in tests.items()}, slower)
     return record

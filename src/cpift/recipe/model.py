@@ -16,7 +16,7 @@ class ModelPart(Part):
     """``model:`` as a record."""
 
     path: str
-    """A local folder, a hub id, perhaps with @revision, or a GGUF file."""
+    """A local folder, a hub id, perhaps with @revision, an adapter, or a GGUF file."""
     revision: str | None = None
     """Branch, tag or commit of a model from the hub."""
     attn_implementation: str | None = None

@@ -36,7 +36,7 @@ class Recipe(Part):
     """A whole run: base model, tasks, and the settings of each stage. Defaults are the paper's method."""
 
     model: str
-    """A local folder, a hub id, perhaps with @revision, or a GGUF file; or a record {path, revision, attn_implementation,
+    """A local folder, a hub id, perhaps with @revision, an adapter, or a GGUF file; or a record {path, revision, attn_implementation,
     dtype, device_map, quantization}."""
     revision: str | None = None
     """Branch, tag or commit of a model from the hub."""
@@ -59,7 +59,8 @@ class Recipe(Part):
     arrivals: Arrivals | None = None
     """Add these tasks, one after the other, to ``model``; in place of probes, groups, backbone, fusion and refinement."""
     base: str | None = None
-    """With arrivals: the checkpoint that ``model`` was fine-tuned from, a folder or a hub id."""
+    """With arrivals: the checkpoint that ``model`` was fine-tuned from, a folder or a hub id; of an adapter by default
+    the one that it names."""
     protect: Protect = Protect()
     guard: GuardSets = DEFAULT
     """What must not be lost, scored for every model: built-in sets by name, or files with a metric; none: off."""
@@ -152,8 +153,6 @@ class Recipe(Part):
         kept = set(self.tasks) - set(order)
         if self.protect.by in ("fisher", "magnitude_gradient") and self.arrivals and not kept:
             raise ValueError(f"protect.by: {self.protect.by} needs kept rows, and every task is one that arrives")
-        if self.protect.by == "update" and self.arrivals and self.base is None:
-            raise ValueError("protect.by: update needs base, the checkpoint that the model was fine-tuned from")
         if self.region.entry.needs is Needs.ALL_UPDATES and (self.arrivals or len(self.tasks) < 2):
             raise ValueError(
                 f"region.by: {self.region.by} compares the probes of several tasks; "

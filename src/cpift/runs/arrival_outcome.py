@@ -99,7 +99,7 @@ def _carry(run: Run, model: Path, protected: bool) -> None:
     arrivals = run.recipe.additions
     folder = model / layout.CARRIED_REGIONS
     folder.mkdir()
-    for name, file in carried_regions(run.base.path).items():
+    for name, file in carried_regions(run.given.folder).items():
         shutil.copyfile(file, folder / f"{name}.region.safetensors")
     if protected:
         shutil.copyfile(run.folder(layout.PROTECT) / layout.REGION_FILE, folder / "_protected.region.safetensors")

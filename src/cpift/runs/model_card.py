@@ -32,7 +32,7 @@ def _metadata(run: Run, scores: Mapping[str, Any]) -> dict[str, object]:
     found: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if is_hub_id(model):
         found["base_model"] = model.partition("@")[0]
-    found |= _of_base(run.base.path)
+    found |= _of_base(run.given.folder)
     found["tags"] = ["cpift", "trl", "sft", "multi-task"]
     paths = {s.path for t in run.recipe.tasks.values() if t.generate is None for s in t.sources("train")}
     sets = sorted(path for path in paths if is_hub_id(path))
@@ -128,7 +128,7 @@ def _limits(run: Run, result: Mapping[str, Any], last: str) -> str:
         limits += [f"  - {plain(text)}" for text in said]
     else:
         limits.append("- Other abilities of the base may have been lost; none was measured.")
-    licence = _of_base(run.base.path).get("license")
+    licence = _of_base(run.given.folder).get("license")
     if licence:
         limits.append(
             f"- The licence above ({plain(str(licence))}) is the base model's; the data's, in the table, may ask for more."

@@ -19,10 +19,11 @@ from cpift.files.lock import alone
 from cpift.recipe.recipe import STAGES, Recipe
 from cpift.recipe.yaml import origins
 from cpift.report import make_report
+from cpift.runs.arrival_checks import check_place
 from cpift.runs.arrival_outcome import write_arrivals
 from cpift.runs.executor import Runner, log
 from cpift.runs.mirror import Mirror
-from cpift.runs.preflight import check_models, check_place, read_rows
+from cpift.runs.preflight import check_models, read_rows
 from cpift.runs.publish import write_outcome
 from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.graph import phases

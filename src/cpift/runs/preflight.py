@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Literal
 
 from transformers import AutoConfig
 
+from cpift.checkpoint.adapter import is_adapter
 from cpift.checkpoint.align import align
 from cpift.checkpoint.compatibility import check_compatible
-from cpift.checkpoint.hub import checkpoint_place, locate
-from cpift.checkpoint.names import plain_name
-from cpift.checkpoint.reader import open_checkpoint, open_plain
-from cpift.checkpoint.stream import Checkpoint, check_finite
+from cpift.checkpoint.hub import checkpoint_place
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.stream import check_finite
 from cpift.data.lengths import cut_warning
 from cpift.data.row_checks import Row
 from cpift.data.rows import load_task, metric_of
@@ -25,21 +24,20 @@ from cpift.evaluation.backends import check_backend
 from cpift.evaluation.guard import read_guard
 from cpift.files import layout, manifest
 from cpift.files.findings import Finding
-from cpift.method.patch import check_name
-from cpift.method.region import Region
 from cpift.method.rehearsal import check_names
 from cpift.method.scores import counted
 from cpift.metrics import named
 from cpift.recipe.backbones import BACKBONES
 from cpift.recipe.recipe import Recipe
+from cpift.runs.arrival_checks import check_carried, check_origin
+from cpift.runs.given import GivenModel
 from cpift.runs.stage import Run
-from cpift.runs.stages.arrivals import carried_regions
 from cpift.runs.stages.graph import first_stages
 from cpift.runs.survey import measure, tokenizer_of
 from cpift.train.adapters import check_adapter
 from cpift.train.config import check_rows, max_length
 from cpift.train.limits import Rows, check_fits, check_generation, check_tokenizer, limits_of_place
-from cpift.train.models import check_attention, check_model, check_stored_as_bf16, load_tokenizer
+from cpift.train.models import check_attention, check_model, check_stored_as_bf16, read_tokenizer
 from cpift.train.orthogonal import check_osf
 from cpift.typing import Tokenizer
 
@@ -48,14 +46,14 @@ _TRAINED: tuple[Literal["probe", "backbone", "refine"], ...] = ("probe", "backbo
 
 def check_models(recipe: Recipe) -> None:
     """Read the base, and a backbone that is given. Raises :class:`CpiftError` for what could not be trained or fused."""
-    model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
+    given = GivenModel.of(recipe)
     check_devices(recipe)
     check_backend(recipe.evaluate.backend, ranks.size(), recipe.probe.adapter is not None)
-    if not model.is_dir():
-        if recipe.dtype == "bfloat16":
-            raise CpiftError(f"model.dtype: {model} is converted to float32, so bfloat16 would round it; leave it out")
+    if given.converted and recipe.dtype == "bfloat16":
+        raise CpiftError(f"model.dtype: {given.path} is converted to float32, so bfloat16 would round it; leave it out")
+    if not given.path.is_dir():
         return
-    base = open_plain(model)
+    model, base = given.folder, given.opened()
     if recipe.dtype == "bfloat16":
         check_stored_as_bf16(base)
     counted(base.tensors, recipe.region.include, recipe.region.exclude)
@@ -64,42 +62,28 @@ def check_models(recipe: Recipe) -> None:
         near = nearest(source, BACKBONES)
         if near and not os.path.lexists(source):
             raise CpiftError(f"backbone: {source} is no checkpoint; did you mean {near!r}?")
+        if given.beneath is not None and is_adapter(checkpoint_place(source)):
+            raise CpiftError(
+                f"backbone: {source} is an adapter, and so is the model; write it as a whole checkpoint first: cpift export"
+            )
         backbone = open_checkpoint(checkpoint_place(source), base)
         check_compatible(base, {"the backbone": backbone})
         align(base, backbone)
-    if recipe.base is not None:
-        origin = open_checkpoint(checkpoint_place(recipe.base, key="base"))
-        try:
-            check_compatible(origin, {"the model": base})
-            align(origin, base)
-        except CpiftError as error:
-            text = str(error).replace(
-                "for a larger vocabulary: --vocabulary union", "or leave base out"
-            )  # fuse's option
-            raise CpiftError(f"base: {text}") from error
+    if recipe.arrivals:
+        check_origin(recipe, given, base)
     if recipe.arrivals and recipe.arrivals.osf is not None:
         check_osf("arrivals.osf")
     if recipe.arrivals and recipe.protect.freeze:
-        check_carried(base)
-    check_model(model, recipe.trust_remote_code)
+        check_carried(base, given.folder)
+    check_model(given.path, recipe.trust_remote_code, given.beneath)
     if recipe.attn_implementation is not None:
         check_attention(model, recipe.attn_implementation, recipe.trust_remote_code)
-    check_names(base, recipe.trust_remote_code)
+    check_names(base.beneath or base, recipe.trust_remote_code)
     if recipe.probe.adapter is not None:
         check_adapter(recipe.probe.adapter, model, "probe.adapter", recipe.trust_remote_code)
-    load_tokenizer(model, recipe.trust_remote_code, recipe.chat)
+    read_tokenizer(given.beside("tokenizer_config.json"), recipe.trust_remote_code, recipe.chat)
     check_router(recipe, model)
     check_finite(base)
-
-
-def check_place(recipe: Recipe, out: Path) -> None:
-    """Refuse a run folder within the model, and a task that no patch can be called by. Raises :class:`CpiftError`."""
-    model = Path(recipe.model)
-    if model.is_dir() and out.resolve().is_relative_to(model.resolve()):
-        raise CpiftError(f"{out}: lies within the model's own folder; choose another --out")
-    if recipe.additions.train == "inside":
-        for task in recipe.additions.order:
-            check_name(task, "arrivals.train: inside")
 
 
 def check_devices(recipe: Recipe) -> None:
@@ -111,25 +95,6 @@ def check_devices(recipe: Recipe) -> None:
         )
     if recipe.dtype == "bfloat16" and any(recipe.training_of(stage).get("fp16") for stage in _TRAINED):
         raise CpiftError("training.fp16: is not combined with model.dtype bfloat16; leave one of them out")
-
-
-def check_carried(model: Checkpoint) -> None:
-    """Read the regions that a model carries. Raises :class:`CpiftError` for one that is damaged or another model's."""
-    shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in model.tensors.items()}
-    for file in carried_regions(model.path).values():
-        region = Region.load(file)
-        for name, positions in region.positions.items():
-            held = shapes.get(plain_name(name))
-            shape = tuple(region.shapes.get(name, held or ()))
-            if held is None:
-                why = f"this one has no {name}"
-            elif held != shape:
-                why = f"{name} is {list(shape)} there, {list(held)} here"
-            elif len(positions) and positions[-1] >= math.prod(held):
-                why = f"{name} has a position {positions[-1]} there, {math.prod(held)} elements here"
-            else:
-                continue
-            raise CpiftError(f"{file}: is of another model ({why}); remove it, or give the model that it belongs to")
 
 
 def read_rows(current: Run) -> None:
@@ -163,19 +128,18 @@ def read_rows(current: Run) -> None:
             if named(data.metric).cuts_rows and (warning := cut_warning(task, data.evaluation, limit, evaluation=True)):
                 current.show(warning)
         loaded = {task: (rows.train, rows.evaluation) for task, rows in current.loaded.items()}
-        model = locate(recipe.model, recipe.revision, recipe.trust_remote_code)
-        for warning in check_limits(recipe, model, tokenizer, loaded):
+        for warning in check_limits(recipe, current.given, tokenizer, loaded):
             current.show(warning)
 
 
 def check_limits(
-    recipe: Recipe, model: Path, tokenizer: Tokenizer, loaded: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]
+    recipe: Recipe, given: GivenModel, tokenizer: Tokenizer, loaded: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]
 ) -> list[Finding]:
     """Compare the rows of each task with what the model has room for.
 
     Args:
         recipe: the recipe.
-        model: folder or GGUF file of the base.
+        given: the base.
         tokenizer: of the base.
         loaded: training and evaluation rows by task.
 
@@ -185,7 +149,7 @@ def check_limits(
     Raises:
         CpiftError: as :mod:`cpift.train.limits` does, and where all rows of a task would be dropped.
     """
-    limits = limits_of_place(model, recipe.trust_remote_code)
+    limits = limits_of_place(given.path, recipe.trust_remote_code, given.beneath)
     warnings = check_tokenizer(tokenizer, limits, recipe.training)
     rows = []
     for task, (train, evaluation) in loaded.items():
@@ -197,7 +161,7 @@ def check_limits(
         refined = min(len(train), recipe.refine.examples_per_task)
         check_rows(refined, recipe.training_of("refine"), f"refine.examples_per_task leaves tasks.{task}")
     generated = [held.task for held in rows if held.generates(tokenizer)]
-    check_generation(model, generated)
+    check_generation(given.beside("generation_config.json"), generated)
     for held in rows:
         warnings += check_fits(held, tokenizer, limits, held.task in generated)
     return warnings

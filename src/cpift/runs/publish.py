@@ -141,7 +141,7 @@ def _dtype(run: Run) -> str | None:
     if asked != "base":
         return asked
     sizes: Counter[str] = Counter()
-    for tensor in open_checkpoint(run.base.path).tensors.values():
+    for tensor in open_checkpoint(run.given.beneath or run.base.path).tensors.values():
         sizes[tensor.dtype] += tensor.size
     stored = sizes.most_common(1)[0][0]
     return next((name for name, short in NAMES.items() if short == stored), None)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cpift.checkpoint.hub import locate
 from cpift.console.reporter import Reporter
 from cpift.data.rows import TaskRows
 from cpift.data.store import read_jsonl
@@ -18,6 +17,7 @@ from cpift.files.findings import Finding
 from cpift.files.layout import RunLayout
 from cpift.files.records import Facts as StageFacts
 from cpift.recipe.recipe import Recipe
+from cpift.runs.given import GivenModel
 
 Facts = Mapping[str, Mapping[str, Any]]  # of each stage, by its name
 
@@ -126,15 +126,15 @@ class Run:
         return list(self.recipe.tasks)
 
     @property
-    def given_base(self) -> Path:
-        """What the recipe's ``model`` names: a checkpoint's folder, or a GGUF file."""
-        return locate(self.recipe.model, self.recipe.revision, self.recipe.trust_remote_code)
+    def given(self) -> GivenModel:
+        """What the recipe's ``model`` names: a checkpoint, a GGUF file, or an adapter."""
+        return GivenModel.of(self.recipe)
 
     @property
     def base(self) -> ModelRef:
-        """θ⁰: the checkpoint as given, or the stage that converts the GGUF file."""
-        given = self.given_base
-        return self.model(layout.BASE) if given.suffix == ".gguf" else ModelRef(given)
+        """θ⁰: the checkpoint as given, or the stage that converts the GGUF file or merges the adapter."""
+        given = self.given
+        return self.model(layout.BASE) if given.converted else ModelRef(given.path)
 
     def rows(self, task: str, part: str) -> Sequence[dict[str, Any]]:
         """``train`` or ``eval`` rows of a task whose stage is done."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from cpift.checkpoint.hub import locate
 from cpift.data.encoded import EncodedRows
 from cpift.data.encoding import IGNORED, encode, notes_of
 from cpift.data.lengths import Lengths, cut_warning, encode_measured
@@ -21,8 +20,9 @@ from cpift.errors import CpiftError
 from cpift.metrics import named
 from cpift.recipe.recipe import Recipe
 from cpift.recipe.task import Task
+from cpift.runs.given import GivenModel
 from cpift.train.config import max_length
-from cpift.train.models import load_tokenizer
+from cpift.train.models import read_tokenizer
 from cpift.typing import Tokenizer
 
 
@@ -190,10 +190,10 @@ def tokenizer_of(recipe: Recipe) -> Tokenizer:
     Raises:
         CpiftError: there is none that loads.
     """
-    model = locate(recipe.model, recipe.revision, recipe.trust_remote_code, weights=False)
-    if model.suffix != ".gguf":
-        return load_tokenizer(model, recipe.trust_remote_code, recipe.chat)
-    tokenizer = _of_gguf(model)
+    given = GivenModel.of(recipe, weights=False)
+    if given.path.suffix != ".gguf":
+        return read_tokenizer(given.beside("tokenizer_config.json"), recipe.trust_remote_code, recipe.chat)
+    tokenizer = _of_gguf(given.path)
     recipe.chat.apply(tokenizer)
     return tokenizer
 

@@ -82,18 +82,20 @@ def limits_of(config: Any, names: Sequence[str]) -> Limits:
     return Limits(_number(vocabulary), _number(positions), absolute)
 
 
-def limits_of_place(model: Path, trust_remote_code: bool = False) -> Limits:
+def limits_of_place(model: Path, trust_remote_code: bool = False, base: Path | None = None) -> Limits:
     """The limits of a checkpoint or a GGUF file that transformers can load. No weights are read.
 
     Args:
         model: a folder, or a GGUF file.
         trust_remote_code: may code that lies in the folder be run?
+        base: where the folder is an adapter's, the checkpoint that it is applied to.
     """
     if model.suffix == ".gguf":
         names = [tensor.name for tensor in library("gguf").GGUFReader(model).tensors]  # an extra
         return limits_of(AutoConfig.from_pretrained(model.parent, gguf_file=model.name), names)
-    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    return limits_of(config, list(open_checkpoint(model).tensors))
+    checkpoint = open_checkpoint(model, None if base is None else open_checkpoint(base))
+    config = AutoConfig.from_pretrained(base or model, trust_remote_code=trust_remote_code, **checkpoint.resized)
+    return limits_of(config, list(checkpoint.tensors))
 
 
 def check_tokenizer(tokenizer: Any, limits: Limits, training: Mapping[str, Any]) -> list[Finding]:

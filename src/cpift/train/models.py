@@ -173,6 +173,11 @@ def load_tokenizer(
     if is_adapter(folder):
         folders = open_checkpoint(folder, None if base is None else open_checkpoint(base)).folders
         folder = next((f for f in reversed(folders) if (f / "tokenizer_config.json").is_file()), folders[0])
+    return read_tokenizer(folder, trust_remote_code, chat)
+
+
+def read_tokenizer(folder: Path, trust_remote_code: bool = False, chat: ChatSettings | None = None) -> Any:
+    """The tokenizer whose files lie in this very folder; arguments and errors are those of :func:`load_tokenizer`."""
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)

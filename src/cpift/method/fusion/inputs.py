@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from cpift.checkpoint.align import align
 from cpift.checkpoint.companions import Companions
 from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.copies import Copies
+from cpift.checkpoint.names import match_names
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import Checkpoint
 from cpift.checkpoint.vocabulary import Rows, base_rows, has_rows_of_tokens, union, write_tokenizer
@@ -37,6 +38,7 @@ class Inputs:
         copies: buffers and second names of tied pairs, which are copied.
         companions: where configuration, tokenizer and the like come from.
         warnings: what a user should know.
+        stored_as: type of a parameter, by its name, in an output "as the base", where it is another than the base's.
     """
 
     base: Checkpoint
@@ -47,6 +49,7 @@ class Inputs:
     copies: Copies
     companions: Companions
     warnings: list[str]
+    stored_as: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def models(self) -> list[Checkpoint]:
@@ -76,7 +79,7 @@ class Inputs:
 
     def _stored_as(self, name: str, dtype: str | None) -> str:
         if dtype == BASE:
-            return self.base.tensors[name].dtype
+            return self.stored_as.get(name, self.base.tensors[name].dtype)
         return DTYPES[dtype] if dtype else _widest({model.tensors[name].dtype for model in self.models})
 
     def layout_of_copies(self, parameters: Layout) -> Layout:
@@ -92,6 +95,7 @@ class Inputs:
             for file in model.files:
                 stat = file.stat()
                 state.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+        state.update(json.dumps(self.stored_as).encode() if self.stored_as else b"")
         for task in self.tasks:
             state.update(task.encode())
             if task in self.regions:
@@ -134,6 +138,7 @@ def open_inputs(
     tuned: Mapping[str, str | Path],
     regions: Mapping[str, Region | str | Path],
     union_of_rows: bool,
+    stored_as: str | Path | None = None,
 ) -> Inputs:
     """Open what is fused. Reads headers, regions and companions, no weights.
 
@@ -145,6 +150,7 @@ def open_inputs(
         tuned: the fine-tuned checkpoints by task. An adapter is applied to ``base``.
         regions: core region of each task that has one.
         union_of_rows: may a tuned vocabulary be larger than the base's?
+        stored_as: the checkpoint whose types an output "as the base" has; None: the base.
 
     Raises:
         CpiftError: checkpoints that do not match, or a region of another model.
@@ -174,7 +180,14 @@ def open_inputs(
     companions = Companions.choose(origin.folders, home, folders)
     warnings += [*copies.warnings, *companions.warnings]
     models = {name: cut_off[name] for name in opened}
-    return Inputs(origin, first if start else origin, models, loaded, rows, copies, companions, warnings)
+    types = {} if stored_as is None else _types(origin, open_checkpoint(stored_as))
+    return Inputs(origin, first if start else origin, models, loaded, rows, copies, companions, warnings, types)
+
+
+def _types(base: Checkpoint, other: Checkpoint) -> dict[str, str]:
+    """Types of the other's parameters, under the names of the base."""
+    names = match_names(list(base.tensors), list(other.tensors))
+    return {ours: other.tensors[theirs].dtype for ours, theirs in names.items()}
 
 
 def _check_fit(base: Checkpoint, regions: Mapping[str, Region]) -> None:

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from cpift.checkpoint.hub import checkpoint_place
 from cpift.checkpoint.identity import checkpoint_identity
 from cpift.files import layout, manifest
 from cpift.files.findings import finding
 from cpift.method.freeze import regions_by_name
 from cpift.method.region import Region
 from cpift.recipe.arrivals import Protect
+from cpift.recipe.recipe import Recipe
 from cpift.runs.arrival_rows import arrival_steps, replayed_rows
+from cpift.runs.given import GivenModel, tuned_from
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.stages.evaluate import evaluate_stages
@@ -61,10 +62,16 @@ def carried_regions(model: Path) -> dict[str, Path]:
     return {file.name.removesuffix(".region.safetensors"): file for file in files}
 
 
+def protected_by(recipe: Recipe, given: GivenModel) -> str:
+    """What the protected region is chosen by: ``protect.by`` with ``auto`` settled."""
+    known = recipe.base is not None or given.beneath is not None
+    return ("update" if known else "none") if recipe.protect.by == "auto" else recipe.protect.by
+
+
 def _protect(run: Run) -> Stage | None:
     """The region of the model before: its own update, and the regions that it carries. None where there is neither."""
-    part, carried = run.recipe.protect, carried_regions(run.base.path)
-    by = ("update" if run.recipe.base else "none") if part.by == "auto" else part.by
+    part, carried, given = run.recipe.protect, carried_regions(run.given.folder), run.given
+    by = protected_by(run.recipe, given)
     if not part.freeze or (by == "none" and not carried):
         return None
     kept = [task for task in run.tasks if task not in run.recipe.additions.order]
@@ -78,7 +85,7 @@ def _protect(run: Run) -> Stage | None:
             settings["include"] = run.recipe.region.include
     if kept:
         settings |= {"tasks": kept, "max_length": limit, **run.recipe.chat.identity()}
-    origin = checkpoint_place(run.recipe.base) if by == "update" and run.recipe.base else None
+    origin = tuned_from(run.recipe, given) if by == "update" else None
     if origin is not None:
         settings["tuned_from"] = checkpoint_identity(origin)
 
@@ -170,6 +177,10 @@ def _average(
         "transplant": part.transplant,
         **settings_of(before, "base"),
     }
+    # The first model before may be a merged adapter, in float32; inside a core its every bit is to stay.
+    beneath = run.given.beneath if before.stage == layout.BASE and run.recipe.additions.train == "all" else None
+    if beneath is not None:
+        settings["stored_as"] = checkpoint_identity(beneath)
 
     def combine(folders: Mapping[str, Path]) -> Facts:
         regions = {stage: Region.load(run.folder(stage) / layout.REGION_FILE).detached() for stage in unchanged}
@@ -182,6 +193,7 @@ def _average(
             weight=weight,
             interpolation=part.interpolation,
             dtype="base",
+            stored_as=beneath,
         )
         for text in report["warnings"]:
             run.add(finding("checkpoints-differ", text, name))
