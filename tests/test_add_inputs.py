@@ -100,6 +100,7 @@ PLACES: list[tuple[str, list[str], str]] = [
     ("{tmp}/out", ["--keep", "old={tmp}/shape.jsonl"], "line 1: has neither messages nor prompt"),
     ("{tmp}/out", ["--keep", "old={tmp}/empty.jsonl"], "holds no rows"),
     ("{tmp}/out", ["--task", "upper={place}/upper.jsonl"], "the name upper is given twice"),
+    ("{tmp}/out", ["--mirror", "nowhere://x"], "--mirror nowhere://x: "),
     ("{tmp}/out", ["--base", "org/none"], "base: org/none is no local folder and cannot be fetched"),
 ]
 

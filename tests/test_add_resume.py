@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny
 import tiny_run
 from tiny_add import arrivals, models, same_bits
-from tiny_run import Cut, Listener, stamps
+from tiny_run import Cut, Listener, call, stamps
 
 from cpift.recipe.recipe import Recipe
 from cpift.runs.alternatives import compare_additions
@@ -91,6 +92,20 @@ def test_a_lost_disk_costs_nothing_where_there_is_a_mirror(place: Path, tmp_path
     assert same_bits(again / "model", out / "model")
     for file in ("upper.patch.safetensors", "model/cpift_regions/upper.region.safetensors"):
         assert (again / file).read_bytes() == (out / file).read_bytes()
+
+
+def test_the_command_copies_to_its_mirror(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a mirror does is tested above; here, that the option reaches it, and the recipe's command line."""
+    asked: list[object] = []
+    monkeypatch.setattr("cpift.runs.pipeline.run", lambda recipe, out, **options: asked.append(options["mirror"]) or {})
+    rows = tiny.jsonl(tmp_path / "upper.jsonl", tiny.rows("upper", 12, 0))
+    given = ["--model", place / "mine", "--task", f"upper={rows}", "--out", tmp_path / "out", "--mirror", "memory://m"]
+    assert call(capsys, "add", *given)[0] == 0
+    assert asked == ["memory://m"]
+    printed = call(capsys, "add", *given, "--write-recipe", tmp_path / "recipe.yaml")[1]
+    assert printed.strip().endswith("--mirror memory://m")
 
 
 @pytest.mark.long  # an addition that is cut off: above; that ways are kept: test_add_ways.py

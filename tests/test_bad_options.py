@@ -126,6 +126,8 @@ OPTIONS = {
     "identify, percent nan": (f"{HERE} --percent nan", "percent: nan is not in (0, 100]"),
     "identify, percent in words": (f"{HERE} --percent one", "percent: one is not in (0, 100]"),
     "identify, memory": (f"{HERE} --max-memory lots", "'lots' is not a size"),
+    "identify, include": (f"{HERE} --include *nope*", "include: '*nope*' matches no parameter"),
+    "identify, nothing left": (f"{HERE} --include *mlp* --exclude *mlp*", "leave no parameter"),
     "identify, exclude": (f"{HERE} --exclude *nope*", "'*nope*' matches no parameter"),
     "identify, no name": ("identify --base {f}/base --tuned {f}/a --out {f}/out", "write it as NAME=PATH"),
     "identify, a path as name": ("identify --base {f}/base --tuned ../x={f}/a --out {f}/out", "write it as NAME=PATH"),

@@ -63,7 +63,7 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> Non
 
 OPTIONS = {
     "add": {
-        "as_patch", "base", "compare", "evaluation", "keep", "metric", "model", "out", "recipe", "sets", "task",
+        "as_patch", "base", "compare", "evaluation", "keep", "metric", "mirror", "model", "out", "recipe", "sets", "task",
     },
     "run": {"recipe", "out", "sets", "until", "mirror", "dry_run", "engine", "jobs", "address", "gpus_per_job"},
     "data": {"recipe", "sets", "examples", "as_json"},
@@ -73,7 +73,7 @@ OPTIONS = {
     },
     "diff": {"base", "tuned", "percent", "threshold", "exclude", "html", "as_json", "max_memory", "threads"},
     "plan": {"recipe", "sets", "measure", "gpus", "as_json", "out"},
-    "identify": {"base", "tuned", "out", "percent", "exclude", "max_memory", "vocabulary", "threads"},
+    "identify": {"base", "tuned", "out", "percent", "include", "exclude", "max_memory", "vocabulary", "threads"},
     "group": {"regions", "threshold", "out", "seed"},
     "fuse": {
         "base", "tuned", "out", "backbone", "region", "overlap", "interpolation", "space", "vector", "weight",

@@ -11,6 +11,7 @@ import torch
 from checkpoints import CONFIGS, family, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_run import call
 
 from cpift.errors import CpiftError
 from cpift.method.identify import core_count, identify
@@ -150,6 +151,18 @@ def test_excluded_parameters_do_not_count(tmp_path: Path) -> None:
     assert same(found, plain.core(left, plain.load(task), "2"))
     with pytest.raises(CpiftError, match="matches no parameter"):
         identify(base, {"t": task}, "2", exclude=["*nothing*"])
+
+
+def test_the_command_counts_what_is_included_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, task = family(tmp_path, "llama", tasks=1)
+    arguments = ["--base", base, "--tuned", f"t={task}", "--percent", "2", "--out", tmp_path / "r"]
+    patterns = ["--include", "*mlp*", "--include", "*q_proj*", "--exclude", "*up_proj*"]
+    assert call(capsys, "identify", *arguments, *patterns)[0] == 0
+    wanted = {n for n in plain.load(base) if ("mlp" in n and "up_proj" not in n) or "q_proj" in n}
+    found = Region.load(tmp_path / "r/t.region.safetensors")
+    left = {n: w for n, w in plain.load(base).items() if n in wanted}
+    assert found.total == sum(w.size for w in left.values())
+    assert same(found, plain.core(left, plain.load(task), "2"))
 
 
 @pytest.mark.parametrize("percent", ["0", "-1", "100.1", "nan", "1e", 0, 101])

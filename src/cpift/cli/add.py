@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cpift.cli.options import Sets, named_paths, overrides, terminal
+from cpift.cli.options import Mirror, Sets, named_paths, overrides, terminal
 from cpift.errors import CpiftError
 
 EVAL_ROWS, EVAL_SHARE = 200, 5  # held out by default: number of rows, or a fifth of fewer
@@ -58,6 +58,7 @@ def add(
         bool,
         typer.Option("--as-patch", help="Train inside the task's core alone, and write a patch that comes off again."),
     ] = False,
+    mirror: Mirror = None,
     sets: Sets = None,
     recipe: Annotated[
         Path | None, typer.Option("--write-recipe", metavar="FILE", help="Write the recipe, to edit it, and stop.")
@@ -90,12 +91,13 @@ def add(
         if recipe.exists():
             raise CpiftError(f"{recipe}: exists; name another file, or remove it")
         recipe.write_text(loaded.dump(), encoding="utf-8")
-        print(f"wrote {recipe}; edit it, then: cpift run {recipe} --out {out}")
+        copy = f" --mirror {mirror}" if mirror is not None else ""
+        print(f"wrote {recipe}; edit it, then: cpift run {recipe} --out {out}{copy}")
         return
     if compare:
         check_alternatives()
     with terminal() as shown:
-        result = run_all(loaded, out, reporter=shown)
+        result = run_all(loaded, out, reporter=shown, mirror=mirror)
         table = addition_table(compare_additions(loaded, out, shown)) if compare else []
     if not result:  # of a process that does not lead
         return

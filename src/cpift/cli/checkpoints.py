@@ -37,8 +37,12 @@ def identify(
     tuned: Tuned,
     out: Annotated[Path, typer.Option(help="Folder for NAME.region.safetensors.")],
     percent: Annotated[str, typer.Option(help="Share of all parameters that is core, in per cent.")] = "1",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Count these parameters only, as a shell-style pattern: '*mlp*'."),
+    ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Parameters that do not count, as a shell-style pattern: '*embed*'.")
+        list[str] | None, typer.Option(metavar="PATTERN", help="Parameters that do not count: '*embed*'.")
     ] = None,
     max_memory: Annotated[
         str | None, typer.Option(help="Above this size, candidates go to a scratch file: 4GB.")
@@ -72,6 +76,7 @@ def identify(
         origin,
         models,
         percent,
+        include=include or [],
         exclude=exclude or [],
         max_memory=limit,
         threads=threads,

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from cpift.console.terminal import Terminal
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file; cpift init writes one.")]
+Mirror = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Copy finished stages to this URL (s3://…), and copy back those that the folder lacks."
+    ),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, dotted: probe.steps=50."),

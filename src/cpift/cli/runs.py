@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from cpift.cli.options import Address, EngineName, GpusPerJob, RecipePath, Sets, overrides, terminal, write_text
+from cpift.cli.options import Address, EngineName, GpusPerJob, Mirror, RecipePath, Sets, overrides, terminal, write_text
 from cpift.errors import CpiftError
 from cpift.files.layout import RunLayout
 
@@ -25,12 +25,7 @@ def run(
         str | None,
         typer.Option(metavar="STAGE", help="Stop after probe, identify, group, backbone, fuse, refine or evaluate."),
     ] = None,
-    mirror: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="Copy finished stages to this URL (s3://…), and copy back those that the folder lacks."
-        ),
-    ] = None,
+    mirror: Mirror = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what is done and what would be done, and stop.")
     ] = False,
@@ -55,7 +50,7 @@ def run(
 
     loaded = Recipe.load(recipe, overrides(sets))  # a mistake in it is reported before torch is imported
     from cpift.distributed.engine import make_engine
-    from cpift.runs.mirror import Mirror
+    from cpift.runs.mirror import Mirror as Copy
     from cpift.runs.pipeline import check
     from cpift.runs.pipeline import run as run_all
 
@@ -63,7 +58,7 @@ def run(
     if dry_run:
         check(loaded, out)
         if mirror is not None:
-            held = Mirror(mirror, loaded, out).held
+            held = Copy(mirror, loaded, out).held
             say(f"the mirror holds {len(held)} finished stages; those that fit are copied back instead of computed")
         _show_status(loaded, out)
         return
