@@ -83,7 +83,7 @@ OPTIONS = {
     "export": {"model", "out", "form", "base", "rank", "dtype", "max_shard_size"},
     "apply": {"delta", "base", "out", "max_shard_size"},
     "compare": {
-        "recipe", "out", "methods", "seeds", "budget", "reference", "jobs", "keep_models", "sets",
+        "recipe", "out", "methods", "seeds", "budget", "reference", "jobs", "keep_models", "sets", "tune",
         "engine", "address", "gpus_per_job",
     },
     "status": {"folder"},
