@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from cpift.compare.statistics import summary as summary_of
 from cpift.compare.table import markdown
-from cpift.console.terminal import scores_table
+from cpift.console.scores import scores_table
 from cpift.errors import CpiftError
 from cpift.evaluation.drift import Comparison, divergences
 from cpift.evaluation.guard import Guarded, guard_tokens, questions, read_guard, score_guard

@@ -10,10 +10,12 @@ import sys
 import pytest
 
 from cpift.console import terminal
+from cpift.console.scores import scores_table
 from cpift.metrics.summary import summary
 
 SHOW = """
 from cpift.console import terminal
+from cpift.console.scores import scores_table
 from cpift.metrics.summary import summary
 shown = terminal.Terminal()
 terminal.PLAIN_EVERY = -1.0
@@ -23,7 +25,7 @@ for step in range(1, 4):
 shown.finished("01-probe/a", {"seconds": 1.0})
 shown.warning("something to act on")
 scores = {m: {"a": {"metric": "exact_match", "score": s}} for m, s in (("base", 0.0), ("probe/a", 0.5), ("refine/1", 0.25))}
-terminal.scores_table({"tasks": ["a"], "models": scores, "summary": summary(scores, ["a"])})
+scores_table({"tasks": ["a"], "models": scores, "summary": summary(scores, ["a"])})
 """
 
 
@@ -83,7 +85,7 @@ def test_the_table_says_how_wide_the_intervals_are(capsys: pytest.CaptureFixture
         model: {"a": {"metric": "exact_match", "score": right / 32, "items": [1.0] * right + [0.0] * (32 - right)}}
         for model, right in (("base", 1), ("probe/a", 8))
     }
-    terminal.scores_table({"tasks": ["a"], "models": scores, "summary": summary(scores, ["a"])})
+    scores_table({"tasks": ["a"], "models": scores, "summary": summary(scores, ["a"])})
     assert capsys.readouterr().out.splitlines()[-1] == "95 % intervals of the scores: at most ± 17.1 points"
 
 
@@ -105,7 +107,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(terminal, "time", clock)
-    monkeypatch.setattr(terminal, "_is_live", lambda: False)
+    monkeypatch.setattr(terminal, "is_live", lambda: False)
     return clock
 
 

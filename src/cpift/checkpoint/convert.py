@@ -6,7 +6,9 @@ import numpy as np
 
 from cpift.checkpoint.stream import native
 from cpift.errors import CpiftError
-from cpift.kernels.stored import as_float64, rounded
+from cpift.kernels.lazy import compiled
+
+_as_float64, _rounded = compiled("stored", "as_float64"), compiled("stored", "rounded")
 
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 """Types by the names that users write, and as safetensors names them."""
@@ -28,9 +30,9 @@ def converted(raw: np.ndarray, source: str, target: str, name: str) -> np.ndarra
     if source == target:
         return raw
     values = np.empty(raw.size)
-    as_float64(native(raw), values)
+    _as_float64(native(raw), values)
     out = np.empty(raw.size, _KERNEL_TYPE[target])
-    rounded(values, out)
+    _rounded(values, out)
     with np.errstate(over="ignore"):
         stored: np.ndarray = out.astype(np.float16) if target == "F16" else out
     infinite = ((stored & 0x7F80) == 0x7F80) if target == "BF16" else ~np.isfinite(stored)

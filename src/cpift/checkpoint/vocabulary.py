@@ -19,7 +19,9 @@ from cpift.checkpoint.files import read_json
 from cpift.checkpoint.stream import BLOCK, Block, Checkpoint, native
 from cpift.checkpoint.tokens import Tokens, new_tokens
 from cpift.errors import CpiftError
-from cpift.kernels.stored import as_float64
+from cpift.kernels.lazy import compiled
+
+_as_float64 = compiled("stored", "as_float64")
 
 Vocabulary = Literal["same", "union"]
 
@@ -94,7 +96,7 @@ class Rows:
             total = np.zeros(stop - start)
             values = np.empty(stop - start)
             for name in run.models:
-                as_float64(native(self.models[name].raw(block.name, start, stop)), values)
+                _as_float64(native(self.models[name].raw(block.name, start, stop)), values)
                 total = values.copy() if len(run.models) == 1 else total + values
             yield start - block.start, total / len(run.models)
 

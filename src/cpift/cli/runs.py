@@ -44,7 +44,8 @@ def run(
     Probes each task alone, identifies their core regions, groups the tasks, trains a backbone, fuses, refines, and scores
     every model on every task. Finished stages that are unchanged are skipped. Interrupted and started again, it resumes.
     """
-    from cpift.console.terminal import say, scores_table
+    from cpift.console.scores import scores_table
+    from cpift.console.terminal import say
     from cpift.recipe.recipe import Recipe
     from cpift.recipe.yaml import origins
 

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from cpift.checkpoint.stream import Block, Checkpoint, native
-from cpift.kernels.fusion import gather_core
-from cpift.kernels.stored import as_float64
+from cpift.kernels.lazy import compiled
 from cpift.method.overlap_rules import Claims, OverlapRule
 from cpift.method.region import Region
+
+_gather_core, _as_float64 = compiled("fusion", "gather_core"), compiled("stored", "as_float64")
 
 
 class Cores:
@@ -88,7 +89,7 @@ def transplant(
     contested, claimed = np.empty(several, np.int64), np.empty((tasks, several), np.bool_)
     claims, sizes = np.empty((tasks, several)), np.empty((tasks, several), np.float32)
     if most:
-        n, c = gather_core(
+        n, c = _gather_core(
             addresses, itemsizes, cores.table, cores.start, positions, values, counts, contested, claimed, claims, sizes
         )
         positions, values = positions[:n], values[:n]
@@ -113,5 +114,5 @@ def values_at(model: Checkpoint, block: Block, positions: np.ndarray) -> np.ndar
     """
     picked = np.ascontiguousarray(model.raw(*block)[positions])
     out = np.empty(len(picked))
-    as_float64(native(picked), out)
+    _as_float64(native(picked), out)
     return out
