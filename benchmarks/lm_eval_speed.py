@@ -70,7 +70,7 @@ def timed(network: Any, tokenizer: Any, task: EvalTask) -> tuple[float, float, l
 def warm_up(network: Any, tokenizer: Any, task: EvalTask) -> None:
     """Imports, and the data set's cache."""
     with torch.inference_mode():
-        score_task(network, tokenizer, EvalTask([], task.metric, folder=task.folder, limit=2), None)
+        score_task(network, tokenizer, EvalTask([], task.metric, folder=task.folder, settings={"limit": 2}), None)
 
 
 def tasks(rows: int) -> dict[str, EvalTask]:

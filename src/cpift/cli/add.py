@@ -152,9 +152,15 @@ def _recipe(
 
 
 def _task(name: str, rows: str, held_out: Mapping[str, str], metrics: Mapping[str, str]) -> dict[str, object]:
-    given = held_out.get(name)
-    evaluation = _held_out(name, rows) if given is None else int(given) if given.isdigit() else given
-    return {"train": rows, "eval": evaluation, **({"metric": metrics[name]} if name in metrics else {})}
+    from cpift.metrics import brings_rows
+
+    given, metric = held_out.get(name), metrics.get(name)
+    scored: dict[str, object] = {} if metric is None else {"metric": metric}
+    if given is not None:
+        scored["eval"] = int(given) if given.isdigit() else given
+    elif not brings_rows(metric):
+        scored["eval"] = _held_out(name, rows)
+    return {"train": rows, **scored}
 
 
 def _held_out(name: str, rows: str) -> int:

@@ -81,7 +81,8 @@ def show_task(name: str, task: TaskData, limit: int | None, write: Callable[[str
     write(f"  shape      {shapes}")
     for source in task.sources if len(task.sources) > 1 or any(s.rows != s.used for s in task.sources) else ():
         write(f"  source     {source.path}: {source.rows:,} rows, used as {source.used:,}")
-    for kind, lengths in (("training", task.train), ("evaluation", task.evaluation)):
+    parts = [("training", task.train), *([("evaluation", task.evaluation)] if task.evaluation.rows else [])]
+    for kind, lengths in parts:
         write(f"  {kind:10} {_lengths(lengths, limit if kind == 'training' else scored)}")
     most = max((bar.rows for bar in task.train.histogram), default=1)
     for bar in task.train.histogram:
@@ -91,7 +92,8 @@ def show_task(name: str, task: TaskData, limit: int | None, write: Callable[[str
 
 def summary(task: TaskData) -> str:
     """A task's rows in one line."""
-    return f"{task.train.rows:,} training rows, {task.train.tokens:,} tokens, {task.evaluation.rows:,} evaluation rows"
+    scored = f"{task.evaluation.rows:,} evaluation rows" if task.evaluation.rows else "evaluation rows of the metric"
+    return f"{task.train.rows:,} training rows, {task.train.tokens:,} tokens, {scored}"
 
 
 def _lengths(lengths: Lengths, limit: int | None) -> str:

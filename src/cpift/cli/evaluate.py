@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +33,9 @@ def evaluate(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            "--task", metavar="NAME=ROWS", help="In place of a recipe: a file of evaluation rows, or a hub id."
+            "--task",
+            metavar="NAME=ROWS",
+            help="In place of a recipe: a file of evaluation rows, a hub id, or a benchmark as lm_eval:TASK.",
         ),
     ] = None,
     metric: Annotated[
@@ -102,6 +104,7 @@ def _recipe(
     values: Sequence[str], tasks: Sequence[str], metrics: Sequence[str], changes: dict[str, object]
 ) -> tuple[list[str], Recipe]:
     """The models of the command line, and the recipe: the file at the end, or one made of ``--task`` and ``--metric``."""
+    from cpift.metrics import brings_rows
     from cpift.recipe.recipe import Recipe
 
     last = Path(values[-1])
@@ -117,20 +120,34 @@ def _recipe(
         raise CpiftError("no task is given: add --task NAME=FILE, or a recipe after the models")
     files = named_paths(tasks, "--task")
     if is_recipe:
-        names = list(Recipe.load(last, changes).tasks) if metrics else []
+        names = dict.fromkeys(Recipe.load(last, changes).tasks, "") if metrics else {}
         return models, Recipe.load(last, {**changes, **_metrics(metrics, names)})
-    data = {"model": models[0].rpartition("=")[2], "tasks": {n: {"train": f, "eval": f} for n, f in files.items()}}
-    return models, Recipe.from_data(data, Path(), {**changes, **_metrics(metrics, list(files))}, "--task")
+    parts = {name: {"train": rows, "metric" if brings_rows(rows) else "eval": rows} for name, rows in files.items()}
+    data = {"model": models[0].rpartition("=")[2], "tasks": parts}
+    return models, Recipe.from_data(data, Path(), {**changes, **_metrics(metrics, files)}, "--task")
 
 
-def _metrics(values: Sequence[str], tasks: Sequence[str]) -> dict[str, object]:
-    """Dotted keys of the tasks' metrics. Raises :class:`CpiftError` for a task that is not there."""
+def _metrics(values: Sequence[str], tasks: Mapping[str, str]) -> dict[str, object]:
+    """Dotted keys of the tasks' metrics.
+
+    Args:
+        values: of ``--metric``.
+        tasks: by name what ``--task`` gives; one that is a benchmark has its metric already.
+
+    Raises:
+        CpiftError: a task that is not there, or one with a metric already.
+    """
+    from cpift.metrics import brings_rows
+
     found: dict[str, object] = {}
     for value in sorted(values, key=lambda value: "=" in value):  # that of one task comes on top
         name, sign, metric = value.rpartition("=")
         if sign and name not in tasks:
             raise CpiftError(f"--metric {value}: {name} is none of the tasks ({', '.join(tasks)})")
-        found |= {f"tasks.{task}.metric": metric for task in ([name] if sign else tasks)}
+        if sign and brings_rows(tasks[name]):
+            raise CpiftError(f"--metric {value}: {name} is scored by {tasks[name]}; leave it out")
+        chosen = [name] if sign else [task for task, rows in tasks.items() if not brings_rows(rows)]
+        found |= {f"tasks.{task}.metric": metric for task in chosen}
     return found
 
 

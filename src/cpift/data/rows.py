@@ -65,6 +65,8 @@ def load_evaluation(name: str, task: Task, seed: int) -> Sequence[Row]:
     Raises:
         CpiftError: as :func:`load_task`.
     """
+    if task.eval is None:
+        return []
     if task.generate is not None or isinstance(task.eval, int):
         return load_task(name, task, seed).evaluation
     return _evaluation_rows(name, task, seed, Counter(), [])
@@ -112,6 +114,8 @@ def _from_sets(name: str, task: Task, seed: int) -> TaskRows:
             raise CpiftError(f"tasks.{name}: eval is {task.eval}, but {paths} has only {len(stored)} rows")
         held_out = set(rng(seed, name, "split").sample(range(len(stored)), task.eval))
         evaluation = stored.take(indices(sorted(held_out)))
+    elif task.eval is None:  # the metric has rows of its own
+        evaluation = []
     else:
         evaluation = _evaluation_rows(name, task, seed, shapes, warnings)
     train, used = indices(), []

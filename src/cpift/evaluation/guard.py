@@ -26,10 +26,9 @@ from cpift.evaluation.options import with_answer
 from cpift.evaluation.scores import score_task
 from cpift.evaluation.task import EvalTask, Score, scoring_identity
 from cpift.metrics.guard import GuardEntry, drift_of
-from cpift.metrics.lm_eval import EXTRA, identity
+from cpift.metrics.lm_eval import identity
 from cpift.metrics.metric import Scoring
 from cpift.metrics.multiple_choice import MULTIPLE_CHOICE, options_of
-from cpift.metrics.packages import missing
 from cpift.recipe.guard import NEUTRAL, GuardSet
 from cpift.train import accelerator
 from cpift.train.malloc import kept_memory
@@ -68,11 +67,12 @@ def read_guard(guard: Sequence[GuardSet], folder: str | None = None) -> list[Gua
 def _task(entry: GuardSet, folder: str | None) -> EvalTask:
     if entry.built_in:
         return EvalTask(questions(), MULTIPLE_CHOICE.name)
-    if entry.lm_eval is not None:
-        if (problem := missing("lm_eval", EXTRA)) is not None:
-            raise CpiftError(f"guard {entry.name}: {problem}")
-        check_lm_eval(entry.lm_eval, folder)
-        return EvalTask([], entry.lm_eval, folder=folder, limit=entry.limit)
+    if entry.rows_of_metric is not None:
+        try:
+            check_lm_eval(entry.rows_of_metric, folder)
+        except CpiftError as error:
+            raise CpiftError(f"guard {error}") from error
+        return EvalTask([], entry.rows_of_metric, folder=folder, settings={"limit": entry.limit})
     task, where = entry.task(), f"guard {entry.name}"
     try:
         (source,) = task.sources("eval")
@@ -116,8 +116,8 @@ def _identity(entry: GuardSet, folder: str | None) -> dict[str, object]:
     if entry.built_in:
         content = neutral.text() if entry.name == NEUTRAL else json.dumps(questions())
         return {"name": entry.name, "content": hashlib.sha256(content.encode()).hexdigest()[:32]}
-    if entry.lm_eval is not None:
-        held = {"metric": entry.lm_eval, "limit": entry.limit, "tasks": task_files(folder)}
+    if entry.rows_of_metric is not None:
+        held = {"metric": entry.rows_of_metric, "limit": entry.limit, "tasks": task_files(folder)}
         return {"name": entry.name, **held, **identity()}
     task = entry.task()
     own = scoring_identity(task, task.metric) if task.metric else {}
@@ -190,7 +190,7 @@ def _text(
 
 
 def _rows(network: Network, tokenizer: Tokenizer, task: EvalTask, max_length: int | None) -> Score:
-    if task.kind.scoring is Scoring.LM_EVAL:
+    if task.kind.brings_rows:
         return score_task(network, tokenizer, task, max_length)
     kept = task.rows
     if task.kind.scoring is Scoring.OPTIONS:

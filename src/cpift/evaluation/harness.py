@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import lru_cache
 from io import StringIO
@@ -12,20 +13,26 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from cpift.distributed.sharing import ALONE, Share
 from cpift.errors import CpiftError
+from cpift.evaluation.harness_batches import share_requests
 from cpift.evaluation.task import EvalTask, Score
 from cpift.files.manifest import file_hash
-from cpift.metrics.lm_eval import EXTRA, PREFIX
-from cpift.metrics.packages import load
+from cpift.metrics import brings_rows
+from cpift.metrics.lm_eval import EXTRA, PREFIX, LmEvalSettings
+from cpift.metrics.packages import load, missing
+from cpift.recipe.recipe import Recipe
 from cpift.typing import Network, Tokenizer
 
 _PREFERRED = ("acc_norm", "exact_match", "acc")  # of several metrics of a task; else its first
 _BATCH, _BATCH_ON_DEVICE = 16, 64  # rows of a forward pass
+_FEW_SHOT_SEED = 1234  # of lm-eval: it draws the examples of a prompt
+_TIMED = 16  # items of a task that are scored to time it
 _LIMIT = 2**26  # bytes of task files that count for a stage's key
 
 
 def check_lm_eval(name: str, folder: str | None) -> None:
-    """Look a task up, and load nothing of it.
+    """Look a task of lm-eval up, and load nothing of it.
 
     Args:
         name: ``lm_eval:NAME``.
@@ -34,10 +41,39 @@ def check_lm_eval(name: str, folder: str | None) -> None:
     Raises:
         CpiftError: lm-eval is not installed, or has no such task.
     """
+    if (problem := missing("lm_eval", EXTRA)) is not None:
+        raise CpiftError(f"{name}: {problem}")
     _manager(name, folder)
 
 
-def score_lm_eval(network: Network, tokenizer: Tokenizer, task: EvalTask, progress: Callable[[int], None]) -> Score:
+def check_own_rows(recipe: Recipe) -> None:
+    """Look up what the recipe's tasks are scored on, where their metric has rows of its own.
+
+    Args:
+        recipe: the recipe.
+
+    Raises:
+        CpiftError: as :func:`check_lm_eval`, with the task's name.
+    """
+    for name, task in recipe.tasks.items():
+        if task.metric is not None and brings_rows(task.metric):
+            try:
+                check_lm_eval(task.metric, recipe.lm_eval_tasks)
+            except CpiftError as error:
+                raise CpiftError(f"tasks.{name}.metric: {error}") from error
+
+
+def own_rows_identity(recipe: Recipe, metric: str) -> dict[str, object]:
+    """What stands for rows that a metric brings, for the key of a stage; nothing where it brings none.
+
+    Args:
+        recipe: its recipe.
+        metric: of the task.
+    """
+    return {"lm_eval_tasks": task_files(recipe.lm_eval_tasks)} if brings_rows(metric) else {}
+
+
+def score_lm_eval(network: Network, tokenizer: Tokenizer, task: EvalTask, share: Share = ALONE) -> Score:
     """The score of a task of lm-eval, or of a group of them: the mean over all items.
 
     Of several metrics of a task ``acc_norm`` counts, then ``exact_match``, then ``acc``, then the first; of several
@@ -47,37 +83,62 @@ def score_lm_eval(network: Network, tokenizer: Tokenizer, task: EvalTask, progre
         network: the model.
         tokenizer: its tokenizer, which is left as it is.
         task: its metric is ``lm_eval:NAME``.
-        progress: called with the number of items at the end.
+        share: of this process; all processes get the score.
 
     Raises:
         CpiftError: lm-eval or the task is missing, its data cannot be loaded, or no metric is a score from 0 to 1.
     """
-    name = task.metric.removeprefix(PREFIX)
+    result = _evaluated(network, tokenizer, task, task.asked.chosen(LmEvalSettings).limit, share)
+    items = [value for samples in result["samples"].values() for value in _outcomes(task.metric, samples, result)]
+    if not items:
+        raise CpiftError(f"{task.metric}: has no item")
+    return Score(task.metric, sum(items) / len(items), items, [1] * len(items))
+
+
+def seconds_of(network: Network, tokenizer: Tokenizer, task: EvalTask) -> float:
+    """Time that a task of lm-eval takes, from that of its first items.
+
+    Args:
+        network: the model.
+        tokenizer: its tokenizer.
+        task: its metric is ``lm_eval:NAME``.
+
+    Raises:
+        CpiftError: as :func:`score_lm_eval`.
+    """
+    limit = task.asked.chosen(LmEvalSettings).limit
+    began = time.perf_counter()
+    counts = _evaluated(network, tokenizer, task, min(limit or _TIMED, _TIMED))["n-samples"].values()
+    seconds = time.perf_counter() - began
+    all_items: int = sum(min(count["original"], limit or count["original"]) for count in counts)
+    timed: int = sum(count["effective"] for count in counts)
+    return seconds * all_items / max(1, timed)
+
+
+def _evaluated(
+    network: Network, tokenizer: Tokenizer, task: EvalTask, limit: int | None, share: Share = ALONE
+) -> Mapping[str, Any]:
+    """What lm-eval returns."""
     manager = _manager(task.metric, task.folder)
     batch = _BATCH if network.device.type == "cpu" else _BATCH_ON_DEVICE
     with _quiet():
         model = load("lm_eval.models.huggingface", EXTRA).HFLM(
             pretrained=network, tokenizer=copy.deepcopy(tokenizer), batch_size=batch
         )
+        share_requests(model, batch, share)
         try:
-            result = load("lm_eval.evaluator", EXTRA).simple_evaluate(
-                model=model,
-                tasks=[name],
-                task_manager=manager,
-                limit=task.limit,
-                bootstrap_iters=0,
-                random_seed=None,  # of this process, whose trainings have seeds of their own
-                numpy_random_seed=None,
-                torch_random_seed=None,
+            tasks = manager.load([task.metric.removeprefix(PREFIX)])
+            for one in tasks["tasks"].values():  # as its simple_evaluate does, which returns in one process alone
+                if one.get_config("num_fewshot") is None:
+                    one.set_config(key="num_fewshot", value=0)
+                one.set_fewshot_seed(seed=_FEW_SHOT_SEED)
+            result: Mapping[str, Any] = load("lm_eval.evaluator", EXTRA).evaluate(
+                model, tasks, limit=limit, bootstrap_iters=0
             )
         except (OSError, ValueError, KeyError, ImportError, ConnectionError) as error:
             said = " ".join(str(error).split())[:300]
             raise CpiftError(f"{task.metric}: lm-eval cannot evaluate it ({type(error).__name__}: {said})") from error
-    items = [value for samples in result["samples"].values() for value in _outcomes(task.metric, samples, result)]
-    progress(len(task.rows))
-    if not items:
-        raise CpiftError(f"{task.metric}: has no item")
-    return Score(task.metric, sum(items) / len(items), items, [1] * len(items))
+    return result
 
 
 def _outcomes(name: str, samples: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from cpift.checkpoint.identity import content_identity
@@ -12,6 +13,7 @@ from cpift.console.progress import Counter
 from cpift.console.reporter import Reporter
 from cpift.data.rows import answer_warnings, load_evaluation, load_rows, metric_of, sample
 from cpift.evaluation.backends import check_backend
+from cpift.evaluation.harness import check_own_rows
 from cpift.evaluation.known import Known
 from cpift.evaluation.scores import EvalTask, evaluate, left_out_warning, notes_message
 from cpift.files.findings import Finding
@@ -55,6 +57,7 @@ def eval_tasks(
     """
     for stage in ("probe", "backbone", "refine"):
         check_training(recipe.training_of(stage), f"{stage}.training")
+    check_own_rows(recipe)
     tasks = {}
     for name, task in recipe.tasks.items():
         warnings: list[Finding] = []
@@ -65,7 +68,9 @@ def eval_tasks(
         rows = rows if count is None else sample(rows, count, recipe.seed, name)
         for warning in [*warnings, *answer_warnings(name, task, rows)]:
             reporter.warning(warning.text)
-        tasks[name] = EvalTask.of(task, rows, metric_of(name, task, rows))
+        tasks[name] = EvalTask.of(task, rows, metric_of(name, task, rows), recipe.lm_eval_tasks)
+        if count is not None and tasks[name].kind.brings_rows:
+            tasks[name] = replace(tasks[name], settings={**task.metric_settings, "limit": count})
     return tasks
 
 

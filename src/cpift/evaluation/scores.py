@@ -153,6 +153,8 @@ def _scored_before(
         return scores
     tokenizer: Tokenizer | None = None
     for name, task in tasks.items():
+        if task.kind.brings_rows:
+            continue  # lm-eval scores all of its items each time
         if task.kind.scoring is not Scoring.GENERATED:
             section, keys = known.outcomes(task, max_length), [row_key(row) for row in task.rows]
             if not section.missing(keys):
@@ -196,8 +198,8 @@ def score_task(
 
     Its precision is left empty, but of a backend's answers. In a process that does not lead it is empty.
     """
-    if task.kind.scoring is Scoring.LM_EVAL:
-        return score_lm_eval(network, tokenizer, task, progress)
+    if task.kind.brings_rows:
+        return score_lm_eval(network, tokenizer, task, share)
     known = known or Known()
     encoded: list[Encoded] | None = None
     if task.kind.scoring is not Scoring.OPTIONS:

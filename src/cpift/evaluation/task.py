@@ -27,7 +27,6 @@ class EvalTask:
         match: which match of the pattern counts, ``last`` or ``first``.
         settings: of the metric, by name.
         folder: of task files for lm-eval.
-        limit: items that lm-eval uses; None: all.
     """
 
     rows: Sequence[Row]
@@ -38,12 +37,13 @@ class EvalTask:
     match: str = "last"
     settings: Mapping[str, object] = field(default_factory=dict)
     folder: str | None = None
-    limit: int | None = None
 
     @classmethod
-    def of(cls, task: Task, rows: Sequence[Row], metric: str) -> EvalTask:
-        """Of a recipe's task, its rows and their metric."""
-        return cls(rows, metric, task.pattern, task.max_new_tokens, task.generate, task.match, task.metric_settings)
+    def of(cls, task: Task, rows: Sequence[Row], metric: str, folder: str | None = None) -> EvalTask:
+        """Of a recipe's task, its rows and their metric; ``folder`` as the attribute."""
+        return cls(
+            rows, metric, task.pattern, task.max_new_tokens, task.generate, task.match, task.metric_settings, folder
+        )
 
     @property
     def kind(self) -> Metric:

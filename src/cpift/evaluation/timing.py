@@ -13,6 +13,7 @@ from cpift.data.encoding import encode, prompt_ids
 from cpift.data.row_checks import Row
 from cpift.data.templates import ChatSettings
 from cpift.evaluation.batching import batches, forced_room, generation_room
+from cpift.evaluation.harness import seconds_of
 from cpift.evaluation.scores import answers, forwarded_rows, score_task
 from cpift.evaluation.task import EvalTask
 from cpift.metrics.metric import Scoring
@@ -36,7 +37,10 @@ def measure_scoring(
     attention: str | None = None,
     dtype: str = "auto",
 ) -> tuple[float, dict[str, float]]:
-    """Seconds that a model takes to load, and seconds a row of each task, timed on a batch of its rows."""
+    """Seconds that a model takes to load, and seconds a row of each task, timed on a batch of its rows.
+
+    Of a task whose metric has rows of its own the seconds are those of all of them.
+    """
     began = time.perf_counter()
     network = load_model(model, trust_remote_code, None, attention)
     tokenizer = load_tokenizer(model, trust_remote_code, chat)
@@ -45,6 +49,9 @@ def measure_scoring(
     found: dict[str, float] = {}
     with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network, dtype):
         for name, task in tasks.items():
+            if task.kind.brings_rows:
+                found[name] = seconds_of(network, tokenizer, task)
+                continue
             options = task.kind.scoring is Scoring.OPTIONS
             forced = options or forwarded_rows(network, tokenizer, task, max_length) is not None
             rows = _a_batch(task, tokenizer, network, forced)

@@ -165,7 +165,7 @@ class ScoringTrial(TypedDict):
 
     Attributes:
         load_seconds: loading the model.
-        row_seconds: of one row, by task.
+        row_seconds: of one row, by task; where the metric has rows of its own, of all of them.
         guard_seconds: of the guard set.
         score_peak: bytes.
     """

@@ -57,6 +57,11 @@ def named(name: str) -> Metric:
     )
 
 
+def brings_rows(name: str | None) -> bool:
+    """Does the metric of this name have evaluation rows of its own? False of a name that is no metric's."""
+    return name is not None and is_lm_eval(name)
+
+
 def described(name: str) -> Metric:
     """The metric that a file of scores names: one that is not in the table is taken for a share of 1."""
     if name in METRICS:
@@ -83,4 +88,13 @@ def common_axis(names: Iterable[str]) -> str:
     return f"score, {units.pop().short}" if len(units) == 1 else "score"
 
 
-__all__ = ["METRICS", "WITHOUT_ANSWERS", "WITH_ANSWERS", "common_axis", "described", "mean_unit", "named"]
+__all__ = [
+    "METRICS",
+    "WITHOUT_ANSWERS",
+    "WITH_ANSWERS",
+    "brings_rows",
+    "common_axis",
+    "described",
+    "mean_unit",
+    "named",
+]

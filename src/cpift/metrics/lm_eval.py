@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from pydantic import Field
+
 from cpift.metrics.answers import Row
 from cpift.metrics.metric import Asked, Metric, Scoring
 from cpift.metrics.packages import missing
+from cpift.metrics.settings import MetricSettings
 
 PREFIX = "lm_eval:"
 EXTRA = "eval"
+
+
+class LmEvalSettings(MetricSettings):
+    """What ``metric_settings`` may hold."""
+
+    limit: int | None = Field(default=None, gt=1)
+    """Items that lm-eval takes, from the first on; all where it is null."""
 
 
 def is_lm_eval(name: str) -> bool:
@@ -36,6 +46,7 @@ def lm_eval_metric(name: str) -> Metric:
         axis="score, %",
         check=check,
         identity=lambda asked: identity(),
+        settings=LmEvalSettings,
     )
 
 

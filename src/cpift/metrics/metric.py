@@ -153,6 +153,11 @@ class Metric:
     settings: type[MetricSettings] = MetricSettings
 
     @property
+    def brings_rows(self) -> bool:
+        """Has it evaluation rows of its own? A task then has training rows alone."""
+        return self.scoring is Scoring.LM_EVAL
+
+    @property
     def cuts_rows(self) -> bool:
         """Are evaluation rows cut at ``training.max_length``? Answers are compared whole."""
         return self.scoring is Scoring.LOSS

@@ -16,6 +16,7 @@ from cpift.data.row_checks import Row
 from cpift.data.rows import load_task
 from cpift.errors import CpiftError
 from cpift.evaluation.guard import guard_tokens, read_guard
+from cpift.evaluation.harness import check_own_rows
 from cpift.evaluation.task import EvalTask
 from cpift.files.records import PLAN_FORMAT, DataEntry, Measured, PlannedPart, PlanRecord, Preparation
 from cpift.method.criteria import Needs
@@ -88,6 +89,7 @@ def _plan(
     rows, encoded, tests, data, scored, warnings = {}, {}, {}, {}, 0, list[str]()
     held: dict[str, tuple[Sequence[Row], Sequence[Row]]] = {}
     loading = encoding = 0.0
+    check_own_rows(recipe)
     for name, task in recipe.tasks.items():
         began = time.perf_counter()
         loaded = load_task(name, task, recipe.seed)
@@ -98,7 +100,7 @@ def _plan(
         held[name] = loaded.train, loaded.evaluation
         warnings += task_rows.data.warnings
         scored += task_rows.data.evaluation.tokens
-        tests[name] = EvalTask.of(task, loaded.evaluation, task_rows.data.metric)
+        tests[name] = EvalTask.of(task, loaded.evaluation, task_rows.data.metric, recipe.lm_eval_tasks)
     warnings += [warning.text for warning in check_limits(recipe, base, tokenizer, held)]
     lengths = {t: sum(len(e.input_ids) for e in kept) / len(kept) for t, kept in encoded.items()}
     parts = _trainings(recipe, rows, lengths)
@@ -153,7 +155,9 @@ def _plan(
         }
         measured = trial.measure(recipe, base.path, encoded, tests, scratch, preparation)
         slower = _more_padding(recipe, _pools(recipe, rows, lengths), encoded, measured["train_padding"])
-        _add_seconds(record, measured, {t: len(test.rows) for t, test in tests.items()}, slower)
+        _add_seconds(
+            record, measured, {t: 1 if test.kind.brings_rows else len(test.rows) for t, test in tests.items()}, slower
+        )
     return record
 
 
@@ -290,7 +294,7 @@ def _add_seconds(record: PlanRecord, measured: Measured, tests: Mapping[str, int
     Args:
         record: the plan.
         measured: by the trial.
-        tests: rows to score by task.
+        tests: rows to score by task; 1 where the metric has rows of its own.
         slower: factors of the time of a token, by name of the part.
     """
     parts, finish = record["stages"], measured["finish_seconds"]

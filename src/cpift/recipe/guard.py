@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from cpift.errors import did_you_mean
-from cpift.metrics.lm_eval import is_lm_eval
+from cpift.metrics import brings_rows
 from cpift.recipe.part import Part
 from cpift.recipe.task import Columns, MetricName, ShapeName, Task
 
@@ -45,7 +45,7 @@ class GuardSet(Part):
         if self.name in BUILT_IN:
             if self.model_fields_set - {"name"} and self != GuardSet.model_construct(name=self.name):
                 raise ValueError(f"{self.name} is a built-in set and takes no other key; give yours another name")
-        elif is_lm_eval(self.metric or ""):
+        elif brings_rows(self.metric):
             if self.eval is not None:
                 raise ValueError(f"{self.metric} has rows of its own; leave out eval")
         elif self.eval is None:
@@ -61,9 +61,9 @@ class GuardSet(Part):
         return self.name in BUILT_IN
 
     @property
-    def lm_eval(self) -> str | None:
-        """The metric, where it is a task of lm-eval."""
-        return self.metric if self.metric and is_lm_eval(self.metric) else None
+    def rows_of_metric(self) -> str | None:
+        """The metric, where it has rows of its own: a task of lm-eval."""
+        return self.metric if brings_rows(self.metric) else None
 
     def task(self) -> Task:
         """The same as a task, whose evaluation rows are those of the set."""
@@ -81,7 +81,7 @@ def _listed(value: Any) -> Any:
 
 
 def _record(name: str) -> dict[str, str]:
-    return {"name": name, "metric": name} if is_lm_eval(name) else {"name": name}
+    return {"name": name, "metric": name} if brings_rows(name) else {"name": name}
 
 
 def _named(value: Any) -> Any:
@@ -91,7 +91,7 @@ def _named(value: Any) -> Any:
     if isinstance(value.get("eval"), str):
         return {"name": Path(value["eval"]).name.partition(".")[0], **value}
     metric = value.get("metric")
-    return {"name": metric, **value} if isinstance(metric, str) and is_lm_eval(metric) else value
+    return {"name": metric, **value} if isinstance(metric, str) and brings_rows(metric) else value
 
 
 GuardSets = Annotated[list[GuardSet], BeforeValidator(_listed)]

@@ -10,9 +10,8 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError,
 
 from cpift.data.shapes import SHAPES, known_columns
 from cpift.errors import CpiftError, did_you_mean, nearest
-from cpift.metrics import named
+from cpift.metrics import brings_rows, named
 from cpift.metrics.answers import AnswerPattern
-from cpift.metrics.lm_eval import is_lm_eval
 from cpift.metrics.metric import Asked, Metric
 from cpift.metrics.settings import MetricSettings
 from cpift.recipe.part import Part
@@ -92,8 +91,9 @@ class Task(Part):
     """Name of a reasoning_gym task; ``train`` and ``eval`` are then numbers of rows."""
     train: Rows
     """A file, a folder, a Hugging Face data set id, a list of these, or with ``generate`` the number of rows."""
-    eval: Rows
-    """As ``train``; or a number of rows: generated, or else split off the training rows by seed."""
+    eval: Rows | None = None
+    """As ``train``; or a number of rows: generated, or else split off the training rows by seed. Left out where the metric
+    has rows of its own, as lm_eval:NAME."""
     split: str = "train"
     """Split of a data set from the hub, or an expression such as train[:2000]."""
     eval_split: str = "test"
@@ -152,9 +152,11 @@ class Task(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
-        if is_lm_eval(self.metric or ""):
-            raise ValueError(f"metric {self.metric} has rows of its own, not those of a task; list it under guard:")
-        if self.generate is not None and not (type(self.train) is int and type(self.eval) is int):
+        if brings_rows(self.metric):
+            self._check_own_rows()
+        elif self.eval is None:
+            raise ValueError("eval is missing: a file, or a number of rows to split off the training rows")
+        if self.generate is not None and not (type(self.train) is int and type(self.eval or 0) is int):
             raise ValueError("with generate, train and eval are numbers of rows")
         if self.generate is None and isinstance(self.train, int):
             raise ValueError("train is a number, but there is nothing to generate; name a file or add generate:")
@@ -173,6 +175,12 @@ class Task(Part):
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} is {value}; at least one row is needed")
         return self
+
+    def _check_own_rows(self) -> None:
+        """Refuse what a metric with rows and prompts of its own would not read."""
+        for key in ("eval", "pattern", "max_new_tokens"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"metric {self.metric} has rows and answers of its own; leave out {key}")
 
     def sources(self, part: Literal["train", "eval"]) -> list[Source]:
         """The sets of the training or evaluation rows, with the task's own settings where they have none."""

@@ -166,9 +166,12 @@ def read_run(folder: Path) -> RunFacts:
 
 def defaults_of(values: RecipeValues) -> Mapping[str, object]:
     """All values of a recipe with these tasks that sets nothing else."""
-    needed = ("generate", "train", "eval")
+    needed = ("generate", "train", "eval", "metric")
     tasks = list(values["tasks"].items())  # whatever their names: a page is made of any file
-    bare = {f"task{i}": {k: v for k, v in task.items() if k in needed} for i, (_, task) in enumerate(tasks)}
+    bare = {
+        f"task{i}": {k: v for k, v in task.items() if k in (needed if task.get("eval") is None else needed[:3])}
+        for i, (_, task) in enumerate(tasks)
+    }
     dumped = Recipe.parse({"model": values["model"], "tasks": bare}).model_dump(by_alias=True, mode="json")
     return {**dumped, "tasks": {name: dumped["tasks"][f"task{i}"] for i, (name, _) in enumerate(tasks)}}
 

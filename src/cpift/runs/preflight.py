@@ -22,6 +22,7 @@ from cpift.distributed import ranks
 from cpift.errors import CpiftError, nearest
 from cpift.evaluation.backends import check_backend
 from cpift.evaluation.guard import read_guard
+from cpift.evaluation.harness import check_own_rows
 from cpift.files import layout, manifest
 from cpift.files.findings import Finding
 from cpift.method.rehearsal import check_names
@@ -102,6 +103,7 @@ def read_rows(current: Run) -> None:
 
     Raises :class:`CpiftError` for the first row that could not be trained on, however far down it stands.
     """
+    check_own_rows(current.recipe)
     for stage in first_stages(current):
         name = layout.parse(stage.name)
         made = manifest.read(current.folder(stage.name))

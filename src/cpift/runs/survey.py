@@ -98,7 +98,7 @@ def measure(name: str, task: Task, rows: TaskRows, tokenizer: Tokenizer, max_len
         raise CpiftError(f"tasks.{name}: {error}") from error
     if not train:
         raise CpiftError(f"tasks.{name}: no row has a trained part left; raise training.max_length")
-    if not evaluation:
+    if not evaluation and not named(metric).brings_rows:
         raise CpiftError(f"tasks.{name}: no evaluation row has a token to score; raise training.max_length")
     cut = [cut_warning(name, train_lengths, max_length), cut_warning(name, eval_lengths, scored, evaluation=True)]
     raised = [*rows.warnings, *answer_warnings(name, task, rows.evaluation), *(warning for warning in cut if warning)]

@@ -11,6 +11,7 @@ from cpift.console.progress import Counter
 from cpift.data.lengths import cut_warning, encode_measured
 from cpift.distributed import ranks
 from cpift.distributed.sharing import of_run
+from cpift.evaluation.harness import own_rows_identity
 from cpift.evaluation.known import Known
 from cpift.evaluation.scores import EvalTask, Score, evaluate, left_out_warning, notes_message, scoring_identity
 from cpift.files import layout
@@ -51,6 +52,7 @@ def evaluate_stage(run: Run, name: str, model: ModelRef, task: str) -> Stage:
         **attention_of(run.recipe),
         **run.recipe.evaluate.identity(named(metric).scoring in (Scoring.EXACT, Scoring.GENERATED)),
         **scoring_identity(asked, metric),
+        **own_rows_identity(run.recipe, metric),
         **settings_of(model, "base" if model == run.base else "model"),
     }
 
@@ -133,4 +135,4 @@ def eval_task(run: Run, task: str) -> EvalTask:
     """What :func:`cpift.evaluation.scores.evaluate` needs for a task of the run."""
     asked = run.recipe.tasks[task]
     metric = run.facts(layout.rows(task))["metric"]
-    return EvalTask.of(asked, run.rows(task, "eval"), metric)
+    return EvalTask.of(asked, run.rows(task, "eval"), metric, run.recipe.lm_eval_tasks)

@@ -1,0 +1,105 @@
+"""Requests of lm-eval in batches that several processes share out: the batches of one process, and so the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any, Protocol
+
+from cpift.distributed.sharing import Share
+
+Likelihood = tuple[tuple[str, str] | None, list[int], list[int]]
+"""A request for a likelihood: its texts, the tokens before, and those whose likelihood is asked for."""
+
+
+class TextRequest(Protocol):
+    """A request of lm-eval for a text that is generated."""
+
+    @property
+    def args(self) -> tuple[str, Mapping[str, Any]]:
+        """The prompt, and how it is continued."""
+
+
+def share_requests(model: Any, batch: int, share: Share) -> None:
+    """Have a model of lm-eval answer its requests batch by batch, each process its share of the batches.
+
+    Args:
+        model: lm-eval's ``HFLM``. All processes must ask it for the same.
+        batch: rows of a forward pass, as the model was made with.
+        share: of this process.
+    """
+    likelihoods, texts = model._loglikelihood_tokens, model.generate_until
+
+    def all_likelihoods(requests: list[Likelihood], **options: Any) -> list[tuple[float, bool]]:
+        def work(rows: list[int]) -> list[Any]:
+            answers: list[Any] = likelihoods([requests[i] for i in rows], **options)
+            return answers
+
+        return [(value, greedy) for value, greedy in _answers(likelihood_batches(requests, batch), work, share)]
+
+    def all_texts(requests: list[TextRequest], **options: Any) -> list[str]:
+        def work(rows: list[int]) -> list[Any]:
+            answers: list[Any] = texts([requests[i] for i in rows], **options)
+            return answers
+
+        lengths = [len(model.tok_encode(request.args[0])) for request in requests]
+        return _answers(text_batches(requests, lengths, batch), work, share)
+
+    model._loglikelihood_tokens, model.generate_until = all_likelihoods, all_texts
+
+
+def _answers(batches: list[list[int]], work: Callable[[list[int]], list[Any]], share: Share) -> list[Any]:
+    """The answer to each request, in their order.
+
+    Args:
+        batches: numbers of requests.
+        work: answers the requests of a batch.
+        share: of this process.
+    """
+    answers: list[Any] = [None] * sum(map(len, batches))
+    done: list[int] = []
+    for rows in share.own(batches):
+        for row, answer in zip(rows, work(rows), strict=True):
+            answers[row] = answer
+        done += rows
+    share.fill(done, answers)
+    return answers
+
+
+def likelihood_batches(requests: Sequence[Likelihood], batch: int) -> list[list[int]]:
+    """Numbers of the requests of each batch that lm-eval makes.
+
+    Requests that differ in their last token alone share a row of a pass. The longest rows come first.
+
+    Args:
+        requests: all of a call.
+        batch: rows of a pass.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, (_, before, asked) in enumerate(requests):
+        groups.setdefault(tuple(before + asked[:-1]), []).append(number)
+
+    def order(members: list[int]) -> tuple[int, list[int]]:
+        _, before, asked = requests[max(members, key=lambda number: len(requests[number][2]))]
+        return -len(before + asked), before + asked
+
+    rows = sorted(groups.values(), key=order)
+    return [list(chain.from_iterable(rows[i : i + batch])) for i in range(0, len(rows), batch)]
+
+
+def text_batches(requests: Sequence[TextRequest], lengths: Sequence[int], batch: int) -> list[list[int]]:
+    """Numbers of the requests of each batch that lm-eval makes: those of like settings together, the longest first.
+
+    Args:
+        requests: all of a call.
+        lengths: tokens of each prompt.
+        batch: rows of a pass.
+    """
+    groups: dict[str, list[int]] = {}
+    for number, request in enumerate(requests):
+        groups.setdefault(repr(request.args[1]), []).append(number)
+    found = []
+    for members in groups.values():
+        rows = sorted(members, key=lambda number: (-lengths[number], requests[number].args[0]))
+        found += [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    return found
