@@ -95,6 +95,14 @@ def test_too_few_rows_are_named(tmp_path: Path) -> None:
         held_out(recipe, tmp_path / "rows", [0])
 
 
+def test_rows_of_a_benchmark_do_not_decide(tmp_path: Path) -> None:
+    values = tiny.recipe(tmp_path, ("reverse", "upper"))
+    del values["tasks"]["upper"]["eval"]
+    values["tasks"]["upper"]["metric"] = "lm_eval:anything"
+    with pytest.raises(CpiftError, match=r"tasks.upper.metric: --tune .* lm_eval:anything has rows of its own"):
+        held_out(Recipe.parse({**values, "tasks": {"upper": values["tasks"]["upper"]}}), tmp_path / "rows", [0])
+
+
 @pytest.mark.parametrize(("options", "line"), [
     (["--tune", "1"], "--tune 1: give the number of learning rates that each method tries, 2 or more"),
     (["--tune", "3", "--budget", "paper", "incremental"], "--tune: give one --budget"),

@@ -15,6 +15,7 @@ from cpift.data.rows import load_evaluation, load_task, metric_of
 from cpift.data.store import write_jsonl
 from cpift.data.twins import content_hash
 from cpift.errors import CpiftError
+from cpift.metrics import brings_rows
 from cpift.metrics.comparison import Result, Trials
 from cpift.recipe.recipe import Recipe
 from cpift.recipe.task import Task
@@ -71,11 +72,16 @@ def held_out(recipe: Recipe, folder: Path, seeds: Sequence[int]) -> Recipe:
         seeds: of the comparison.
 
     Raises:
-        CpiftError: a task has too few rows.
+        CpiftError: a task has too few rows, or its metric has rows of its own.
     """
     seed, changes = max(seeds) + 1, dict[str, object]()
     folder.mkdir(parents=True, exist_ok=True)
     for name, task in recipe.tasks.items():
+        if brings_rows(task.metric):
+            raise CpiftError(
+                f"tasks.{name}.metric: --tune scores held-out training rows, and {task.metric} has rows of its own, which "
+                "are evaluated on; choose another metric"
+            )
         if task.generate is None:
             train, tuning, metric = _split(name, task, seed, seeds)
             files = folder / f"{name}.train.jsonl", folder / f"{name}.tuning.jsonl"
