@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cpift.checkpoint.chunks
 import cpift.checkpoint.safetensors
 import cpift.checkpoint.writer
 import cpift.method.fuse
@@ -28,8 +29,8 @@ PARTS = {
     "identify": [
         ("guess the first bound", cpift.method.identify, "_first_bounds"),
         ("blocks", cpift.method.identify, "_scan"),
-        ("— map pages", cpift.checkpoint.safetensors, "map_ahead"),
-        ("— scan updates (multiply, compare)", cpift.method.identify, "scan_updates"),
+        ("— read into the cache", cpift.checkpoint.chunks, "read_into"),
+        ("— scan updates (subtract, compare)", cpift.method.identify, "scan"),
         ("collect candidates", cpift.method.identify.Candidates, "add"),
         ("cut to k, unpack positions", cpift.method.identify.Candidates, "take"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_run import call
 
+from cpift.checkpoint.chunks import chunks
+from cpift.checkpoint.reader import open_checkpoint
+from cpift.checkpoint.stream import Block, fingerprint
 from cpift.errors import CpiftError
 from cpift.method.identify import core_count, identify
 from cpift.method.region import Region
@@ -55,6 +59,51 @@ def test_chunks_and_threads_change_nothing(tmp_path: Path, chunk: int, threads: 
     usual = identify(base, {"t": task}, "10")["t"]
     assert same(found, plain.core(plain.load(base), plain.load(task), "10"))
     assert (found.base, found.tuned, found.statistics) == (usual.base, usual.tuned, usual.statistics)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path], dict[str, plain.Positions]]:
+    """A base and a task in each type, with sizes at the borders of strips and groups, ties among them; and their cores."""
+    rng, folder = np.random.default_rng(2), tmp_path_factory.mktemp("mixed")
+    sizes = {"a": (3, 5000), "b": (2049,), "c": (63,), "d": (65,), "e": (2 * 2048 + 1,), "f": (1,)}
+    base = {n: torch.from_numpy(rng.standard_normal(s).astype(np.float32)).bfloat16() for n, s in sizes.items()}
+    place = write(folder / "base", base)
+    tasks = {}
+    for kind in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        moved = {
+            n: (t.double() + torch.from_numpy(rng.integers(-40, 41, t.shape)) / 64).to(kind) for n, t in base.items()
+        }
+        tasks[str(kind)] = write(folder / str(kind), moved, shards=2)
+    return place, tasks, {n: plain.core(plain.load(place), plain.load(t), "3.1") for n, t in tasks.items()}
+
+
+@pytest.mark.parametrize("chunk", [33, 64, 2047, 2048, 2049, 6144, None])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_type_and_chunk_agrees_with_numpy(
+    mixed: tuple[Path, dict[str, Path], dict[str, plain.Positions]], chunk: int | None, threads: int
+) -> None:
+    """Tasks of four types beside one base, in one read: positions, signs, zero updates and fingerprints."""
+    base, tasks, expected = mixed
+    found = identify(base, tasks, "3.1", chunk=chunk, threads=threads)
+    for name, task in tasks.items():
+        region, before, after = found[name], plain.load(base), plain.load(task)
+        assert same(region, expected[name])
+        updates = {n: np.float32(after[n]) - np.float32(before[n]) for n in before}
+        assert region.statistics["zero_share"] == sum(int((u == 0).sum()) for u in updates.values()) / region.total
+        assert region.negative is not None
+        for n, places in region.positions.items():
+            assert np.array_equal(region.negative[n], updates[n].ravel()[places] < 0)
+        assert region.tuned == fingerprint(open_checkpoint(task))
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    """A line that names it, where a mapped file would end the process."""
+    place = write(tmp_path, {"w": np.zeros(5000, np.float32)})
+    model = open_checkpoint(place)
+    (file,) = model.files
+    os.truncate(file, 9000)
+    with pytest.raises(CpiftError, match=f"{file.name}: w cannot be read"):
+        list(chunks([model], Block("w", 0, 5000), 1000))
 
 
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1e-40, 0.5, 2.0**-126, 3.0])

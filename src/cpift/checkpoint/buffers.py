@@ -29,6 +29,7 @@ _BUFFERS = (
     "*.expert_bias",
     "*final_logits_bias",
 )
+_BUFFER = re.compile("|".join(fnmatch.translate(pattern) for pattern in _BUFFERS))  # one match in place of sixteen
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -75,4 +76,4 @@ def _is_beyond(name: str, layers: int | None) -> bool:
 
 def is_buffer(name: str) -> bool:
     """Is this the name of a known buffer?"""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _BUFFERS)
+    return _BUFFER.match(name) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,20 +19,38 @@ from cpift.errors import CpiftError
 from cpift.kernels.prefault import map_ahead
 
 HEADER_LIMIT = 100_000_000  # as the safetensors library has it
+DESCRIPTORS = 256  # open files; a process may have 1024, by default
 _TABLES_LIMIT = 2_000_000  # lists and tables in a header; more would take gigabytes to hold
 _NAME_OF = {np.dtype(np.int32): "I32", np.dtype(np.int64): "I64", np.dtype(np.float32): "F32"}
 
 
 class MappedFile:
-    """A file as one read-only array of bytes, mapped when first read."""
+    """A file as one read-only array of bytes, mapped when first read; or as a descriptor to read from."""
+
+    _open = 0  # files of all checkpoints
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @cached_property
+    def descriptor(self) -> int | None:
+        """Of the open file, as long as this object lives; None beyond so many files that the system might run out."""
+        if MappedFile._open >= DESCRIPTORS:
+            return None
+        descriptor = os.open(self.path, os.O_RDONLY)
+        MappedFile._open += 1
+        weakref.finalize(self, _close, descriptor)
+        return descriptor
+
+    @cached_property
     def data(self) -> np.ndarray:
         """uint8, (bytes of the file,)."""
         return np.asarray(np.memmap(self.path, mode="r", dtype=np.uint8))
+
+
+def _close(descriptor: int) -> None:
+    os.close(descriptor)
+    MappedFile._open -= 1
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,11 @@ class StoredTensor(Tensor):
         if ahead:
             map_ahead(stored)
         return stored.view(self.numpy_dtype)
+
+    def place(self, start: int) -> tuple[int, int] | None:
+        """In its file."""
+        descriptor = self.mapped.descriptor
+        return None if descriptor is None else (descriptor, self.begin + start * self.itemsize)
 
     def first_rows(self, shape: tuple[int, ...]) -> StoredTensor:
         """A tensor's first rows are its first bytes."""

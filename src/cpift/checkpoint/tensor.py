@@ -72,6 +72,10 @@ class Tensor(ABC):
             ahead: map the pages of the file in at once, where all of them will be read.
         """
 
+    def place(self, start: int) -> tuple[int, int] | None:
+        """Where element ``start`` lies: descriptor of an open file, and byte; None where elements are computed."""
+        return None
+
     @abstractmethod
     def first_rows(self, shape: tuple[int, ...]) -> Self:
         """The tensor cut to ``shape``, which has fewer rows and is equal otherwise."""

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from cpift.kernels.intrinsics import number, pointer
-from cpift.kernels.stored import STRIP, element, store, widen_strip
+from cpift.kernels.stored import STRIP, element, store, typed, widen_strip
 
 SUM_STRIP = 512  # of the weighted sum, whose bits do not depend on it; those of the Gram matrix do depend on STRIP
 NONE = np.iinfo(np.int64).max
@@ -154,11 +154,6 @@ def _sum_4(w, x, y, z, factors, total):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _typed(address, low, n, kind):  # type: ignore[no-untyped-def]
-    return numba.carray(pointer(address), (low + n,), kind)[low:]
-
-
-@_jit
 def combine(addresses, itemsizes, coefficients, out):  # type: ignore[no-untyped-def]
     """``out`` (n,) becomes Σ coefficient · stored, summed in float64 in the order of models, rounded once.
 
@@ -173,20 +168,20 @@ def combine(addresses, itemsizes, coefficients, out):  # type: ignore[no-untyped
         done = 0
         if halves:
             _sum_4(
-                _typed(addresses[0], low, n, np.uint16),
-                _typed(addresses[1], low, n, np.uint16),
-                _typed(addresses[2], low, n, np.uint16),
-                _typed(addresses[3], low, n, np.uint16),
+                typed(addresses[0], low, n, np.uint16),
+                typed(addresses[1], low, n, np.uint16),
+                typed(addresses[2], low, n, np.uint16),
+                typed(addresses[3], low, n, np.uint16),
                 coefficients,
                 total[:n],
             )
             done = 4
         elif singles:
             _sum_4(
-                _typed(addresses[0], low, n, np.float32),
-                _typed(addresses[1], low, n, np.float32),
-                _typed(addresses[2], low, n, np.float32),
-                _typed(addresses[3], low, n, np.float32),
+                typed(addresses[0], low, n, np.float32),
+                typed(addresses[1], low, n, np.float32),
+                typed(addresses[2], low, n, np.float32),
+                typed(addresses[3], low, n, np.float32),
                 coefficients,
                 total[:n],
             )

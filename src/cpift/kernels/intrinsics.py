@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-WIDTH = 32
-_BIT = ir.IntType(1)
+WIDTH = 64
+_BIT, _INT, _LONG = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -26,26 +27,81 @@ def bits_of(typing: object, value: object) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def above(typing: Any, keys: Any, start: Any, limit: Any) -> Any:
-    """Bit i of the result: ``keys[start + i] > limit``, for i below WIDTH; keys is int32."""
+def compare_groups(typing: Any, stored: Any, origin: Any, groups: Any, limit: Any, hits: Any, masks: Any) -> Any:
+    r"""Compare the bits of \|stored - origin\| with ``limit``, WIDTH elements at a time.
+
+    stored: uint16 (bf16), float32 or float64. origin: float32. Both hold at least ``groups`` · WIDTH elements.
+    limit: int32. Out, of each group with an element above the limit, in order: hits, int32: its number; masks, uint64:
+    bit i is set where element i is above. Both have room for one entry more than there are groups.
+    Returns the number of such groups, and the number of elements whose difference is not zero.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = ir.VectorType(ir.IntType(32), WIDTH)
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        values = builder.load(builder.bitcast(builder.gep(data, [args[1]]), vector.as_pointer()), align=4)
-        unset, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-        limits = builder.shuffle_vector(
-            builder.insert_element(unset, args[2], first), unset, ir.Constant(vector, [0] * WIDTH)
-        )
-        return builder.bitcast(builder.icmp_signed(">", values, limits), ir.IntType(WIDTH))
+        arrays = [
+            context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
+            for kind, value in zip(signature.args, args, strict=True)
+        ]
+        elements, before, number_of, bound, hit, mask_of = arrays
+        integers, floats = ir.VectorType(_INT, WIDTH), ir.VectorType(ir.FloatType(), WIDTH)
 
-    return types.uint32(keys, types.int64, types.int32), generate
+        def every(value: int) -> Any:
+            return ir.Constant(integers, [value] * WIDTH)
+
+        def load(data: Any, at: Any, kind: Any, align: int) -> Any:
+            place = builder.bitcast(builder.gep(data, [at]), ir.VectorType(kind, WIDTH).as_pointer())
+            return builder.load(place, align=align)
+
+        def widened(at: Any) -> Any:
+            kind = signature.args[0].dtype
+            if kind == types.uint16:
+                upper = builder.zext(load(elements, at, ir.IntType(16), 2), integers)
+                return builder.bitcast(builder.shl(upper, every(16)), floats)
+            if kind == types.float32:
+                return load(elements, at, ir.FloatType(), 4)
+            return builder.fptrunc(load(elements, at, ir.DoubleType(), 8), floats)
+
+        unset = ir.Constant(integers, ir.Undefined)
+        limits = builder.shuffle_vector(builder.insert_element(unset, bound, ir.Constant(_INT, 0)), unset, every(0))
+        moved = cgutils.alloca_once_value(builder, every(0))
+        count = cgutils.alloca_once_value(builder, ir.Constant(_LONG, 0))
+        with cgutils.for_range(builder, number_of) as loop:
+            at = builder.mul(loop.index, ir.Constant(_LONG, WIDTH))
+            update = builder.fsub(widened(at), load(before, at, ir.FloatType(), 4))
+            keys = builder.and_(builder.bitcast(update, integers), every(0x7FFFFFFF))
+            # min(key, 1) adds up in vectors; a mask of the zeros would have to leave them
+            one = builder.select(builder.icmp_unsigned("<", keys, every(1)), keys, every(1))
+            builder.store(builder.add(builder.load(moved), one), moved)
+            mask = builder.bitcast(builder.icmp_signed(">", keys, limits), ir.IntType(WIDTH))
+            place = builder.load(count)  # written always, kept where there is a hit: no branch to be guessed
+            builder.store(mask, builder.gep(mask_of, [place]))
+            builder.store(builder.trunc(loop.index, _INT), builder.gep(hit, [place]))
+            some = builder.icmp_unsigned("!=", mask, ir.Constant(ir.IntType(WIDTH), 0))
+            builder.store(builder.add(place, builder.zext(some, _LONG)), count)
+        return context.make_tuple(builder, signature.return_type, [builder.load(count), _sum(builder, moved)])
+
+    result = types.UniTuple(types.int64, 2)
+    return result(stored, origin, types.int64, types.int32, hits, masks), generate
+
+
+def _sum(builder: Any, vector: Any) -> Any:
+    """The sum of the WIDTH integers at this place, by halves."""
+    values, width = builder.load(vector), WIDTH
+    while width > 1:
+        width //= 2
+        lower, upper = (
+            builder.shuffle_vector(
+                values, values, ir.Constant(ir.VectorType(_INT, width), list(range(first, first + width)))
+            )
+            for first in (0, width)
+        )
+        values = builder.add(lower, upper)
+    return builder.sext(builder.extract_element(values, ir.Constant(_INT, 0)), _LONG)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def lowest(typing: object, mask: object) -> Any:
     """Number of the lowest bit that is set; the mask is not 0."""
-    return types.uint32(types.uint32), lambda _, builder, __, args: builder.cttz(args[0], ir.Constant(_BIT, 1))
+    return types.uint64(types.uint64), lambda _, builder, __, args: builder.cttz(args[0], ir.Constant(_BIT, 1))
 
 
 def number(stored):  # type: ignore[no-untyped-def]

@@ -1,7 +1,6 @@
-"""The inner loops of selection, compiled by numba; they run without the interpreter's lock.
+"""The inner loops of selection over candidates and positions, compiled by numba, without the interpreter's lock.
 
-Each works on a strip of STRIP elements at a time, so that all that is done with a strip happens in the cache.
-Stored bf16 comes as uint16; everything else as float32 or float64.
+A candidate is one uint64: 31 bits of |Δ|, its key, one of sign, 32 of position within a segment.
 """
 
 from __future__ import annotations
@@ -9,48 +8,25 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from cpift.kernels.intrinsics import WIDTH, above, bits_of, lowest, number
-from cpift.kernels.stored import STRIP
-
-SAMPLE = 64  # every 64th update goes into the estimate of the median
-
 _jit = numba.njit(nogil=True, cache=True)
 
 
 @_jit
-def scan_updates(base, tuned, start, stop, first, bound, candidates, found, sample):  # type: ignore[no-untyped-def]
-    r"""Collect the updates whose bits of \|Δ\| are greater than ``bound``.
+def take_in(entries, least, buffer, filled, histogram):  # type: ignore[no-untyped-def]
+    """Append the candidates from ``least`` on to ``buffer`` from ``filled`` on, until it is full.
 
-    base, tuned: stored elements, (n,), of which ``start`` to ``stop`` are looked at. first: position of element 0
-    within its segment. candidates: uint64 out, (n,), filled from ``found`` on; 31 bits of \|Δ\|, one of sign, 32 of position.
-    sample: int64 out, (2**16,), added to: upper 16 bits of \|Δ\| of every 64th update.
-    Returns the number of candidates that there are now, and the number of updates that are zero.
+    entries: uint64, (n,). histogram: int64 out, (2**16,), added to: upper 16 bits of the key of each that was looked at.
+    Returns how many were looked at, and how many the buffer holds.
     """
-    keys = np.empty(STRIP, np.int32)
-    zeros = 0
-    limit = np.int32(bound)
-    for low in range(start, stop, STRIP):
-        n = min(STRIP, stop - low)
-        x, y = base[low : low + n], tuned[low : low + n]
-        none = np.int32(0)
-        for j in range(n):
-            update = np.float32(number(y[j])) - np.float32(number(x[j]))
-            keys[j] = np.int32(bits_of(update) & np.uint32(0x7FFFFFFF))
-            none += np.int32(keys[j] == 0)
-        zeros += none
-        keys[n:] = -2  # never above the limit
-        for group in range(0, n, WIDTH):
-            mask = above(keys, group, limit)
-            while mask:
-                j = group + np.int64(lowest(mask))
-                mask &= mask - np.uint32(1)
-                bits = bits_of(np.float32(number(y[j])) - np.float32(number(x[j])))
-                high = (bits << np.uint32(1)) | (bits >> np.uint32(31))
-                candidates[found] = (np.uint64(high) << np.uint64(32)) | np.uint64(first + low + j)
-                found += 1
-        for j in range(-(first + low) % SAMPLE, n, SAMPLE):
-            sample[keys[j] >> 15] += 1
-    return found, zeros
+    room = buffer.size
+    for i in range(entries.size):
+        if filled == room:
+            return i, filled
+        entry = entries[i]
+        histogram[entry >> np.uint64(48)] += 1
+        buffer[filled] = entry  # overwritten by the next where it is too small: no branch to be guessed
+        filled += np.int64(entry >= least)
+    return entries.size, filled
 
 
 @_jit
@@ -86,11 +62,27 @@ def count_keys(candidates, upper, histogram):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def unpack(candidates, offset, positions, negative):  # type: ignore[no-untyped-def]
-    """Positions (within the parameter: ``offset`` is its segment's) and signs of candidates, all (n,)."""
-    for i in range(candidates.size):
-        positions[i] = np.int64(candidates[i] & np.uint64(0xFFFFFFFF)) + offset
-        negative[i] = (candidates[i] >> np.uint64(32)) & np.uint64(1)
+def unpack_best(candidates, lengths, offsets, least, ties, positions, negative):  # type: ignore[no-untyped-def]
+    """Positions and signs of the candidates above the key ``least``, and of the first ``ties`` of those equal to it.
+
+    candidates: uint64, in the order of segments. lengths: int64, candidates per segment; becomes how many were taken.
+    offsets: int64, what is added to the positions of each segment. Out: positions, an integer type, and negative, bool;
+    both have room for one more than are taken.
+    """
+    least = np.uint64(least)
+    read = write = 0
+    for segment in range(lengths.size):
+        before, offset = write, offsets[segment]
+        for i in range(read, read + lengths[segment]):
+            entry = candidates[i]
+            key = entry >> np.uint64(33)
+            equal = key == least
+            positions[write] = np.int64(entry & np.uint64(0xFFFFFFFF)) + offset
+            negative[write] = np.bool_((entry >> np.uint64(32)) & np.uint64(1))
+            write += np.int64((key > least) | (equal & (ties > 0)))
+            ties -= np.int64(equal)
+        read += lengths[segment]
+        lengths[segment] = write - before
 
 
 @_jit

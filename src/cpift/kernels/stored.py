@@ -25,6 +25,12 @@ def as_float64(stored, out):  # type: ignore[no-untyped-def]
 
 
 @_jit
+def typed(address, low, n, kind):  # type: ignore[no-untyped-def]
+    """Elements ``low`` to ``low + n`` of what is stored at ``address``, as an array of ``kind``; the caller keeps it alive."""
+    return numba.carray(pointer(address), (low + n,), kind)[low:]
+
+
+@_jit
 def widen_strip(address, itemsize, low, n, out):  # type: ignore[no-untyped-def]
     """Elements ``low`` to ``low + n`` of what is stored at ``address``, as float64; by size bf16, float32 or float64."""
     if itemsize == 2:

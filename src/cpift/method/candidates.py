@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from cpift.kernels.selection import count_keys, keep_best, unpack
+from cpift.kernels.selection import count_keys, keep_best, take_in, unpack_best
 
 SEGMENT = 2**31  # positions within a segment fit in 32 bits
 # A candidate is one uint64: 31 bits of |Δ|, one of sign, 32 of position within the segment.
 _KEY = np.uint64(33)
 INFINITE = 0x7F800000  # bits of |Δ| from here on are infinite or NaN
+
+
+class Taken(NamedTuple):
+    """The k best: positions and signs by parameter; the smallest |Δ| among them, None without any."""
+
+    positions: dict[str, np.ndarray]
+    negative: dict[str, np.ndarray]
+    threshold: float | None
 
 
 class Candidates:
@@ -22,7 +31,9 @@ class Candidates:
         self.count = count
         self._room = 2 * count
         self._buffer: np.ndarray = (
-            np.memmap(file, np.uint64, "w+", shape=(self._room,)) if file and count else np.empty(self._room, np.uint64)
+            np.asarray(np.memmap(file, np.uint64, "w+", shape=(self._room,)))
+            if file and count
+            else np.empty(self._room, np.uint64)
         )
         self.filled = 0
         self._per_segment = np.zeros(segments, np.int64)
@@ -37,31 +48,20 @@ class Candidates:
         """Memory set aside."""
         return 8 * self._room
 
-    @property
-    def threshold(self) -> float | None:
-        """The smallest |Δ| held; None where nothing is."""
-        return value_of(int(self._buffer[: self.filled].min() >> _KEY)) if self.filled else None
-
     def add(self, segment: int, entries: np.ndarray, bound: int) -> None:
         """Take a block's candidates, all above ``bound``; blocks come in order."""
         if not self.count or not len(entries):
             return
-        count_keys(entries, -1, self._histogram)
         self._uncounted += len(entries)
-        if self.bound > bound:  # it has risen since
-            entries = entries[entries > last_of(self.bound)]
         while len(entries):
-            part = entries[: self._room - self.filled]
-            self._buffer[self.filled : self.filled + len(part)] = part
-            self.filled += len(part)
-            self._per_segment[segment] += len(part)
-            entries = entries[len(part) :]
+            least = np.uint64((max(self.bound, bound) + 1) << int(_KEY))  # the bound may have risen since
+            looked_at, filled = take_in(entries, least, self._buffer, self.filled, self._histogram)
+            self._per_segment[segment] += filled - self.filled
+            self.filled, entries = filled, entries[looked_at:]
             if self.filled == self._room:
                 self._keep(self._floor, self.filled)
                 if self.filled > self._room * 3 // 4:  # ties: cut exactly
                     self._compact()
-            if len(entries):
-                entries = entries[entries > last_of(self.bound)]
         if self.filled >= self.count and self._uncounted > self.count // 64:
             edge, _ = cut(self._histogram, self.count)
             self._uncounted = 0
@@ -79,47 +79,48 @@ class Candidates:
         self.filled = keep_best(self._buffer[: self.filled], self._per_segment, least, ties)
 
     def _kth_largest(self) -> tuple[int, int]:
-        """The k-th largest key, and how many of the keys equal to it belong to the best k."""
-        filled = self._buffer[: self.filled]
-        high, low = np.zeros(2**16, np.int64), np.zeros(2**15, np.int64)
-        count_keys(filled, -1, high)
-        upper, rest = cut(high, self.count)
-        count_keys(filled, upper, low)
+        """The k-th largest key, and how many of the keys equal to it belong to the best k.
+
+        All that were counted and lie in a higher bin than the k-th are held, so that no second count is needed there.
+        """
+        upper, rest = cut(self._histogram, self.count)
+        low = np.zeros(2**15, np.int64)
+        count_keys(self._buffer[: self.filled], upper, low)
         lower, ties = cut(low, rest)
         return (upper << 15) | lower, ties
 
-    def take(
-        self, segments: list[tuple[str, int]], shapes: Mapping[str, tuple[int, ...]]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Positions and signs of the k best, by parameter."""
+    def take(self, segments: list[tuple[str, int]], shapes: Mapping[str, tuple[int, ...]]) -> Taken:
+        """Positions and signs of the k best, by parameter; the candidates are used up."""
+        held, lengths = self._buffer[: self.filled], self._per_segment
+        least, ties = 0, self.filled
         if self.filled > self.count:
-            self._compact()
-        lengths: dict[str, int] = {}
-        for (name, _), length in zip(segments, self._per_segment.tolist(), strict=True):
-            lengths[name] = lengths.get(name, 0) + length
-        positions = {
-            name: np.empty(length, np.int32 if np.prod(shapes[name], dtype=np.int64) < 2**31 else np.int64)
-            for name, length in lengths.items()
-            if length
-        }
-        negative = {name: np.empty(length, np.bool_) for name, length in lengths.items() if length}
-        start, filled = 0, dict.fromkeys(lengths, 0)
-        for (name, offset), length in zip(segments, self._per_segment.tolist(), strict=True):
+            least, ties = self._kth_largest()
+        elif self.filled:
+            least = int(held.min() >> _KEY)
+        sizes = {name: int(np.prod(shapes[name], dtype=np.int64)) for name, _ in segments}
+        kind = np.int32 if max(sizes.values(), default=0) < 2**31 else np.int64
+        count = min(self.filled, self.count)
+        flat, signs = np.empty(count + 1, kind), np.empty(count + 1, np.bool_)
+        offsets = np.array([offset for _, offset in segments], np.int64)
+        unpack_best(held, lengths, offsets, least, ties, flat, signs)
+        positions: dict[str, np.ndarray] = {}
+        negative: dict[str, np.ndarray] = {}
+        by_name: dict[str, int] = {}
+        for (name, _), length in zip(segments, lengths.tolist(), strict=True):
+            by_name[name] = by_name.get(name, 0) + length
+        start = 0
+        for name, length in by_name.items():
             if length:
-                here = slice(filled[name], filled[name] + length)
-                unpack(self._buffer[start : start + length], offset, positions[name][here], negative[name][here])
-                start, filled[name] = start + length, here.stop
-        return positions, negative
+                here = slice(start, start + length)
+                positions[name] = flat[here].astype(np.int32 if sizes[name] < 2**31 else np.int64, copy=False)
+                negative[name] = signs[here]
+                start = here.stop
+        return Taken(positions, negative, value_of(least) if count else None)
 
 
 def has_infinite(entries: np.ndarray) -> bool:
     """Is one of the updates infinite or NaN?"""
     return bool(len(entries)) and int(entries.max() >> _KEY) >= INFINITE
-
-
-def last_of(key: int) -> np.uint64:
-    """The greatest candidate of this key."""
-    return np.uint64(((key + 1) << 33) - 1)
 
 
 def cut(histogram: np.ndarray, count: int) -> tuple[int, int]:

@@ -23,21 +23,21 @@ import numpy as np
 import xxhash
 
 from cpift.checkpoint.align import align
+from cpift.checkpoint.chunks import chunks
 from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.reader import open_checkpoint
-from cpift.checkpoint.stream import BLOCK, Block, Checkpoint, blocks, native
+from cpift.checkpoint.stream import BLOCK, Block, Checkpoint, blocks
 from cpift.checkpoint.tensor import widen
 from cpift.checkpoint.vocabulary import Vocabulary, base_rows, has_rows_of_tokens, union
 from cpift.errors import CpiftError
-from cpift.kernels.selection import count_keys, scan_updates
+from cpift.kernels.scan import SAMPLE, scan
 from cpift.kernels.threads import check_threads, ordered_map, thread_local_scratch
 from cpift.method.candidates import INFINITE, SEGMENT, Candidates, cut, has_infinite, value_of
 from cpift.method.region import Region
 from cpift.method.scores import counted
 from cpift.method.zero_updates import reasons
 
-CHUNK = 2**17  # elements of one checkpoint in work at a time
-_WINDOW, _SAMPLED = 2**13, 2**22  # elements read together, and in all, to guess the first bound
+_WINDOW, _SAMPLED = 2**12, 2**21  # elements read together, and in all, to guess the first bound
 
 
 class Observer(Protocol):
@@ -79,7 +79,7 @@ def identify(
     *,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     threads: int | None = None,
     max_memory: int | None = None,
     vocabulary: Vocabulary = "same",
@@ -94,7 +94,7 @@ def identify(
         percent: share of the counted elements, 0 < percent <= 100.
         include: shell-style patterns; with any, only parameters that match one count.
         exclude: shell-style patterns of parameters that do not count.
-        chunk: elements in work at a time, 1 to 2**20; changes speed only.
+        chunk: elements in work at a time, 1 to 2**20, by default what the cache holds; changes speed only.
         threads: worker threads, by default one a core; changes speed only.
         max_memory: bytes that candidates may take in memory (16·k a task); above, they go to a scratch file.
         vocabulary: "union" takes embeddings with more rows than the base's; regions lie in the base's rows.
@@ -109,7 +109,7 @@ def identify(
         CpiftError: checkpoints that do not match, NaN or infinite weights, a percent out of range.
     """
     check_threads(threads)
-    if not 1 <= chunk <= BLOCK:
+    if chunk is not None and not 1 <= chunk <= BLOCK:
         raise CpiftError(f"chunk: {chunk} is not in 1 … {BLOCK}")
     origin = open_checkpoint(base)
     opened = {name: open_checkpoint(path, origin) for name, path in tuned.items()}
@@ -143,14 +143,14 @@ def identify(
                 "candidates_in": "scratch file" if spill else "memory",
                 "reads": 2 if name in short else 1,
             }
-            positions, negative = held.take(job.segments, shapes)
+            taken = held.take(job.segments, shapes)
             return Region(
-                positions,
+                taken.positions,
                 total,
-                negative,
-                {n: shapes[n] for n in positions},
+                taken.negative,
+                {n: shapes[n] for n in taken.positions},
                 percent=str(percent),
-                threshold=held.threshold,
+                threshold=taken.threshold,
                 base=done.base,
                 tuned=done.tuned[name],
                 statistics=statistics,
@@ -177,7 +177,7 @@ class _Job:
     models: dict[str, Checkpoint]
     skipped: set[str]
     count: int
-    chunk: int
+    chunk: int | None
     threads: int | None
     progress: Callable[[int], None]
     observer: Observer | None
@@ -233,12 +233,13 @@ def _first_bounds(job: _Job, total: int) -> dict[str, int]:
     step = max(1, len(counted) * _WINDOW // _SAMPLED)
     windows = [Block(b.name, b.start, min(b.start + _WINDOW, b.stop)) for b in counted[::step]]
     seen = sum(w.stop - w.start for w in windows)
-    histograms = np.zeros((len(job.models), 2**16), np.int64)
-    unused, everything = np.zeros_like(histograms), [-1] * len(job.models)
+    models = [job.origin, *job.models.values()]
+    tasks = len(job.models)
+    histograms, nothing = np.zeros((tasks, 2**16), np.int64), np.full(tasks, np.iinfo(np.int32).max)
+    none, unused = np.empty((tasks, 0), np.uint64), np.zeros((2, tasks), np.int64)
     for window in windows:
-        _, results, _ = _scan(job.origin, list(job.models.values()), window, everything, unused, _WINDOW)
-        for histogram, result in zip(histograms, results, strict=True):
-            count_keys(result.entries, -1, histogram)
+        for part in chunks(models, window):
+            scan(part.addresses, part.itemsizes, part.stop - part.start, 0, nothing, none, *unused, histograms, 1)
     rank = int(1.3 * job.count * seen / total) + 2000
     return {name: (cut(histograms[i], min(rank, seen))[0] << 15) - 1 for i, name in enumerate(job.models)}
 
@@ -262,35 +263,30 @@ def _scan(
     block: Block,
     bounds: list[int] | None,
     samples: np.ndarray,
-    chunk: int,
+    chunk: int | None,
     observer: Observer | None = None,
 ) -> tuple[bytes, list[_Scanned], np.ndarray | None]:
     """One block of all checkpoints, chunk by chunk; ``bounds`` is None where the parameter does not count."""
-    size, both = block.stop - block.start, (base, *models)
-    whole = [model.raw(*block, ahead=True) for model in both]
+    size, both, tasks = block.stop - block.start, (base, *models), len(models)
     hashes = [xxhash.xxh3_64() for _ in both]
-    candidates = [thread_local_scratch(f"candidates {i}", size, np.uint64) for i in range(len(models))]
-    counts, zeros = [0] * len(models), [0] * len(models)
-    origin, *tuned = (native(raw) if bounds is not None else raw for raw in whole)
+    candidates = thread_local_scratch("candidates", tasks * size, np.uint64).reshape(tasks, size)
+    found, zeros = np.zeros((2, tasks), np.int64)
+    limits = np.array(bounds if bounds is not None else [], np.int64)
     first, measured = block.start % SEGMENT, None
-    for start in range(0, size, chunk):
-        stop = min(start + chunk, size)
-        for hashed, raw in zip(hashes, whole, strict=True):
-            hashed.update(raw[start:stop].data)
+    for part in chunks(both, block, chunk):
+        for hashed, raw in zip(hashes, part.raw, strict=True):
+            hashed.update(raw.data)
         if bounds is None:
             continue
-        for i, raw in enumerate(tuned):
-            counts[i], none = scan_updates(
-                origin, raw, start, stop, first, bounds[i], candidates[i], counts[i], samples[i]
-            )
-            zeros[i] += none
+        place, n = first + part.start, part.stop - part.start
+        scan(part.addresses, part.itemsizes, n, place, limits, candidates, found, zeros, samples, SAMPLE)
         if observer is not None:  # while the chunk is in the cache
-            measured = observer.measure([part[start:stop] for part in (origin, *tuned)], measured)
+            measured = observer.measure(part.stored, measured)
     result = []
     for i, hashed in enumerate(hashes[1:]):
-        entries = candidates[i][: counts[i]].copy()
+        entries = candidates[i, : found[i]].copy()
         bound = bounds[i] if bounds is not None else 0
-        result.append(_Scanned(hashed.digest(), entries, bound, zeros[i], not has_infinite(entries)))
+        result.append(_Scanned(hashed.digest(), entries, bound, int(zeros[i]), not has_infinite(entries)))
     return hashes[0].digest(), result, measured
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cpift.checkpoint.stream import BLOCK, Checkpoint
-from cpift.checkpoint.tensor import widen
+from cpift.checkpoint.stream import BLOCK, Checkpoint, native
 from cpift.files.findings import Finding, finding
+from cpift.kernels.scan import count_unchanged_rows
 
 MANY = 0.05  # share of zero updates from which a user should know, and from which the reasons are looked for
 _EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|word_embeddings|tok_embeddings)\.weight$")
@@ -51,16 +51,15 @@ def reasons(base: Checkpoint, tuned: Checkpoint, zeros: Mapping[str, int], total
 
 
 def _unchanged_rows(base: Checkpoint, tuned: Checkpoint, name: str) -> int:
+    """Rows without any update; of all others the first elements are looked at alone."""
     rows, width = base.tensors[name].shape
     step, unchanged = max(1, BLOCK // width), 0
-    scratch = np.empty((2, step * width), np.float32)
     for first in range(0, rows, step):
         last = min(first + step, rows)
-        before, after = (
-            widen(c.raw(name, first * width, last * width), c.tensors[name].dtype, out).astype(np.float32)
-            for c, out in zip((base, tuned), scratch, strict=True)
-        )
-        unchanged += int((before == after).reshape(-1, width).all(axis=1).sum())
+        stored = [native(c.raw(name, first * width, last * width)) for c in (base, tuned)]
+        addresses = np.array([part.ctypes.data for part in stored], np.int64)
+        itemsizes = np.array([part.itemsize for part in stored], np.int64)
+        unchanged += count_unchanged_rows(addresses, itemsizes, last - first, width)
     return unchanged
 
 
