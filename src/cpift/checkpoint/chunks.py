@@ -77,7 +77,7 @@ def chunks(models: Sequence[Checkpoint], block: Block, size: int | None = None) 
     offsets = np.array([0 if place is None else place[1] for place in places], np.int64)
     for low in range(0, stop - start, size):
         n = min(size, stop - start - low)
-        failed = read_into(descriptors, offsets + low * itemsizes, n * itemsizes, addresses)
+        failed = -1 if computed.all() else read_into(descriptors, offsets + low * itemsizes, n * itemsizes, addresses)
         if failed >= 0:
             raise _failure(models[failed], name)
         ranges = [slice(low, low + n) if place is None else slice(n) for place in places]

@@ -34,8 +34,8 @@ class MappedFile:
 
     @cached_property
     def descriptor(self) -> int | None:
-        """Of the open file, as long as this object lives; None beyond so many files that the system might run out."""
-        if MappedFile._open >= DESCRIPTORS:
+        """Of the open file, as long as this object lives; None without ``pread``, or beyond so many files that the system might run out."""
+        if MappedFile._open >= DESCRIPTORS or not hasattr(os, "pread"):
             return None
         descriptor = os.open(self.path, os.O_RDONLY)
         MappedFile._open += 1
