@@ -1,7 +1,8 @@
-"""Run a command as a process of its own, and tell its time, memory and reading, by the kernel's own accounting."""
+"""Run a command as a process of its own, and give its time, memory and reading, by the kernel's own accounting."""
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import subprocess
@@ -26,8 +27,10 @@ class Measured:
     inner: float
 
 
-def run(command: Sequence[str], threads: int, env: dict[str, str] | None = None) -> Measured:
-    """Run the command once; its output goes to stderr where it fails."""
+def run(
+    command: Sequence[str], threads: int, env: dict[str, str] | None = None, limit: float = math.inf
+) -> Measured | None:
+    """Run the command once; its output goes to stderr where it fails. None: it took longer than ``limit`` seconds."""
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -50,14 +53,18 @@ def run(command: Sequence[str], threads: int, env: dict[str, str] | None = None)
         if pid:
             output += process.stdout.read() or b""
             break
+        if time.perf_counter() - began > limit:
+            process.kill()
+            process.communicate()
+            return None
         time.sleep(0.005)
     wall = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(code)
     if process.returncode:
         sys.stderr.write(output.decode(errors="replace"))
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    said = [line.split()[1] for line in output.decode(errors="replace").splitlines() if line.startswith("seconds ")]
-    return Measured(wall, usage.ru_utime + usage.ru_stime, private, read, float(said[-1]) if said else wall)
+    printed = [line.split()[1] for line in output.decode(errors="replace").splitlines() if line.startswith("seconds ")]
+    return Measured(wall, usage.ru_utime + usage.ru_stime, private, read, float(printed[-1]) if printed else wall)
 
 
 def spread(values: Sequence[float], unit: str = "", digits: int = 2) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import yaml
 
-MERGEKIT = ("mergekit==0.1.5", "torch==2.13.0")
+MERGEKIT = ("mergekit==0.1.5", "torch==2.13.0")  # the newest in November 2026
+METHODS = ("multislerp", "karcher", "ties")
 
 
 def read_alone(folders: list[Path], threads: int) -> None:
@@ -27,6 +28,20 @@ def read_alone(folders: list[Path], threads: int) -> None:
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(read, [f for folder in folders for f in sorted(folder.glob("*.safetensors"))]))
+
+
+def write_alone(folders: list[Path], scratch: Path, threads: int) -> None:
+    """Write as many bytes as the base has, from a buffer that stays in the cache, and wait for the disk."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    size = sum(f.stat().st_size for f in folders[0].glob("*.safetensors"))
+    buffer = memoryview(bytearray(2**20))
+    scratch.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(scratch / "written", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda at: os.pwrite(descriptor, buffer[: size - at], at), range(0, size, len(buffer))))
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def straightforward(folders: list[Path], percent: float) -> None:
@@ -63,6 +78,13 @@ def mergekit_environment(scratch: Path) -> Path:
     return command
 
 
+def mergekit_versions(command: Path) -> str:
+    """Versions of mergekit and its torch, in the environment of this command."""
+    script = "from importlib.metadata import version as v; print('mergekit', v('mergekit') + ', torch', v('torch'))"
+    python = command.parent / "python"
+    return subprocess.run([python, "-c", script], check=True, capture_output=True, text=True).stdout.strip()
+
+
 def mergekit_command(command: Path, method: str, folders: list[Path], out: Path, threads: int) -> list[str]:
     """The merge of the same checkpoints, with the fastest flags that it has for a CPU."""
     base, *tasks = (str(folder) for folder in folders)
@@ -95,6 +117,8 @@ def inside(what: str, folders: list[Path], threads: int, scratch: Path) -> float
             identify(folders[0], tasks, threads=threads)
         elif what == "fuse":
             fuse(folders[0], tasks, scratch, threads=threads)
+        elif what == "write":
+            write_alone(folders, scratch, threads)
         else:
             read_alone(folders, threads)
         taken = time.perf_counter() - began
@@ -104,7 +128,7 @@ def inside(what: str, folders: list[Path], threads: int, scratch: Path) -> float
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["read", "identify", "fuse", "partition"])
+    parser.add_argument("what", choices=["read", "write", "identify", "fuse", "partition"])
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--percent", type=float, default=1.0)
     parser.add_argument("--scratch", type=Path, default=Path("scratch"))

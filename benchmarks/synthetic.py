@@ -6,7 +6,9 @@ python benchmarks/synthetic.py FOLDER --size 1.1B --dtype bfloat16 --tasks 3
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,15 +52,45 @@ def tensors(size: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _drawn(seed: int, size: int, start: int) -> torch.Tensor:
+    """Normal numbers from a pool that is drawn once: as many as are wanted, from a place of their own."""
+    pool = _pool(seed)
+    start %= len(pool)
+    return pool.repeat(-(-(start + size) // len(pool)))[start : start + size]
+
+
+@functools.cache
+def _pool(seed: int) -> torch.Tensor:
+    return torch.randn(4_000_037 - 1000 * seed, generator=torch.Generator().manual_seed(seed))
+
+
 def _values(shape: tuple[int, ...], number: int, model: int) -> torch.Tensor:
-    """Tensor ``number`` of the base (model 0) or of a task; its own seed, so that threads change nothing."""
-    generator = torch.Generator().manual_seed(number)
-    value = torch.randn(shape, generator=generator) * 0.02
+    """Tensor ``number`` of the base (model 0) or of a task."""
+    size = math.prod(shape)
+    value = _drawn(0, size, 104_729 * number) * 0.02
     if model:
-        generator.manual_seed(1000 * model + number)
         # in proportion to the weight, so that bf16 shows most of the updates
-        value *= 1 + 0.02 * torch.randn(shape, generator=generator)
-    return value
+        value *= 1 + 0.02 * _drawn(model, size, 15_485_863 * number)
+    return value.reshape(shape)
+
+
+def make_adapters(folder: Path, size: str, count: int, rank: int = 16) -> list[Path]:
+    """Write LoRA adapters of all linear layers for the base of this size."""
+    made = []
+    linear = {n.removesuffix(".weight"): s for n, s in tensors(size).items() if "_proj." in n}
+    for i in range(count):
+        made.append(folder / f"adapter{i + 1}")
+        made[-1].mkdir(parents=True, exist_ok=True)
+        generator = torch.Generator().manual_seed(i)
+        held = {}
+        for name, (rows, columns) in linear.items():
+            held[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, columns, generator=generator) * 0.02
+            held[f"base_model.model.{name}.lora_B.weight"] = torch.randn(rows, rank, generator=generator) * 0.02
+        save_file(held, made[-1] / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": "base"}
+        targets = sorted({name.rpartition(".")[2] for name in linear})
+        (made[-1] / "adapter_config.json").write_text(json.dumps({**config, "target_modules": targets}))
+    return made
 
 
 def make(folder: Path, size: str, dtype: torch.dtype, tasks: int, shards: int = 4) -> list[Path]:

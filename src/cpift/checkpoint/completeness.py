@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from cpift.checkpoint.names import plain_name, plain_names
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import Checkpoint
 from cpift.errors import CpiftError
+from cpift.metrics.store import Store, cache_folder, digest
 
+_RULES = 1  # number of what is refused; a change makes kept verdicts void
+_LIMIT = 10**6  # bytes of kept verdicts
 _PASSED: set[str] = set()  # what decided about each check of this process that passed
 _TORCH_NAME = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
@@ -26,7 +30,8 @@ def check_complete(checkpoint: Checkpoint, trust_remote_code: bool = False) -> N
     """Let transformers load the checkpoint's names and shapes without their data, in milliseconds.
 
     Nothing is checked where there is no configuration that the installed transformers knows, or no transformers.
-    Configurations and tensors that have passed before, such as those of a run's earlier stages, pass at once.
+    Configurations and tensors that have passed before, such as those of a run's earlier stages, pass at once; also in
+    another process, by the same version of transformers, which is then not imported. Failures are not kept.
 
     Args:
         checkpoint: opened.
@@ -37,13 +42,17 @@ def check_complete(checkpoint: Checkpoint, trust_remote_code: bool = False) -> N
     """
     if "model_type" not in checkpoint.config or not checkpoint.path.is_dir() or checkpoint.beneath is not None:
         return
-    torch = optional_library("torch")
-    if torch is None:  # the method alone needs no transformers
-        return
     stored = {**checkpoint.tensors, **checkpoint.others}
     headers = {name: (tensor.dtype, tensor.shape) for name, tensor in stored.items()}
     facts = repr((checkpoint.config, headers, sorted(checkpoint.aliases)))
     if facts in _PASSED and not trust_remote_code:  # code in the folder decides as well
+        return
+    verdicts, key = Store(cache_folder() / "complete", _LIMIT), _key(facts, trust_remote_code, checkpoint)
+    if key is not None and verdicts.get(key) is True:
+        _PASSED.add(facts)
+        return
+    torch = optional_library("torch")
+    if torch is None:  # the method alone needs no transformers
         return
     shapes: dict[str, Untyped] = {}
     for name, tensor in stored.items():
@@ -55,6 +64,19 @@ def check_complete(checkpoint: Checkpoint, trust_remote_code: bool = False) -> N
         return
     refuse_incomplete(loaded, checkpoint)
     _PASSED.add(facts)
+    if key is not None:
+        verdicts.put(key, True)
+        verdicts.prune()
+
+
+def _key(facts: str, trust_remote_code: bool, checkpoint: Checkpoint) -> str | None:
+    """What a verdict of another process is kept under; None where code decides that may have changed since."""
+    if trust_remote_code or "auto_map" in checkpoint.config:
+        return None
+    try:
+        return digest([_RULES, version("transformers"), facts])
+    except PackageNotFoundError:
+        return None
 
 
 def refuse_incomplete(loaded: Mapping[str, Untyped], checkpoint: Checkpoint) -> None:

@@ -1,0 +1,135 @@
+"""Selection and fusion beside reading, writing and mergekit, in turn."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import HEAD, HERE, PEERS, PERCENT, Bench, Entry, ratios, size_of
+from measure import Measured, median, run, spread
+from peers import METHODS, mergekit_command
+
+if TYPE_CHECKING:
+    from run import Sizes
+
+ROUNDS = {"multislerp": 3, "karcher": 2, "ties": 1}  # the slowest in fewer
+
+
+def small(bench: Bench, sizes: Sizes, mergekit: Path | None) -> None:
+    """Of 0.4B, in bf16 and fp32: also the work alone, and what a cold disk is read."""
+    for dtype in ("bfloat16", "float32"):
+        folders = _begin(bench, sizes.small, dtype)
+        alone(bench, folders)
+        ours(bench, folders, mergekit if dtype == "bfloat16" else None)
+        reads_once(bench, folders)
+        bench.drop(sizes.small, dtype)
+
+
+def large(bench: Bench, sizes: Sizes, mergekit: Path | None) -> None:
+    """Of 1.1B, in bf16, with the profile."""
+    folders = _begin(bench, sizes.large, "bfloat16")
+    alone(bench, folders)
+    ours(bench, folders, mergekit)
+    profile(bench, folders)
+    bench.drop(sizes.large, "bfloat16")
+
+
+def _begin(bench: Bench, size: str, dtype: str) -> list[Path]:
+    folders = bench.checkpoints(size, dtype)
+    bench.say(f"\n## {size}, {dtype}, a base and three tasks, 4 shards each, {size_of(folders) / 1e9:.1f} GB\n")
+    return folders
+
+
+def alone(bench: Bench, folders: list[Path]) -> None:
+    """What a caller of the library waits for, in a process that has started, beside the floor: the bytes moved."""
+    scratch = bench.scratch / "alone"
+    entries = {
+        what: Entry([*PEERS, what, "--scratch", str(scratch), *map(str, folders)], warm_up=False)
+        for what in ("read", "identify", "write", "fuse")
+    }
+    runs = {what: [r for r in found if r is not None] for what, found in bench.in_turn(entries).items()}
+    bench.say("| the work alone | s, median (min–max) | note |\n|---|---|---|")
+    if not all(runs.values()):
+        bench.say("| not in the part's time | | |\n")
+        return
+    seconds = {what: median(found, "inner") for what, found in runs.items()}
+    read, floor = seconds["read"], seconds["read"] + seconds["write"]
+    shares = [f"{a.inner / b.inner:.2f}" for a, b in zip(runs["read"], runs["identify"], strict=True)]
+    notes = {
+        "read": f"all files, into a buffer that stays in the cache: {size_of(folders) / read / 1e9:.1f} GB/s",
+        "identify": f"{read / seconds['identify']:.2f} of the speed of reading (pair by pair {', '.join(shares)})",
+        "write": "as many bytes as the result has, synced",
+        "fuse": f"{seconds['fuse'] / floor:.1f} × the floor, which is reading and writing: {floor:.2f} s",
+    }
+    for what, note in notes.items():
+        bench.say(f"| {what} | {spread([r.inner for r in runs[what]])} | {note} |")
+    bench.say()
+
+
+def ours(bench: Bench, folders: list[Path], mergekit: Path | None) -> None:
+    """The commands, and mergekit's merges of the same files in turn with them."""
+    bench.say(HEAD)
+    found = bench.in_turn({"identify": bench.identify(folders)})
+    bench.row("cpift identify", found["identify"])
+    found = bench.in_turn({"spilled": bench.identify(folders, "--max-memory", "100MB")})
+    bench.row("cpift identify --max-memory 100MB", found["spilled"], "scratch file")
+    made = bench.scratch / "regions"
+    given = [f"--region={folder.name}={made / folder.name}.region.safetensors" for folder in folders[1:]]
+    merged = bench.scratch / "merged"
+    entries = {"fuse": bench.fuse(folders), "with regions": bench.fuse(folders, *given)}
+    if mergekit is not None:
+        for method in METHODS:
+            command = mergekit_command(mergekit, method, folders, merged / method, bench.threads)
+            entries[method] = Entry(command, merged / method, ROUNDS[method], warm_up=False)
+    found = bench.in_turn(entries)
+    bench.row("cpift fuse, SLERP", found["fuse"])
+    note = f"{ratios(found['with regions'], found['fuse'])} the time without"
+    bench.row("cpift fuse, SLERP, with regions", found["with regions"], note)
+    for method in METHODS if mergekit else ():
+        note = f"{ratios(found[method], found['fuse'])} the time of cpift fuse"
+        if None in found[method]:
+            note += "; stopped at the part's limit"
+        bench.row(f"mergekit {method}", found[method], note + _memory(found[method], found["fuse"]))
+    shutil.rmtree(merged, ignore_errors=True)
+
+
+def _memory(theirs: list[Measured | None], own: list[Measured | None]) -> str:
+    peaks = [max((r.private for r in runs if r is not None), default=0) for runs in (theirs, own)]
+    return f", {peaks[0] / peaks[1]:.0f} × the memory" if all(peaks) else ""
+
+
+def reads_once(bench: Bench, folders: list[Path]) -> None:
+    """Cold cache: bytes fetched from the disk, as the kernel counts them, against the size of the files."""
+    files = [f for folder in folders for f in folder.glob("*.safetensors")]
+    script = (
+        "import sys; from cpift.cli.main import main\ntry: main()\nfinally:\n"
+        " print(open('/proc/self/io').read().split('read_bytes: ')[1].split()[0], file=open(sys.argv.pop() + '.io', 'w'))"
+    )
+    mark, cold = bench.scratch / "reads", bench.scratch / "cold"
+    shares = []
+    for what, more in (("identify", ["--percent", PERCENT]), ("fuse", [])):
+        for file in files:
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        shutil.rmtree(cold, ignore_errors=True)
+        command = [sys.executable, "-c", script.replace("sys.argv.pop()", repr(str(mark))), what]
+        taken = run([*command, *bench.arguments(folders), *more, "--out", str(cold)], bench.threads, limit=bench.left)
+        if taken is None:
+            return
+        share = int(Path(f"{mark}.io").read_text()) / size_of(folders)
+        shares.append(f"`cpift {what}` {share:.3f} × the size of the files, in {taken.wall:.1f} s")
+    shutil.rmtree(cold, ignore_errors=True)
+    bench.say(f"\nRead from a cold disk, start-up and libraries included: {', '.join(shares)}.")
+
+
+def profile(bench: Bench, folders: list[Path]) -> None:
+    """Where the time goes, part by part, in one process that is warm."""
+    command = [sys.executable, str(HERE / "parts.py"), str(bench.scratch / "alone"), *map(str, folders)]
+    env = {**os.environ, "OMP_NUM_THREADS": str(bench.threads)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    bench.say("\n" + done.stdout.strip())
