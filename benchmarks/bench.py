@@ -77,16 +77,17 @@ class Bench:
         A command that is not likely to end in the part's time is left out; one that was begun and did not is None.
         """
         found: dict[str, list[Measured | None]] = {name: [] for name in entries}
+        longest = dict.fromkeys(entries, 0.0)  # the warm-up included
         for turn in range(0 if any(e.warm_up for e in entries.values()) else 1, self.repeat + 1):
             for name, entry in entries.items():
                 if (not turn and not entry.warm_up) or turn > entry.rounds or None in found[name]:
                     continue
-                before = max((r.wall for r in found[name] if r is not None), default=0.0)
-                if self.left <= before:
+                if self.left <= longest[name]:
                     continue
                 if entry.out is not None:
                     shutil.rmtree(entry.out, ignore_errors=True)
                 taken = run(entry.command, self.threads, limit=self.left)
+                longest[name] = max(longest[name], taken.wall if taken else 0.0)
                 if turn:
                     found[name].append(taken)
         return found
