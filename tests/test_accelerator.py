@@ -14,8 +14,7 @@ import torch
 from device_memory import CPU, CUDA, SETTINGS, made, neutral_score, raising, rows
 
 from cpift.errors import CpiftError, OutOfMemory
-from cpift.evaluation import forced
-from cpift.evaluation import scores as evaluation
+from cpift.evaluation import forced, opened
 from cpift.evaluation.scores import EvalTask, evaluate
 from cpift.method.identify import identify
 from cpift.method.region import Region
@@ -49,7 +48,7 @@ class Watched:
             self.seen += [weakref.ref(model), *map(weakref.ref, model.parameters())]
             return model
 
-        for module in (training, evaluation, models):
+        for module in (training, opened, models):
             monkeypatch.setattr(module, "load_model", loading)
         create = training._Trainer.create_optimizer
 

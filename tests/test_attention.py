@@ -11,8 +11,7 @@ import tiny
 from tiny_run import call
 
 from cpift.errors import CpiftError
-from cpift.evaluation import guard
-from cpift.evaluation import scores as evaluation
+from cpift.evaluation import opened
 from cpift.recipe.recipe import Recipe
 from cpift.runs.preflight import check_models
 from cpift.train import fine_tune as training
@@ -59,7 +58,7 @@ def test_every_model_of_a_run_has_the_attention(
     """Trained and scored; and the stages are other ones than those of a recipe that leaves it open."""
     seen: list[tuple[str, str]] = []
     load = models.load_model
-    for module in (training, evaluation, guard):
+    for module in (training, opened):
 
         def loading(*given: Any, user: str = module.__name__, **named: Any) -> Any:
             model = load(*given, **named)
@@ -75,7 +74,7 @@ def test_every_model_of_a_run_has_the_attention(
         until = () if name == "eager" else ("--until", "probe")
         assert call(capsys, "run", tmp_path / f"{name}.yaml", "--out", tmp_path / name, *until)[0] == 0
         assert {attention for _, attention in seen} == {"eager" if name == "eager" else "sdpa"}
-        assert name == "open" or {user for user, _ in seen} == {m.__name__ for m in (training, evaluation, guard)}
+        assert name == "open" or {user for user, _ in seen} == {m.__name__ for m in (training, opened)}
     stage = Path("stages/01-probe/reverse/stage.json")
     keys = [json.loads((tmp_path / name / stage).read_text()) for name in ("eager", "open")]
     assert keys[0]["settings"].pop("attn_implementation") == "eager"

@@ -31,7 +31,7 @@ from cpift.recipe.recipe import Recipe
 from cpift.report.comparison import comparison_parts
 from cpift.report.page import page
 from cpift.runs.stage import Run
-from cpift.runs.stages.guard import guard_stages
+from cpift.runs.stages.evaluate import guard_stages
 from cpift.train.models import load_model, load_tokenizer
 
 

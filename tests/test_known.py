@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from cpift.checkpoint.identity import checkpoint_identity
+from cpift.evaluation import opened
 from cpift.evaluation import scores as evaluation
 from cpift.evaluation.known import Known
 from cpift.evaluation.scores import EvalTask, evaluate
@@ -28,8 +29,9 @@ class Watched:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.loads, self.rows = 0, 0
-        load, forced, options, generate = (
-            getattr(evaluation, name) for name in ("load_model", "teacher_forced", "score_options", "generate")
+        load = opened.load_model
+        forced, options, generate = (
+            getattr(evaluation, name) for name in ("teacher_forced", "score_options", "generate")
         )
 
         def counted(function: Any, number: int) -> Any:
@@ -44,7 +46,7 @@ class Watched:
             self.loads += 1
             return load(*given)
 
-        monkeypatch.setattr(evaluation, "load_model", loaded)
+        monkeypatch.setattr(opened, "load_model", loaded)
         monkeypatch.setattr(evaluation, "teacher_forced", counted(forced, 3))
         monkeypatch.setattr(evaluation, "score_options", counted(options, 2))
         monkeypatch.setattr(evaluation, "generate", counted(generate, 2))

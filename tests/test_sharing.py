@@ -15,9 +15,11 @@ import tiny
 
 from cpift.distributed import sharing
 from cpift.distributed.sharing import ALONE, Share
-from cpift.evaluation import batching, scores
+from cpift.evaluation import batching, opened
 from cpift.evaluation.batching import Room, batches, in_batches
+from cpift.evaluation.guard import Guarded, questions, score_guard
 from cpift.evaluation.scores import EvalTask, evaluate
+from cpift.recipe.guard import GENERAL, NEUTRAL
 from cpift.train.models import load_model
 
 
@@ -142,11 +144,33 @@ class InTurn(Share):
 def test_two_score_as_one_does(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit by bit: loss, options and generated answers. Only the first has the scores."""
     network = load_model(base).eval()
-    monkeypatch.setattr(scores, "load_model", lambda *_: network)
+    monkeypatch.setattr(opened, "load_model", lambda *_: network)
     second = InTurn(1, 2)
     assert scored(second, base) == {}
     assert scored(InTurn(0, 2, second.log), base) == scored(ALONE, base)
     assert not second.log
+
+
+def guarded(share: Share, base: Path) -> Any:
+    """The built-in guard set, and a file of rows whose answers are generated."""
+    rows = EvalTask(tiny.rows("upper", 7, 1), "exact_match", pattern="(.+)", max_new_tokens=5)
+    guard = [
+        Guarded(NEUTRAL, None),
+        Guarded(GENERAL, EvalTask(questions()[:9], "multiple_choice")),
+        Guarded("own", rows),
+    ]
+    return score_guard(base, guard, share=share)
+
+
+def test_two_score_the_guard_as_one_does(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit by bit: the text by the first alone, the rows of the others by both."""
+    network = load_model(base).eval()
+    monkeypatch.setattr(opened, "load_model", lambda *_: network)
+    second = InTurn(1, 2)
+    assert guarded(second, base) == {"scores": {}}
+    assert len(second.log) == 2, "a part of the questions, and of the rows"
+    assert guarded(InTurn(0, 2, second.log), base) == guarded(ALONE, base)
+    assert set(guarded(ALONE, base)["scores"]) == {NEUTRAL, GENERAL, "own"}
 
 
 def _in_a_process(base: Path, out: Path) -> None:
@@ -161,3 +185,15 @@ def test_two_processes_score_as_one_does(base: Path, tmp_path: Path) -> None:
     preloaded.call_ranks(2, _in_a_process, base, tmp_path)
     assert json.loads((tmp_path / "0").read_text()) == json.loads(json.dumps(scored(ALONE, base)))
     assert (tmp_path / "1").read_text() == "{}"
+
+
+def test_the_command_shares_the_rows_out(base: Path, tmp_path: Path) -> None:
+    """In two processes the scores of one; the second one writes nothing and is silent."""
+    files = {"upper": tiny.jsonl(tmp_path / "upper.jsonl", tiny.rows("upper", 9, 1))}
+    given = ["evaluate", str(base), "--task", f"upper={files['upper']}", "--metric", "loss", "--no-cache"]
+    codes, said = preloaded.run_ranks(2, [*given, "--out", str(tmp_path / "two.json")], tmp_path / "said")
+    assert codes == [0, 0], said[-3000:]
+    assert (tmp_path / "said.1").read_text() == ""
+    assert "upper: loss" in (tmp_path / "said.0").read_text()
+    score = evaluate(base, {"upper": EvalTask(tiny.rows("upper", 9, 1), "loss")})["upper"]
+    assert json.loads((tmp_path / "two.json").read_text())["tasks"]["upper"]["items"] == score.items

@@ -17,6 +17,7 @@ from cpift.data.encoding import IGNORED, encode
 from cpift.data.templates import ChatSettings, takes_parts
 from cpift.data.turns import end_of_turn, turn_of
 from cpift.errors import CpiftError
+from cpift.evaluation import opened
 from cpift.evaluation import scores as evaluation
 from cpift.evaluation.scores import EvalTask, generate
 
@@ -167,8 +168,8 @@ def test_what_is_generated_is_what_is_scored(name: str, thinking: bool | None, m
     ]
     learnt = [*rows[:2], *({"messages": [r["messages"][0], {"role": "assistant", "content": "red"}]} for r in rows[2:])]
     model = parrot.Parrot.after([encode(row, words).input_ids for row in learnt], len(words))
-    monkeypatch.setattr(evaluation, "load_model", lambda *_: model)
-    monkeypatch.setattr(evaluation, "load_tokenizer", lambda *_: words)
+    monkeypatch.setattr(opened, "load_model", lambda *_: model)
+    monkeypatch.setattr(opened, "load_tokenizer", lambda *_: words)
     scored = evaluation.evaluate("unused", {"t": EvalTask(rows, "exact_match", max_new_tokens=40)})["t"]
     with torch.inference_mode():
         texts = generate(model, words, rows, max_new_tokens=40)
@@ -192,7 +193,7 @@ def test_an_answer_behind_its_reasoning_is_right(name: str, monkeypatch: pytest.
     words = chat_templates.tokenizer(name)
     row = {**ROWS["one turn"], "answer": "forty two"}
     model = parrot.Parrot.after([encode(ROWS["reasoning"], words).input_ids], len(words))
-    monkeypatch.setattr(evaluation, "load_model", lambda *_: model)
-    monkeypatch.setattr(evaluation, "load_tokenizer", lambda *_: words)
+    monkeypatch.setattr(opened, "load_model", lambda *_: model)
+    monkeypatch.setattr(opened, "load_tokenizer", lambda *_: words)
     tasks = {m: EvalTask([row], m, max_new_tokens=60) for m in ("exact_match", "generate")}
     assert [score.score for score in evaluation.evaluate("unused", tasks).values()] == [1.0, 1.0]

@@ -20,12 +20,13 @@ from cpift.data.row_keys import REFUSED_COLUMNS
 from cpift.data.templates import ChatSettings
 from cpift.data.turns import end_of_turn, stop_ids
 from cpift.errors import CpiftError
+from cpift.evaluation import opened
 from cpift.evaluation import scores as evaluation
 from cpift.evaluation.scores import EvalTask
 from cpift.recipe.recipe import Recipe
 from cpift.runs.pipeline import run
 from cpift.runs.stage import ModelRef, Run
-from cpift.runs.stages.evaluate import evaluate_stages
+from cpift.runs.stages.evaluate import score_stages
 from cpift.train.models import load_tokenizer, save
 
 # The end of a turn as the models' own cards and generation_config have it.
@@ -65,8 +66,8 @@ def test_an_answer_ends_at_any_of_the_models_ends(metric: str, end: str, monkeyp
         ids[:] = [first if token == stop and i < len(ids) - 3 else token for i, token in enumerate(ids)]
     model = parrot.Parrot.after(learnt, len(words))
     model.generation_config = GenerationConfig(eos_token_id=[stop, words.eos_token_id])
-    monkeypatch.setattr(evaluation, "load_model", lambda *_: model)
-    monkeypatch.setattr(evaluation, "load_tokenizer", lambda *_: words)
+    monkeypatch.setattr(opened, "load_model", lambda *_: model)
+    monkeypatch.setattr(opened, "load_tokenizer", lambda *_: words)
     score = evaluation.evaluate("unused", {"t": EvalTask(rows, metric, max_new_tokens=20)})["t"]
     expected = 0.0 if (metric, end) == ("exact_match", "<|return|>") else 1.0  # that is not the end it was taught
     assert score.score == expected
@@ -252,7 +253,7 @@ def test_the_recipes_template_is_used_saved_and_part_of_the_keys(tmp_path: Path)
             reporter=heard,
         )
     assert heard.made == ["01-probe/upper"]
-    stages = evaluate_stages(Run(Recipe.parse(data), tmp_path / "out"), "base", ModelRef(tmp_path / "base"))
+    stages = score_stages(Run(Recipe.parse(data), tmp_path / "out"), "base", ModelRef(tmp_path / "base"), "base")
     assert settings.items() <= stages[0].settings.items()
 
 

@@ -43,6 +43,9 @@ def parse(arguments: Sequence[str] | None, names: Sequence[str] = NAMES) -> argp
     parser.add_argument("--steps", nargs="+", metavar="STEP", choices=names, default=names, help=", ".join(names))
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes, to try this script on a CPU")
     parser.add_argument("--model", type=Path, help="a checkpoint's folder or a GGUF file")
+    parser.add_argument(
+        "--whole-model", action="store_true", help="with --tiny: --model as it is, not a small one of its architecture"
+    )
     parser.add_argument("--data", type=Path, help="a folder with SET/train.jsonl and SET/eval.jsonl")
     parser.add_argument(
         "--sets", nargs="+", metavar="SET", default=[], help="two sets or more of --data (default: the first ones)"
@@ -86,7 +89,8 @@ def main(arguments: Sequence[str] | None = None, name: str = "first_contact", st
     if given.scratch is not None:
         given.scratch.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="cpift-gpu-", dir=given.scratch))
-    common = ["--results", str(given.out.absolute()), *(["--tiny"] if given.tiny else [])]
+    flags = {"--tiny": given.tiny, "--whole-model": given.whole_model}
+    common = ["--results", str(given.out.absolute()), *(flag for flag, on in flags.items() if on)]
     for option, path in (("--model", given.model), ("--data", given.data)):
         common += [option, str(path.absolute())] if path else []
     common += ["--sets", *given.sets] if given.sets else []

@@ -18,6 +18,11 @@ SHAPE = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048,
 }  # fmt: skip
+# The most of each in a small copy.
+SMALL = {
+    "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
 LETTERS = (64, 320)  # of a made row, the fewest and the most
 
 
@@ -32,6 +37,31 @@ def model_folder(step: Step) -> Path:
         gguf = step.model
         return _once(step.scratch / "model", lambda out: _convert(gguf, out))
     return _once(step.scratch / "model", lambda out: _random(out, step.tiny))
+
+
+def small_copy(step: Step) -> Path:
+    """A random model of the given one's architecture, two narrow layers deep, with its tokenizer. Made once, for all steps."""
+    assert step.model is not None
+    need("transformers:AutoConfig", *model_needs(step))
+    given = step.model
+    return _once(step.scratch / f"small-{given.stem}", lambda out: _small(given, out))
+
+
+def _small(given: Path, out: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where, gguf = (given, {}) if given.is_dir() else (given.parent, {"gguf_file": given.name})
+    config = AutoConfig.from_pretrained(where, **gguf)
+    inner = config.get_text_config()
+    for key, most in SMALL.items():
+        if isinstance(held := getattr(inner, key, None), int):
+            setattr(inner, key, min(held, most))
+    if getattr(inner, "layer_types", None):
+        inner.layer_types = inner.layer_types[: SMALL["num_hidden_layers"]]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(out)
+    AutoTokenizer.from_pretrained(where, **gguf).save_pretrained(out)
 
 
 def model_name(step: Step) -> str:

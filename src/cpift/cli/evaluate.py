@@ -72,25 +72,31 @@ def evaluate(
 
     Each score has its 95 % interval. Of several models, each is compared with the first, row by row: a difference whose
     interval holds zero is noise. What was scored before is not scored again, as long as model, row and settings stay.
+    Under torchrun the rows are shared out.
     """  # noqa: D301 - the help is made of it: its first lines stay apart
     from cpift.checkpoint.hub import checkpoint_place
     from cpift.console.reporter import Reporter
     from cpift.console.terminal import BesideJson, Terminal
+    from cpift.distributed import ranks
     from cpift.evaluation.recipe import eval_tasks, score_model
     from cpift.evaluation.side_by_side import SideBySide
     from cpift.metrics.store import Store, cache_folder
+    from cpift.train.config import join
 
     given, recipe = _recipe(models, task or [], metric or [], overrides(sets))
     places = {name: checkpoint_place(path, recipe.trust_remote_code) for name, path in named_models(given).items()}
     origin = None if base is None else checkpoint_place(base, recipe.trust_remote_code)
     store = None if no_cache else Store(cache or cache_folder() / "scores")
+    join()
     shown = Terminal()
-    reporter: Reporter = BesideJson() if as_json else shown
+    reporter: Reporter = (BesideJson() if as_json else shown) if ranks.leads() else Reporter()
     try:
         tasks = eval_tasks(recipe, reporter, rows, of_files=bool(task))
         scores = {name: score_model(place, tasks, recipe, reporter, origin, store) for name, place in places.items()}
     finally:
         shown.close()
+    if not ranks.leads():
+        return
     result = SideBySide(dict(zip(scores, given, strict=True)), scores)
     if out is not None or not as_json:
         write_text(out or Path("scores.json"), json.dumps(result.to_dict()) + "\n")

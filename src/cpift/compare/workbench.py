@@ -25,11 +25,11 @@ from cpift.runs.executor import Runner
 from cpift.runs.identity import settings_of
 from cpift.runs.refine_rows import replayed_pass
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
-from cpift.runs.stages.evaluate import evaluate_stage
+from cpift.runs.stages.evaluate import guard_stages, task_stage
 from cpift.runs.stages.fuse import CODE as FUSE_CODE
 from cpift.runs.stages.fuse import fuse_into
 from cpift.runs.stages.graph import first_stages, last_stages, middle_stages
-from cpift.runs.stages.guard import guard_entry, guard_stages
+from cpift.runs.stages.guard import guard_entry
 from cpift.runs.stages.identify import core_stage, identify_stage, region_facts
 from cpift.runs.stages.train import spec_of, train_stage
 from cpift.runs.steps import probe_epochs, row_tokens
@@ -277,7 +277,7 @@ class Work:
         wanted = list(tasks or self.tasks)
         if tasks is None:
             self._scored = model, place
-        stages = [evaluate_stage(self.run, model, place, task) for task in self.tasks if task in wanted]
+        stages = [task_stage(self.run, model, place, task) for task in self.tasks if task in wanted]
         self._runner.make(stages)
         return {
             task: json.loads(self.run.layout.score(model, task).read_text()) for task in self.tasks if task in wanted

@@ -10,18 +10,18 @@ from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 
-import torch
-
 from cpift.data.encoding import encode
 from cpift.data.row_checks import Row
 from cpift.data.rows import metric_of
 from cpift.data.sources import SourceFacts, file_settings, source_rows
 from cpift.data.store import RowWriter
 from cpift.data.templates import ChatSettings
+from cpift.distributed.sharing import ALONE, Share
 from cpift.errors import CpiftError
 from cpift.evaluation import neutral
 from cpift.evaluation.drift import Comparison, Recorder
 from cpift.evaluation.harness import check_lm_eval, task_files
+from cpift.evaluation.opened import Opened
 from cpift.evaluation.options import with_answer
 from cpift.evaluation.scores import score_task
 from cpift.evaluation.task import EvalTask, Score, scoring_identity
@@ -31,8 +31,6 @@ from cpift.metrics.metric import Scoring
 from cpift.metrics.multiple_choice import MULTIPLE_CHOICE, options_of
 from cpift.recipe.guard import NEUTRAL, GuardSet
 from cpift.train import accelerator
-from cpift.train.malloc import kept_memory
-from cpift.train.models import load_model, load_tokenizer
 from cpift.typing import Network, Tokenizer
 
 _QUESTIONS = "general_questions.jsonl"
@@ -126,7 +124,7 @@ def _identity(entry: GuardSet, folder: str | None) -> dict[str, object]:
 
 @accelerator.frees_memory
 def score_guard(
-    model: str | Path,
+    model: str | Path | Opened,
     guard: Sequence[Guarded],
     *,
     max_length: int | None = None,
@@ -138,14 +136,16 @@ def score_guard(
     dtype: str = "auto",
     record: Path | None = None,
     before: Path | None = None,
+    share: Share = ALONE,
 ) -> GuardEntry:
     """Score a checkpoint, or an adapter merged into its base, on the sets of a guard.
 
     The built-in sets are read as plain text, without a chat template. Questions that are longer than the model has
-    positions for are left out; a set of which none remains is left out whole.
+    positions for are left out; a set of which none remains is left out whole. Of several processes the first one reads the
+    neutral text, a few rows, alone; all other rows are shared out.
 
     Args:
-        model: a checkpoint, or an adapter.
+        model: a checkpoint, or an adapter; or an open one, whose own settings count in place of those given here.
         guard: the sets.
         max_length: tokens of a row that a loss is taken over; None: all.
         trust_remote_code: run code that the model's repository carries.
@@ -156,22 +156,23 @@ def score_guard(
         dtype: ``float32``: not by bf16 autocast, where the device has it.
         record: where to write the logits on the neutral text, so that other models can be compared with this one.
         before: logits that another model has recorded, to measure the drift from it.
+        share: of this process, where several score the model together; the first one returns the scores.
     """
-    path = Path(model)
-    network = load_model(path, trust_remote_code, base, attention, "float32", device_map)
-    tokenizer = load_tokenizer(path, trust_remote_code, chat, base)
-    accelerator.place(network)
+    if not isinstance(model, Opened):
+        model = Opened(Path(model), trust_remote_code, chat, base, attention, device_map, dtype)
     found: GuardEntry = {"scores": {}}
-    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network, dtype):
+    with model.scoring() as network:
         for entry in guard:
-            if entry.task is None:
-                score, drift = _text(network, tokenizer, record, before)
+            if entry.task is not None:
+                score = _rows(network, model.tokenizer, entry.task, max_length, share)
+            elif share.index:
+                continue
+            else:
+                score, drift = _text(network, model.tokenizer, record, before)
                 if drift is not None:
                     found["drift"] = drift_of(*drift)
-            else:
-                score = _rows(network, tokenizer, entry.task, max_length)
             if score.items:
-                found["scores"][entry.name] = replace(score, precision=accelerator.scoring_precision(dtype)).to_dict()
+                found["scores"][entry.name] = replace(score, precision=model.precision).to_dict()
     return found
 
 
@@ -189,16 +190,16 @@ def _text(
     return score, None
 
 
-def _rows(network: Network, tokenizer: Tokenizer, task: EvalTask, max_length: int | None) -> Score:
+def _rows(network: Network, tokenizer: Tokenizer, task: EvalTask, max_length: int | None, share: Share) -> Score:
     if task.kind.brings_rows:
-        return score_task(network, tokenizer, task, max_length)
+        return score_task(network, tokenizer, task, max_length, share=share)
     kept = task.rows
     if task.kind.scoring is Scoring.OPTIONS:
         room = int(getattr(network.config, "max_position_embeddings", None) or 2**31)
         kept = [row for row in task.rows if longest(row, tokenizer) <= room]
     if not kept:
         return Score(task.metric, float("nan"), [], [], len(task.rows))
-    score = score_task(network, tokenizer, replace(task, rows=kept), max_length)
+    score = score_task(network, tokenizer, replace(task, rows=kept), max_length, share=share)
     return replace(score, left_out=score.left_out + len(task.rows) - len(kept))
 
 

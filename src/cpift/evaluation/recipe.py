@@ -12,6 +12,8 @@ from cpift.checkpoint.stream import check_finite
 from cpift.console.progress import Counter
 from cpift.console.reporter import Reporter
 from cpift.data.rows import answer_warnings, load_evaluation, load_rows, metric_of, sample
+from cpift.distributed import ranks
+from cpift.distributed.sharing import of_run
 from cpift.evaluation.backends import check_backend
 from cpift.evaluation.harness import check_own_rows
 from cpift.evaluation.known import Known
@@ -82,7 +84,7 @@ def score_model(
     base: Path | None = None,
     store: Store | None = None,
 ) -> dict[str, ScoreEntry]:
-    """Scores of a checkpoint by task.
+    """Scores of a checkpoint by task. Of several processes each scores its share of the rows; the first one has the scores.
 
     Args:
         model: a folder; that of an adapter is merged into its base.
@@ -95,7 +97,7 @@ def score_model(
     Raises:
         CpiftError: a checkpoint that cannot be used.
     """
-    check_backend(recipe.evaluate.backend)
+    check_backend(recipe.evaluate.backend, ranks.size())
     check_finite(open_checkpoint(model, None if base is None else open_checkpoint(base)))
     reporter.stage(str(model), f"score on {len(tasks)} tasks")
     limit = max_length(recipe.training)
@@ -116,7 +118,8 @@ def score_model(
         device_map=recipe.device_map,
         dtype=recipe.evaluate.dtype,
         generation=recipe.evaluate.generation,
-        known=None if store is None else Known(content_identity(model, base), settings, store),
+        known=Known(content_identity(model, base), settings, store) if store is not None and ranks.leads() else None,
+        share=of_run(),
     )
     for name, score in scores.items():
         if score.left_out:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from cpift.data.encoded import encode_rows
 from cpift.data.encoding import Encoded, forced_rows
 from cpift.data.healing import Start, starts
@@ -20,14 +18,13 @@ from cpift.evaluation.forced import teacher_forced
 from cpift.evaluation.generation import generate
 from cpift.evaluation.harness import score_lm_eval
 from cpift.evaluation.known import Known, row_key, score_of, text_key
+from cpift.evaluation.opened import Opened
 from cpift.evaluation.options import score_options
 from cpift.evaluation.task import EvalTask, Score, left_out_warning, notes_message, scoring_identity
 from cpift.metrics.answers import references
 from cpift.metrics.metric import Scoring
 from cpift.train import accelerator
 from cpift.train.accelerator import frees_memory
-from cpift.train.malloc import kept_memory
-from cpift.train.models import load_model, load_tokenizer
 from cpift.typing import Network, Tokenizer
 
 __all__ = [
@@ -46,7 +43,7 @@ __all__ = [
 
 @frees_memory
 def evaluate(
-    model: str | Path,
+    model: str | Path | Opened,
     tasks: Mapping[str, EvalTask],
     *,
     max_length: int | None = None,
@@ -68,7 +65,7 @@ def evaluate(
     prompt alone has other tokens than the prompt with its answer, or reasoning may come first, the answer is generated.
 
     Args:
-        model: a checkpoint, or an adapter.
+        model: a checkpoint, or an adapter; or an open one, whose own settings count in place of those given here.
         tasks: what to score, by name.
         max_length: tokens of a row that a loss is taken over; None: all. Rows without any are left out and counted.
         progress: called with the number of rows done.
@@ -87,27 +84,21 @@ def evaluate(
         CpiftError: no row of a task has a token to score.
         OutOfMemory: names the task, the row's length and the device, where there is no memory for one row.
     """
-    path, known = Path(model), known or Known()
-    precision = accelerator.scoring_precision(dtype)
-    generated = precision_of(generation, precision)
-    scores = _scored_before(path, tasks, max_length, known, trust_remote_code, chat, base, generated)
+    known = known or Known()
+    if not isinstance(model, Opened):
+        model = Opened(Path(model), trust_remote_code, chat, base, attention, device_map, dtype)
+    scores = _scored_before(model, tasks, max_length, known, precision_of(generation, model.precision))
     progress = _counted(progress, sum(len(task.rows) for task in tasks.values()), share)
     for name in scores:
         progress(len(tasks[name].rows))
     if due := {name: tasks[name] for name in share.gather([name for name in tasks if name not in scores])[0]}:
-        network = load_model(path, trust_remote_code, base, attention, "float32", device_map)
-        tokenizer = load_tokenizer(path, trust_remote_code, chat, base)
-        accelerator.place(network)
-        loaded = Loaded(network, path, precision, trust_remote_code)
-        with (
-            torch.inference_mode(),
-            kept_memory(),
-            accelerator.scoring_autocast(network, dtype),
-            open_backend(generation, loaded) as backend,
-        ):
+        loaded = Loaded(model.network, model.path, model.precision, model.trust_remote_code)
+        with model.scoring() as network, open_backend(generation, loaded) as backend:
             for name, task in due.items():
                 try:
-                    scores[name] = score_task(network, tokenizer, task, max_length, progress, known, share, backend)
+                    scores[name] = score_task(
+                        network, model.tokenizer, task, max_length, progress, known, share, backend
+                    )
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise
@@ -121,7 +112,7 @@ def evaluate(
             raise CpiftError(f"tasks.{name}: {_nothing(task)}")
     if known.store is not None:
         known.store.prune()
-    return {name: replace(scores[name], precision=scores[name].precision or precision) for name in tasks}
+    return {name: replace(scores[name], precision=scores[name].precision or model.precision) for name in tasks}
 
 
 def _counted(progress: Callable[[int], None], total: int, share: Share) -> Callable[[int], None]:
@@ -138,20 +129,12 @@ def _counted(progress: Callable[[int], None], total: int, share: Share) -> Calla
 
 
 def _scored_before(
-    path: Path,
-    tasks: Mapping[str, EvalTask],
-    max_length: int | None,
-    known: Known,
-    trust_remote_code: bool,
-    chat: ChatSettings | None,
-    base: Path | None,
-    generated: str,
+    model: Opened, tasks: Mapping[str, EvalTask], max_length: int | None, known: Known, generated: str
 ) -> dict[str, Score]:
     """Scores of the tasks of which every answer or outcome is known; the model is not needed."""
     scores: dict[str, Score] = {}
     if known.store is None:
         return scores
-    tokenizer: Tokenizer | None = None
     for name, task in tasks.items():
         if task.kind.brings_rows:
             continue  # lm-eval scores all of its items each time
@@ -160,8 +143,7 @@ def _scored_before(
             if not section.missing(keys):
                 scores[name] = score_of(task, section.outcomes(keys, task.kind.cuts_rows), len(keys))
         elif (section := known.texts(task.max_new_tokens)).values:
-            tokenizer = tokenizer or load_tokenizer(path, trust_remote_code, chat, base)
-            keys = _text_keys(task, starts(task.rows, tokenizer))
+            keys = _text_keys(task, starts(task.rows, model.tokenizer))
             if not section.missing(keys):
                 scores[name] = _judged(task, [section.values[key] for key in keys], len(keys), generated)
     return scores

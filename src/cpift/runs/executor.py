@@ -211,8 +211,8 @@ def _goes_out(batch: Sequence[Sequence[Stage]], engine: Engine) -> bool:
 
 def _what(due: Sequence[Stage]) -> str:
     first = due[0]
-    if first.together.startswith("evaluate"):
-        return f"{first.what} on {len(due)} tasks"
+    if tasks := sum(layout.kind_of(stage.name) is layout.Kind.SCORE for stage in due):
+        return f"{first.what} on {tasks} tasks" + (" and the guard set" if tasks < len(due) else "")
     return first.what if len(due) == 1 else f"{first.what} and {len(due) - 1} more"
 
 

@@ -78,7 +78,7 @@ class Stage:
     @property
     def by_all(self) -> bool:
         """Do all processes of a run take part in it?"""
-        return self.trains or layout.kind_of(self.name) is layout.Kind.SCORE
+        return self.trains or layout.kind_of(self.name) in (layout.Kind.SCORE, layout.Kind.GUARD)
 
     @property
     def made_of(self) -> dict[str, Any]:

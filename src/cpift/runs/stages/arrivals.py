@@ -22,10 +22,9 @@ from cpift.runs.arrival_rows import arrival_steps, replayed_rows
 from cpift.runs.given import GivenModel, tuned_from
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
-from cpift.runs.stages.evaluate import evaluate_stages
+from cpift.runs.stages.evaluate import score_stages
 from cpift.runs.stages.fuse import CODE as FUSE_CODE
 from cpift.runs.stages.fuse import fuse_into
-from cpift.runs.stages.guard import guard_stage
 from cpift.runs.stages.identify import CODE as IDENTIFY_CODE
 from cpift.runs.stages.identify import core_stage, region_facts
 from cpift.runs.stages.train import merged_adapter, spec_of, train_stage
@@ -50,8 +49,7 @@ def arrival_stages(run: Run) -> list[Stage]:
         if run.recipe.protect.freeze:
             frozen = (*frozen, layout.arrival(number, "identify"))
     for name, model in models.items():
-        stages += evaluate_stages(run, name, model)
-        stages += [guard_stage(run, name, model, layout.BEFORE_MODEL)] if run.recipe.guard else []
+        stages += score_stages(run, name, model, layout.BEFORE_MODEL)
     return stages
 
 

@@ -9,10 +9,9 @@ from cpift.files import layout
 from cpift.runs.stage import ModelRef, Run, Stage
 from cpift.runs.stages.arrivals import arrival_stages
 from cpift.runs.stages.data import base_stage, rows_stage
-from cpift.runs.stages.evaluate import evaluate_stages
+from cpift.runs.stages.evaluate import score_stages
 from cpift.runs.stages.fuse import fuse_stage
 from cpift.runs.stages.group import group_stage
-from cpift.runs.stages.guard import guard_stages
 from cpift.runs.stages.identify import identify_stage
 from cpift.runs.stages.refine import refine_stages
 from cpift.runs.stages.train import backbone_stages, probe_stage
@@ -61,8 +60,8 @@ def last_stages(run: Run) -> list[Stage]:
     if end != run.base:
         models[layout.BACKBONE_MODEL] = end
     models |= {layout.model_of(stage.name): run.model(stage.name) for stage in (fused, *refined)}
-    scores = [stage for name, model in models.items() for stage in evaluate_stages(run, name, model)]
-    scores += guard_stages(run, models)
+    before = layout.BASE_MODEL
+    scores = [stage for name, model in models.items() for stage in score_stages(run, name, model, before)]
     return [*backbone, fused, *refined, *scores]
 
 

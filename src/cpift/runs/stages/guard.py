@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from cpift.distributed import ranks
+from cpift.distributed.sharing import of_run
 from cpift.evaluation.guard import guard_identity, read_guard, score_guard
+from cpift.evaluation.opened import Opened
 from cpift.files import layout
 from cpift.metrics.guard import GuardEntry, GuardRecord, guard_record
 from cpift.recipe.guard import NEUTRAL
 from cpift.runs.identity import attention_of, settings_of
-from cpift.runs.loading import loading_of
-from cpift.runs.stage import Facts, ModelRef, Run, Stage
+from cpift.runs.stage import Action, ModelRef, Run, Stage
 from cpift.train.config import max_length
 
 CODE = 1  # raise it when the same settings and inputs would give another result
 
 
-def guard_stages(run: Run, models: Mapping[str, ModelRef]) -> list[Stage]:
-    """Scores of models on the guard set; none where the recipe has no guard.
-
-    Args:
-        run: its run.
-        models: by name; the first is the one that the others are compared with.
-    """
-    before = next(iter(models))
-    return [guard_stage(run, name, model, before) for name, model in models.items()] if run.recipe.guard else []
-
-
-def guard_stage(run: Run, name: str, model: ModelRef, before: str) -> Stage:
+def guard_stage(run: Run, name: str, model: ModelRef, before: str, action: Action) -> Stage:
     """Scores a model on the guard set, and measures its drift from the model before.
 
     Args:
@@ -38,9 +29,9 @@ def guard_stage(run: Run, name: str, model: ModelRef, before: str) -> Stage:
         name: what the model is called in ``scores.json``.
         model: the model.
         before: name of the model that it is compared with; of that model itself, its own.
+        action: makes it together with the scores of the model's tasks.
     """
     stage, first = layout.guard(name), layout.guard(before)
-    drifts = any(entry.name == NEUTRAL for entry in run.recipe.guard)
     settings: dict[str, Any] = {
         "guard": guard_identity(run.recipe.guard, run.recipe.lm_eval_tasks),
         "max_length": max_length(run.recipe.training),
@@ -49,23 +40,41 @@ def guard_stage(run: Run, name: str, model: ModelRef, before: str) -> Stage:
         **run.recipe.evaluate.identity(generates=False),
         **settings_of(model, "base" if model == run.base else "model"),
     }
+    needs = (*model.needs, first) if _drifts(run) and stage != first else model.needs
+    what = f"guard set of {name}"
+    return Stage(stage, "evaluate", what, settings, needs, action, f"evaluate/{name}", model=name, code=CODE)
 
-    def score(folders: Mapping[str, Path]) -> Facts:
-        record = folders[stage] / layout.LOGITS_FILE if drifts and stage == first else None
-        result = score_guard(
-            model.path,
-            read_guard(run.recipe.guard, run.recipe.lm_eval_tasks),
-            max_length=max_length(run.recipe.training),
-            record=record,
-            before=run.folder(first) / layout.LOGITS_FILE if drifts and stage != first else None,
-            **loading_of(run, model),
-        )
-        (folders[stage] / layout.GUARD_FILE).write_text(json.dumps(result))
-        facts: dict[str, Any] = {"guard": {name: entry["score"] for name, entry in result["scores"].items()}}
-        return {stage: facts | ({"drift": result["drift"]["kl"]} if "drift" in result else {})}
 
-    needs = (*model.needs, first) if drifts and stage != first else model.needs
-    return Stage(stage, "evaluate", f"guard set of {name}", settings, needs, score, model=name, code=CODE)
+def score_on_guard(run: Run, model: Opened, stage: str, folder: Path, before: str) -> dict[str, Any]:
+    """Score a model on the guard set, the rows shared out over the processes of the run.
+
+    Args:
+        run: its run.
+        model: the model.
+        stage: name of the stage.
+        folder: of the stage, to fill.
+        before: as of :func:`guard_stage`.
+
+    Returns:
+        Facts of the stage; of no use in a process that does not lead.
+    """
+    first, drifts = layout.guard(before), _drifts(run)
+    result = score_guard(
+        model,
+        read_guard(run.recipe.guard, run.recipe.lm_eval_tasks),
+        max_length=max_length(run.recipe.training),
+        record=folder / layout.LOGITS_FILE if drifts and stage == first else None,
+        before=run.folder(first) / layout.LOGITS_FILE if drifts and stage != first else None,
+        share=of_run(),
+    )
+    if ranks.leads():
+        (folder / layout.GUARD_FILE).write_text(json.dumps(result))
+    facts: dict[str, Any] = {"guard": {name: entry["score"] for name, entry in result["scores"].items()}}
+    return facts | ({"drift": result["drift"]["kl"]} if "drift" in result else {})
+
+
+def _drifts(run: Run) -> bool:
+    return any(entry.name == NEUTRAL for entry in run.recipe.guard)
 
 
 def guard_of(run: Run, models: Sequence[str]) -> dict[str, GuardRecord]:
