@@ -34,9 +34,10 @@ import shared_card  # noqa: E402
 import speed  # noqa: E402
 import table  # noqa: E402
 from agreement import agreement  # noqa: E402
-from inputs import set_names  # noqa: E402
+from inputs import set_names, small_copy  # noqa: E402
 from record import Record  # noqa: E402
 from step import Skip, Step  # noqa: E402
+from test_gpu_scripts import call_here  # noqa: E402
 
 SCRIPTS = (speed, table, arrivals)
 
@@ -130,7 +131,7 @@ def test_the_recipe_takes_every_method(sets: Path, tmp_path: Path) -> None:
     """Each method's settings are keys of a recipe; sets without plain answers are scored by their loss."""
     from cpift.compare.jobs import jobs_of, overrides_of
 
-    step = step_of(tmp_path, data=sets, tiny=True, model=tiny.base(tmp_path / "base"))
+    step = step_of(tmp_path, data=sets, tiny=True, given_model=tiny.base(tmp_path / "base"))
     names = set_names(step, 5)
     recipe = Recipe.parse(compare_methods.recipe_of(step, tmp_path, names, 8, 4))
     assert [recipe.tasks[name].metric for name in names] == [None, None, "loss"]
@@ -223,22 +224,48 @@ def test_the_table_of_adapters_regions() -> None:
     assert "| q | – | 0.500 (0.500–0.500; n = 1) | 0.005 |" in text
 
 
+def test_a_tiny_call_takes_a_small_model_of_the_given_ones_architecture(tmp_path: Path) -> None:
+    """Two narrow layers with other weights, the tokenizer and what else the configuration has; once for all steps."""
+    given = tiny.base(tmp_path / "given", hidden_size=128, num_hidden_layers=3, intermediate_size=64)
+    step = step_of(tmp_path, tiny=True, given_model=given)
+    small = small_copy(step)
+    whole, made = (json.loads((folder / "config.json").read_text()) for folder in (given, small))
+    differing = {key for key in whole if whole[key] != made[key]}
+    assert differing == {"hidden_size", "num_hidden_layers", "head_dim"}
+    assert (made["hidden_size"], made["num_hidden_layers"], made["head_dim"]) == (64, 2, 16)
+    assert (small / "tokenizer.json").read_text() == (given / "tokenizer.json").read_text()
+    stamp = (small / "model.safetensors").stat().st_mtime_ns
+    assert small_copy(step) == small
+    assert (small / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_speed_at_the_tiny_size_in_short(sets: Path, tmp_path: Path) -> None:
+    """Two of its steps in this process; the model that is given is too wide for the time."""
+    given = ("--model", tiny.base(tmp_path / "base"), "--data", sets, "--out", tmp_path / "out", "--budget", 600)
+    code, printed = call_here(GPU / "speed.py", "--steps", "machine", "frozen", *given)
+    assert code == 0, printed
+    data = json.loads((tmp_path / "out" / "speed.json").read_text())
+    assert [step["state"] for step in data["steps"]] == ["done", "done"]
+    assert {"0 % frozen", "1 % frozen", "30 % frozen"} <= {m["what"] for m in data["steps"][1]["measures"]}
+
+
 def call(script: str, folder: Path, *arguments: Any) -> dict[str, dict[str, Any]]:
-    """A script at its tiny size; its steps by name."""
+    """A script at its tiny size; its steps by name, each of which is done."""
     command = [sys.executable, str(GPU / f"{script}.py"), "--tiny", "--budget", "3000", "--out", str(folder)]
     done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     steps = json.loads((folder / f"{script}.json").read_text())["steps"]
-    return {step["name"]: {m["what"]: m["value"] for m in step["measures"]} | {"": step["state"]} for step in steps}
+    assert {step["state"] for step in steps} == {"done"}
+    return {step["name"]: {m["what"]: m["value"] for m in step["measures"]} for step in steps}
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_speed_at_the_tiny_size(sets: Path, tmp_path: Path) -> None:
     given = ("--model", tiny.base(tmp_path / "base"), "--data", sets)
-    steps = call("speed", tmp_path / "out", *given, "--steps", "frozen", "run")
+    steps = call("speed", tmp_path / "out", *given)
+    assert list(steps) == [plan.name for plan in speed.STEPS]
     assert {"0 % frozen", "1 % frozen", "30 % frozen"} <= set(steps["frozen"])
-    assert steps["run"][""] == "done"
     assert steps["run"]["rows of each set"] == 16
     assert steps["run"]["run: predicted time"] > 0
     assert {"stage 01-probe", "stage 02-identify", "stage 05-fuse", "whole run"} <= set(steps["run"])
@@ -248,15 +275,18 @@ def test_speed_at_the_tiny_size(sets: Path, tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_the_table_at_the_tiny_size(sets: Path, tmp_path: Path) -> None:
     """Also that a second call resumes, and that no weights stay."""
-    given = ("--model", tiny.base(tmp_path / "base"), "--data", sets, "--steps", "table")
-    first = call("table", tmp_path / "out", *given)["table"]
+    given = ("--model", tiny.base(tmp_path / "base"), "--data", sets)
+    steps = call("table", tmp_path / "out", *given)
+    assert list(steps) == [plan.name for plan in table.STEPS]
+    assert steps["stitching"]["multi_task"] is not None
+    first = steps["table"]
     assert first["multi_task"] is not None
     kept = tmp_path / "out" / "table"
     assert (kept / "comparison.json").is_file()
     assert not list(kept.glob("**/*.safetensors"))
     stamps = {file: file.stat().st_mtime_ns for file in kept.glob("results/**/*.json")}
     assert len(stamps) == 2
-    again = call("table", tmp_path / "out", *given)["table"]
+    again = call("table", tmp_path / "out", *given, "--steps", "table")["table"]
     assert again["multi_task"] == first["multi_task"]
     assert {file: file.stat().st_mtime_ns for file in kept.glob("results/**/*.json")} == stamps
 
@@ -264,7 +294,8 @@ def test_the_table_at_the_tiny_size(sets: Path, tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_arrivals_at_the_tiny_size(tmp_path: Path) -> None:
-    steps = call("arrivals", tmp_path, "--steps", "lab", "arrivals")
+    steps = call("arrivals", tmp_path)
+    assert list(steps) == [plan.name for plan in arrivals.STEPS]
     assert steps["lab"]["e2: cells"] > 0
     assert not (tmp_path / "lab" / "models").exists()
     assert steps["arrivals"]["sequential_replay"] is not None

@@ -294,9 +294,10 @@ def test_a_run_needs_no_installed_package_but_its_source(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("call", WAYS)
 def test_adapters_are_compared_at_the_tiny_size(tmp_path: Path, call: Any) -> None:
     """Regions of LoRA beside those of the whole model, with chance; the loss of each."""
-    code, printed = call(GPU / "adapters.py", "--steps", "adapter-probes", "--out", tmp_path, "--budget", 200)
+    code, printed = call(GPU / "adapters.py", "--out", tmp_path, "--budget", 200)
     assert code == 0, printed
-    (step,) = json.loads((tmp_path / "adapters.json").read_text())["steps"]
+    machine, step = json.loads((tmp_path / "adapters.json").read_text())["steps"]
+    assert machine["state"] == step["state"] == "done"
     measured, notes = values(step), {measure["what"]: measure["note"] for measure in step["measures"]}
     for rank in (8, 64):
         what = f"LoRA r = {rank}: Jaccard with full, "
@@ -315,9 +316,10 @@ def test_adapters_are_compared_at_the_tiny_size(tmp_path: Path, call: Any) -> No
 @pytest.mark.parametrize("call", WAYS)
 def test_the_stages_of_a_size_are_set_beside_the_plan_at_the_tiny_size(tmp_path: Path, call: Any) -> None:
     """Parameters of Qwen3's shape, counted by hand, and the plan's memory: 16 bytes a parameter at least."""
-    code, printed = call(GPU / "size.py", "--steps", "size", "--out", tmp_path, "--budget", 200)
+    code, printed = call(GPU / "size.py", "--out", tmp_path, "--budget", 200)
     assert code == 0, printed
-    (step,) = json.loads((tmp_path / "size.json").read_text())["steps"]
+    machine, step = json.loads((tmp_path / "size.json").read_text())["steps"]
+    assert machine["state"] == step["state"] == "done"
     measured = values(step)
     layer = 64 * 64 * 2 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64 + 2 * 16  # q, o; k, v; the feed-forward; norms
     count = 512 * 64 + 2 * layer + 64

@@ -41,9 +41,9 @@ def model_folder(step: Step) -> Path:
 
 def small_copy(step: Step) -> Path:
     """A random model of the given one's architecture, two narrow layers deep, with its tokenizer. Made once, for all steps."""
-    assert step.model is not None
-    need("transformers:AutoConfig", *model_needs(step))
-    given = step.model
+    given = step.given_model
+    assert given is not None
+    need("transformers:AutoConfig", *(["gguf"] if given.suffix == ".gguf" else []))
     return _once(step.scratch / f"small-{given.stem}", lambda out: _small(given, out))
 
 

@@ -38,21 +38,31 @@ class Step:
         seconds: time to work in; the process is ended some time after.
         scratch: a folder that all steps share. It is removed at the end.
         tiny: the smallest sizes, to try the script itself.
-        model: a checkpoint's folder or a GGUF file, if one is given.
+        given_model: a checkpoint's folder or a GGUF file, if one is given.
         data: a folder with a folder for each set of rows, if one is given.
         sets: names of the sets to take, or none for the first ones.
         results: a folder that stays, for raw outcomes beside the table.
+        whole_model: take the given model as it is; otherwise, where the sizes are tiny, a small one of its architecture.
     """
 
     record: Record
     seconds: float
     scratch: Path
     tiny: bool = False
-    model: Path | None = None
+    given_model: Path | None = None
     data: Path | None = None
     sets: list[str] = field(default_factory=list)
     results: Path | None = None
+    whole_model: bool = True
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def model(self) -> Path | None:
+        """The model to take, if one is given."""
+        if self.given_model is None or self.whole_model or not self.tiny:
+            return self.given_model
+        copy: Path = importlib.import_module("inputs").small_copy(self)
+        return copy
 
     def left(self) -> float:
         """Seconds left to work in."""
@@ -76,15 +86,21 @@ def run(work: Callable[[Step], None]) -> None:
     faulthandler.register(signal.SIGTERM, chain=True)  # where it was when its time was up
     record = Record(given.out)
     step = Step(
-        record, given.seconds, given.scratch, given.tiny, given.model, given.data, given.sets, results=given.results
+        record,
+        given.seconds,
+        given.scratch,
+        given.tiny,
+        given.model,
+        given.data,
+        given.sets,
+        given.results,
+        given.whole_model,
     )
     step.scratch.mkdir(parents=True, exist_ok=True)
     record.write()
     if given.broken:
         fail_on_purpose(given.broken)
     try:
-        if step.tiny and step.model is not None and not given.whole_model:
-            step.model = importlib.import_module("inputs").small_copy(step)
         work(step)
     except Skip as reason:
         record.skip(str(reason))
