@@ -80,7 +80,8 @@ def test_autocast_uses_the_weight_that_is_written(tmp_path: Path) -> None:
 def train(
     base: Path, out: Path, frozen: Region | None = None, training: dict[str, Any] | None = None, **more: Any
 ) -> dict[str, np.ndarray]:
-    spec = TrainSpec({**SETTINGS, **(training or {})}, 4, 0, adapter=Adapter(r=4), merge=True)
+    adapter = more.pop("adapter", Adapter(r=4))
+    spec = TrainSpec({**SETTINGS, **(training or {})}, 4, 0, adapter=adapter, merge=True)
     rows = [encode(row, tiny.tokenizer()) for row in tiny.rows("reverse", 20, 0)]
     trained = fine_tune(base, rows, out, spec, frozen=frozen, **more)
     assert (trained.frozen, trained.frozen_changed) == (frozen.count if frozen else 0, 0)
@@ -137,7 +138,7 @@ def test_a_run_by_adapters_throughout(tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out/model") is not None
 
 
-@pytest.mark.parametrize("adapter", [{"type": "dora"}, {"type": "qlora"}, {"modules_to_save": ["norm"]}])
+@pytest.mark.parametrize("adapter", [{"type": "dora"}, {"modules_to_save": ["norm"]}])
 def test_what_cannot_be_masked_is_for_probes(adapter: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CpiftError, match=r"refine\.adapter.*is for probes"):
         Recipe.parse({**tiny.recipe(tmp_path), "refine": {"adapter": adapter}})

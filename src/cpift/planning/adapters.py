@@ -36,22 +36,25 @@ def width_of(recipe: Recipe) -> int:
     return 2 if recipe.dtype == "bfloat16" else 4
 
 
-def loaded_bytes(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], width: int = 4) -> int:
+def loaded_bytes(
+    adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], width: int = 4, *, merged: bool = False
+) -> int:
     """Bytes of the model beneath an adapter; with qlora its linear layers are in 4 bit, but for the head.
 
     Args:
         adapter: as the recipe has it.
         shapes: of the model's parameters by name.
         width: bytes of a weight; with qlora what is not in 4 bit is fp32.
+        merged: are adapted layers alone in 4 bit, as in a stage that merges its adapter?
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     if not adapter.kind.four_bit:
         return width * sum(sizes.values())
-    every_linear = Adapter()  # what is quantised does not depend on what is adapted
+    quantised = adapter if merged else Adapter()  # of a probe every linear layer, adapted or not
     packed = sum(
         size
         for name, size in sizes.items()
-        if len(shapes[name]) == 2 and name.endswith(".weight") and every_linear.adapts(name.removesuffix(".weight"))
+        if len(shapes[name]) == 2 and name.endswith(".weight") and quantised.adapts(name.removesuffix(".weight"))
     )
     return packed // 2 + 4 * -(-packed // _BLOCK) + 4 * (sum(sizes.values()) - packed)
 
@@ -80,7 +83,7 @@ def adapted(
         rank=adapter.r,
         maps=-(-len(maps) // max(layers, 1)),
         layer=-(-sum(maps.values()) // max(layers, 1)),
-        weights=loaded_bytes(adapter, shapes, width),
+        weights=loaded_bytes(adapter, shapes, width, merged=merged),
         merged=merged,
         four_bit=adapter.kind.four_bit,
     )

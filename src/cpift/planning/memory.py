@@ -186,9 +186,10 @@ def _copies(shape: Shape, step: Step, adapter: Adapted) -> int:
     if not adapter.merged:
         cast = shape.layer * (1 if once else shape.layers)
         return head + (width * cast if step.bf16 or adapter.four_bit else 0)
-    # The merged weight of each adapted layer; of the one in work also the product, the sum and its gradient, in fp32.
+    # The merged weight of each adapted layer; of the one in work also the product, the sum and its gradient, in fp32;
+    # and what 4 bits expand to.
     kept = adapter.layer * (1 if step.checkpointing else shape.layers)
-    return head + width * kept + 3 * 4 * adapter.layer
+    return head + width * kept + (4 if adapter.four_bit else 3) * 4 * adapter.layer
 
 
 def _frozen(step: Step, parameters: int, parts: int) -> int:

@@ -114,13 +114,10 @@ class Adapter(Part):
 
 def mergeable(adapter: Adapter | None) -> Adapter | None:
     """A validator: an adapter whose update is merged, frozen positions left out."""
-    if adapter is not None and adapter.kind.four_bit:
+    if adapter is not None and adapter.type not in ("lora", "rslora", "qlora"):
         raise ValueError(
-            f"type {adapter.type} is for probes: frozen positions must keep the bits of the weights themselves, of which 4 bit "
-            "is a rounded copy; here take lora, with gradient_checkpointing where memory is short"
+            f"type {adapter.type} is for probes; here take lora, rslora or qlora, whose update can be masked"
         )
-    if adapter is not None and adapter.type not in ("lora", "rslora"):
-        raise ValueError(f"type {adapter.type} is for probes; here take lora or rslora, whose update can be masked")
     if adapter is not None and adapter.modules_to_save:
         raise ValueError("modules_to_save is for probes; leave it out")
     return adapter

@@ -37,6 +37,7 @@ from cpift.runs.stages.graph import first_stages
 from cpift.runs.survey import measure, tokenizer_of
 from cpift.train.adapters import check_adapter
 from cpift.train.config import check_rows, max_length
+from cpift.train.four_bit import check_four_bit
 from cpift.train.limits import Rows, check_fits, check_generation, check_tokenizer, limits_of_place
 from cpift.train.models import check_attention, check_model, check_stored_as_bf16, read_tokenizer
 from cpift.train.orthogonal import check_osf
@@ -80,6 +81,8 @@ def check_models(recipe: Recipe) -> None:
     if recipe.attn_implementation is not None:
         check_attention(model, recipe.attn_implementation, recipe.trust_remote_code)
     check_names(base.beneath or base, recipe.trust_remote_code)
+    for stage in (*recipe.stages_by_adapter, *(["arrivals"] if recipe.arrivals and recipe.arrivals.adapter else [])):
+        check_four_bit(getattr(recipe, stage).adapter, f"{stage}.adapter")
     if recipe.probe.adapter is not None:
         check_adapter(recipe.probe.adapter, model, "probe.adapter", recipe.trust_remote_code)
     read_tokenizer(given.beside("tokenizer_config.json"), recipe.trust_remote_code, recipe.chat)

@@ -24,6 +24,7 @@ from cpift.data.turns import write_stop_ids
 from cpift.errors import CpiftError
 from cpift.method.rehearsal import rehearse
 from cpift.recipe.adapter import Adapter
+from cpift.train.four_bit import KIND, check_four_bit
 from cpift.train.models import quiet
 
 
@@ -36,10 +37,7 @@ def check_installed(adapter: Adapter, where: str) -> None:
     """
     if find_spec("peft") is None:
         raise CpiftError(f"{where}: needs PEFT; pip install 'cpift[adapters]'")
-    if adapter.kind.four_bit and find_spec("bitsandbytes") is None:
-        raise CpiftError(
-            f"{where}.type: {adapter.type} needs bitsandbytes; pip install bitsandbytes, or take type lora"
-        )
+    check_four_bit(adapter, where)
 
 
 def wrapped(model: Any, adapter: Adapter, base: Path, seed: int) -> Any:
@@ -167,7 +165,7 @@ def load_four_bit(
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     config = BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=KIND,
         bnb_4bit_compute_dtype=torch.float32 if str(device) == "cpu" else torch.bfloat16,
     )
     with quiet(), _without_warnings():

@@ -128,7 +128,7 @@ def _attempt(
         raise CpiftError(f"{out.name}: no row to train on is left; raise training.max_length")
     check_rows(len(rows), spec.training)
     began = time.perf_counter()
-    if spec.adapter is not None and spec.adapter.kind.four_bit:
+    if spec.adapter is not None and spec.adapter.kind.four_bit and not spec.merge:
         model = load_four_bit(start, spec.trust_remote_code, spec.attention, spec.device_map)
     else:
         model = load_model(start, spec.trust_remote_code, None, spec.attention, spec.dtype, spec.device_map)

@@ -1,11 +1,13 @@
 """Stages that train an adapter and write whole weights: W + mask ⊙ (scale · B·A), in the forward pass as in what is saved.
 
-Frozen positions are copied from W, so that they keep every bit. The forward pass uses the very weight that is written.
+Frozen positions are copied from W, so that they keep every bit. The forward pass uses the very weight that is written;
+with qlora W as 4 bit have it, and the update is put on W itself at the end.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from cpift.method.freeze import match_parameters
 from cpift.method.memory_names import region_in_memory
 from cpift.method.region import Region
 from cpift.recipe.adapter import Adapter
+from cpift.train.four_bit import FourBit
 
 
 class MaskedLowRank(nn.Module):
@@ -29,6 +32,9 @@ class MaskedLowRank(nn.Module):
         weight: W, two-dimensional; it is not trained.
         adapter: rank and scale.
         frozen: row-major positions that keep W's value, int64 (n,); None: none.
+
+    Attributes:
+        whole: W in main memory, where the model holds 4 bits of it; None: the model holds W.
     """
 
     frozen: torch.Tensor | None
@@ -40,15 +46,23 @@ class MaskedLowRank(nn.Module):
         self.b = nn.Parameter(torch.zeros(rows, adapter.r, dtype=torch.float32, device=weight.device))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))  # as PEFT begins
         self.scale = adapter.scale
+        self.whole = weight.to("cpu", copy=True) if adapter.kind.four_bit else None
+        self.four_bit = FourBit(weight) if adapter.kind.four_bit else None
         self.register_buffer("frozen", frozen, persistent=False)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight in use, float32."""
+        """The weight in use, float32. In 4 bit the argument is a mere placeholder."""
         with torch.autocast(weight.device.type, enabled=False):
-            merged = weight + self.scale * (self.b @ self.a)
-            if self.frozen is not None:
-                merged = merged.view(-1).index_copy(0, self.frozen, weight.view(-1)[self.frozen]).view_as(weight)
-            return merged
+            return self.on(weight if self.four_bit is None else self.four_bit())
+
+    def on(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight with the update, but for the frozen positions, on the device of the weight."""
+        a, b = self.a.to(weight.device), self.b.to(weight.device)
+        merged = weight + self.scale * (b @ a)
+        if self.frozen is not None:
+            frozen = self.frozen.to(weight.device)
+            merged = merged.view(-1).index_copy(0, frozen, weight.view(-1)[frozen]).view_as(weight)
+        return merged
 
 
 @dataclass(frozen=True)
@@ -72,10 +86,17 @@ class MergedAdapter:
         changed = 0
         for module in self.modules.values():
             held: Any = module  # torch types a module's attributes as tensors or modules
-            original, positions = held.parametrizations.weight.original, held.parametrizations.weight[0].frozen
-            before = None if positions is None else original.detach().view(-1)[positions]
+            low_rank: MaskedLowRank = held.parametrizations.weight[0]
+            original, positions = held.parametrizations.weight.original.detach(), low_rank.frozen
+            if low_rank.whole is not None:
+                original, positions = low_rank.whole, None if positions is None else positions.cpu()
+            before = None if positions is None else original.view(-1)[positions]
             with torch.no_grad():
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+                if low_rank.whole is None:
+                    parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+                else:
+                    parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+                    held.weight = nn.Parameter(low_rank.on(low_rank.whole), requires_grad=False)
             if before is not None:
                 after = held.weight.detach().view(-1)[positions]
                 changed += int((before.view(torch.int32) != after.view(torch.int32)).sum())
@@ -99,6 +120,11 @@ def put_in(model: Any, adapter: Adapter, frozen: Region | None, seed: int) -> Me
         for name, module in model.named_modules()
         if _is_linear(module) and adapter.adapts(name) and module.weight.dim() == 2
     }
+    tied = {id(p) for p in model.parameters()} if adapter.kind.four_bit else set()
+    owners = Counter(id(m.weight) for m in model.modules() if id(getattr(m, "weight", None)) in tied)
+    for name, module in modules.items():
+        if owners[id(module.weight)] > 1:
+            raise CpiftError(f"adapter.type: {adapter.type} does not take {name}, whose weight another module shares")
     if not modules:
         raise CpiftError(f"adapter.target_modules: {adapter.target_modules} are the ends of no linear layer's name")
     positions: dict[int, np.ndarray] = {}
@@ -113,7 +139,10 @@ def put_in(model: Any, adapter: Adapter, frozen: Region | None, seed: int) -> Me
         place = positions.get(id(module.weight))
         indices = None if place is None else torch.as_tensor(np.asarray(place, np.int64), device=module.weight.device)
         low_rank = MaskedLowRank(module.weight.detach(), adapter, indices)
-        parametrize.register_parametrization(module, "weight", low_rank)
+        if adapter.kind.four_bit:
+            module.weight = nn.Parameter(torch.zeros(1, device=module.weight.device), requires_grad=False)
+        # Unsafe: a placeholder has another shape than the weight that is made.
+        parametrize.register_parametrization(module, "weight", low_rank, unsafe=adapter.kind.four_bit)
     return MergedAdapter(modules, count)
 
 
