@@ -48,11 +48,16 @@ class Bench:
     out: Path
     lines: list[str] = field(default_factory=list)
     ends: float = float("inf")  # of the part that is running, by the clock of time.perf_counter
+    kept: str = ""  # what others wrote at the end of the page
+
+    def __post_init__(self) -> None:
+        before = self.out.read_text(encoding="utf-8") if self.out.is_file() else ""
+        self.kept = before[before.index(KEPT) :] if KEPT in before else ""
 
     def say(self, line: str = "") -> None:
         print(line, flush=True)
         self.lines.append(line)
-        self.out.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+        self.out.write_text("\n".join(self.lines) + "\n" + self.kept, encoding="utf-8")
 
     @property
     def left(self) -> float:

@@ -2,6 +2,7 @@
 
 python benchmarks/freeze_step.py [ROUNDS]: prints one line of JSON. Batch of 8 rows of 64 tokens, bf16 autocast, AdamW.
 Of 1, 3, 30 and 90 % frozen: the share of a step's time, and bytes that are kept for an element of the model.
+python benchmarks/freeze_step.py small [ROUNDS]: the same of a model of 11M parameters on one thread, by processor time.
 python benchmarks/freeze_step.py alone: processor time of freezing on one thread, beside that of an AdamW step.
 """
 
@@ -11,6 +12,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +25,14 @@ from cpift.method.region import Region
 
 ROUNDS, ROWS, TOKENS = 15, 8, 64
 PERCENTS = (1, 3, 30, 90)
+SHAPE = {
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}  # fmt: skip
+SMALL = {
+    "vocab_size": 8192, "hidden_size": 320, "intermediate_size": 960, "num_hidden_layers": 7, "num_attention_heads": 5,
+    "num_key_value_heads": 1,
+}  # fmt: skip
 
 
 def region(model: torch.nn.Module, percent: float) -> Region:
@@ -61,26 +71,25 @@ def least(function: Any) -> float:
     return 1e3 * min(times)
 
 
-def main() -> None:
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, tie_word_embeddings=True,
-    )  # fmt: skip
+def main(small: bool, rounds: int) -> None:
+    clock = time.process_time if small else time.perf_counter  # a busy machine changes processor time little
+    if small:
+        torch.set_num_threads(1)
+    config = LlamaConfig(tie_word_embeddings=True, **(SMALL if small else SHAPE))
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    ids = torch.randint(0, 49152, (ROWS, TOKENS))
+    ids = torch.randint(0, config.vocab_size, (ROWS, TOKENS))
 
     def step() -> float:
-        began = time.perf_counter()
+        began = clock()
         with torch.autocast("cpu", torch.bfloat16):
             model(input_ids=ids, labels=ids).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return time.perf_counter() - began
+        return clock() - began
 
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
     ways: dict[str, Any] = {"none": nullcontext}
     for percent in PERCENTS:
         held = region(model, percent)
@@ -88,7 +97,7 @@ def main() -> None:
     spent = [0.0]
     for name in ("clear_gradient", "restore"):  # all that a step does for freezing happens in these two
         for kind in (_Frozen, _Masked):
-            setattr(kind, name, timed(getattr(kind, name), spent))
+            setattr(kind, name, timed(getattr(kind, name), spent, clock))
     times: dict[str, list[float]] = {way: [] for way in ways}
     shares: dict[str, list[float]] = {way: [] for way in ways}
     kept: dict[str, float] = {}
@@ -122,14 +131,19 @@ def summary(values: list[float]) -> list[float]:
     return [min(values), statistics.median(values), max(values)]
 
 
-def timed(function: Any, spent: list[float]) -> Any:
+def timed(function: Any, spent: list[float], clock: Callable[[], float]) -> Any:
     def wrapper(*args: Any) -> None:
-        began = time.perf_counter()
+        began = clock()
         function(*args)
-        spent[0] += time.perf_counter() - began
+        spent[0] += clock() - began
 
     return wrapper
 
 
 if __name__ == "__main__":
-    alone() if sys.argv[1:] == ["alone"] else main()
+    words = sys.argv[1:]
+    if words == ["alone"]:
+        alone()
+    else:
+        numbers = [int(word) for word in words if word != "small"]
+        main("small" in words, numbers[0] if numbers else ROUNDS)
