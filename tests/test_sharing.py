@@ -187,13 +187,17 @@ def test_two_processes_score_as_one_does(base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "1").read_text() == "{}"
 
 
-def test_the_command_shares_the_rows_out(base: Path, tmp_path: Path) -> None:
+def test_the_command_shares_the_rows_out(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In two processes the scores of one; the second one writes nothing and is silent."""
-    files = {"upper": tiny.jsonl(tmp_path / "upper.jsonl", tiny.rows("upper", 9, 1))}
-    given = ["evaluate", str(base), "--task", f"upper={files['upper']}", "--metric", "loss", "--no-cache"]
+    monkeypatch.undo()  # the processes have batches of the usual size: two of the options
+    some = tasks()
+    files = {name: tiny.jsonl(tmp_path / f"{name}.jsonl", list(some[name].rows)) for name in ("loss", "options")}
+    given = ["evaluate", str(base), "--no-cache", "--metric", "loss=loss", "--metric", "options=multiple_choice"]
+    given += [word for name, file in files.items() for word in ("--task", f"{name}={file}")]
     codes, said = preloaded.run_ranks(2, [*given, "--out", str(tmp_path / "two.json")], tmp_path / "said")
     assert codes == [0, 0], said[-3000:]
     assert (tmp_path / "said.1").read_text() == ""
-    assert "upper: loss" in (tmp_path / "said.0").read_text()
-    score = evaluate(base, {"upper": EvalTask(tiny.rows("upper", 9, 1), "loss")})["upper"]
-    assert json.loads((tmp_path / "two.json").read_text())["tasks"]["upper"]["items"] == score.items
+    assert "loss: loss" in (tmp_path / "said.0").read_text()
+    scores = evaluate(base, {name: some[name] for name in files})
+    written = json.loads((tmp_path / "two.json").read_text())["tasks"]
+    assert {name: entry["items"] for name, entry in written.items()} == {n: score.items for n, score in scores.items()}
