@@ -13,7 +13,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from bench import Bench, Entry, ratios  # noqa: E402
+from bench import KEPT, Bench, Entry, ratios  # noqa: E402
 from measure import Measured, run  # noqa: E402
 
 
@@ -68,3 +68,12 @@ def test_all_of_it_at_tiny_size(tmp_path: Path) -> None:
         assert row in text
     assert "not in the part's time" not in text
     assert len(re.findall(r"Read from a cold disk", text)) == 2
+
+
+def test_what_others_wrote_at_the_end_of_the_page_stays(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Old\n\nold lines\n{KEPT}\n## Scoring\n\nby hand\n")
+    made = Bench(tmp_path, 1, 1, page)
+    made.say("# New")
+    made.say("new lines")
+    assert page.read_text() == f"# New\nnew lines\n{KEPT}\n## Scoring\n\nby hand\n"
