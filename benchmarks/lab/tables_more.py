@@ -100,8 +100,9 @@ def tokens(own: list[Cell]) -> str:
 
 
 def groups(own: list[Cell]) -> str:
-    """Number of groups, as the units have it."""
-    return ", ".join(map(str, sorted({cell["groups"] for cell in own})))
+    """Number of stages, as the units have it; none where all tasks are mixed."""
+    staged = (form := FORMS.get(str(own[0]["label"]))) is not None and form.stages
+    return ", ".join(map(str, sorted({cell["groups"] for cell in own}))) if staged else ""
 
 
 def forms(experiment: str, name: str, primary: str) -> Iterator[str]:
@@ -113,7 +114,7 @@ def forms(experiment: str, name: str, primary: str) -> Iterator[str]:
     labels = {"specialists": "each specialist on its own task"} | {label: form.label for label, form in FORMS.items()}
     values = scores_of(units)
     yield f"{len(units)} units.\n"
-    yield from table(units, labels, "multi", primary, {"rate": rate, "groups": groups, "tokens": tokens})
+    yield from table(units, labels, "multi", primary, {"rate": rate, "stages": groups, "tokens": tokens})
     jaccard = [x for unit in units.values() for x in unit["specialists"]["overlaps"]]
     above = sum(x >= THRESHOLD for x in jaccard)
     yield (
@@ -142,6 +143,7 @@ def b1() -> Iterator[str]:
     yield f"{len(units)} units.\n"
     columns = {"rate": rate, "largest task's share of a batch": share, "tokens": tokens}
     yield from table(units, ORDERS, "grouped", "random", columns)
+    yield f"\nRandom minus the same grouped batches in random order: {gap(scores_of(units), 'random', 'grouped_shuffled')}."
 
 
 MORE: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
