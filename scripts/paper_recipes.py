@@ -126,7 +126,7 @@ tasks:
     pattern: '#### (.+)'
     max_new_tokens: 512
     licence: MIT
-  codealpaca:  # code: CodeBLEU; pip install 'cpift[eval]'
+  codealpaca:  # code: CodeBLEU; pip install "cpift[eval]"
     train: sahil2801/CodeAlpaca-20k
     eval: 500
     metric: codebleu

@@ -24,8 +24,8 @@ from cpift.errors import CpiftError
 from cpift.method.freeze import freeze
 from cpift.method.freeze_hooks import chain
 from cpift.method.region import Region
-from cpift.train.callbacks import FreezeCallback
 from cpift.train.fine_tune import fine_tune
+from cpift.train.freeze_callback import FreezeCallback
 from cpift.train.spec import TrainSpec
 
 

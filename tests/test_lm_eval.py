@@ -164,7 +164,7 @@ def test_what_is_missing_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CpiftError, match="lm_eval:x has rows of its own; leave out eval"):
         Recipe.parse({**data, "guard": [{"metric": "lm_eval:x", "eval": "a.jsonl"}]})
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
-    with pytest.raises(CpiftError, match=r"guard lm_eval:x: needs the package lm_eval.*pip install 'cpift\[eval\]'"):
+    with pytest.raises(CpiftError, match=r'guard lm_eval:x: needs the package lm_eval.*pip install "cpift\[eval\]"'):
         read_guard(Recipe.parse({**data, "guard": ["lm_eval:x"]}).guard)
     with pytest.raises(CpiftError, match=r"tasks.a.metric: lm_eval:nothing: needs the package lm_eval"):
         check_own_rows(Recipe.parse({**data, "tasks": {"a": task}}))

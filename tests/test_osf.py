@@ -92,7 +92,7 @@ def test_cut_off_it_resumes_to_the_same_bits(base: Path, tmp_path: Path) -> None
 def test_missing_peft_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orthogonal, "find_spec", lambda name: None)
     for call in (check_alternatives, lambda: with_osf(None, 0.5)):
-        with pytest.raises(CpiftError, match=r"OSF needs PEFT; pip install 'cpift\[adapters\]'"):
+        with pytest.raises(CpiftError, match=r'OSF needs PEFT; pip install "cpift\[adapters\]"'):
             call()
 
 

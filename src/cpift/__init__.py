@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from cpift.extras import load
 
 if TYPE_CHECKING:
     from cpift.errors import CpiftError
     from cpift.evaluation.recipe import evaluate_recipe as evaluate
+    from cpift.method.compare_updates import compare_updates as diff
     from cpift.method.freeze import freeze
     from cpift.method.fuse import fuse
     from cpift.method.group import group
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from cpift.planning.plan import plan
     from cpift.recipe.recipe import Recipe
     from cpift.runs.pipeline import run
-    from cpift.train.callbacks import FreezeCallback
+    from cpift.train.freeze_callback import FreezeCallback
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "FreezeCallback",
     "Recipe",
     "Region",
+    "diff",
     "evaluate",
     "freeze",
     "fuse",
@@ -33,12 +36,14 @@ __all__ = [
     "run",
 ]
 
-# torch and transformers take seconds to import; `cpift --help` needs neither.
+# torch and transformers take seconds to import; `cpift --help` needs neither. Without the extra `train` there are no
+# transformers: freeze, Region, identify, group, fuse and diff do without.
 _PLACES = {
     "CpiftError": ("errors", "CpiftError"),
-    "FreezeCallback": ("train.callbacks", "FreezeCallback"),
+    "FreezeCallback": ("train.freeze_callback", "FreezeCallback"),
     "Recipe": ("recipe.recipe", "Recipe"),
     "Region": ("method.region", "Region"),
+    "diff": ("method.compare_updates", "compare_updates"),
     "evaluate": ("evaluation.recipe", "evaluate_recipe"),
     "freeze": ("method.freeze", "freeze"),
     "fuse": ("method.fuse", "fuse"),
@@ -53,6 +58,6 @@ def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'cpift' has no attribute {name!r}")
     module, attribute = _PLACES[name]
-    value = getattr(import_module(f"cpift.{module}"), attribute)
+    value = getattr(load(f"cpift.{module}"), attribute)
     globals()[name] = value
     return value

@@ -103,7 +103,7 @@ def test_without_ray_or_a_cluster(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, errors = call(capsys, *arguments)
     assert (code, errors.count("\n")) == (2, 1), errors
-    assert "pip install 'cpift[ray]'" in errors
+    assert 'pip install "cpift[ray]"' in errors
 
 
 @pytest.mark.long  # with workers of this machine it is in test_engine.py

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cpift.checkpoint.library import library
 from cpift.errors import CpiftError
+from cpift.extras import MissingPackage
 
 # One copy of the weights: the files that transformers loads. Other formats (consolidated.safetensors, pickle, GGUF,
 # ONNX) and variants stay where they are.
@@ -76,6 +77,8 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool, weights: bo
                 name, revision=revision, allow_patterns=wanted, ignore_patterns=_NEVER
             )
         )
+    except MissingPackage as error:
+        raise CpiftError(f"model: {name} is no local folder, and a download from the hub {error}") from error
     except Exception as error:  # offline, no such repository, gated: the library has many kinds
         kind = type(error).__name__
         if kind == "GatedRepoError":

@@ -24,6 +24,7 @@ from cpift.cli.runs import init, plan, report, run, status
 from cpift.cli.tables import DataHelp, EvaluateHelp, FuseHelp
 from cpift.console import stopping
 from cpift.errors import CpiftError, OutOfMemory, is_disk_full
+from cpift.extras import remedy
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     run,
@@ -96,6 +97,9 @@ def main() -> None:
         print(f"cpift: {said if len(said) < 2500 else said[:1200] + ' … ' + said[-1200:]}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
+        if isinstance(error, ImportError) and (line := remedy(error)) is not None:
+            print(f"cpift: {line}", file=sys.stderr)
+            sys.exit(2)
         if not is_disk_full(error):
             raise
         where = getattr(error, "filename", None) or "while writing"

@@ -14,6 +14,7 @@ from types import ModuleType
 from cpift.distributed.jobs import Engine, Job, Reply
 from cpift.distributed.worker import work
 from cpift.errors import CpiftError
+from cpift.extras import install
 
 
 class Ray(Engine):
@@ -31,7 +32,7 @@ class Ray(Engine):
     def __init__(self, jobs: int | None, address: str | None, gpus_per_job: float | None) -> None:
         super().__init__(jobs or 0, 0)
         if importlib.util.find_spec("ray") is None:
-            raise CpiftError("--engine ray: Ray is not installed; pip install 'cpift[ray]'")
+            raise CpiftError(f"--engine ray: Ray is not installed; {install('ray')}")
         self._address, self._gpus = address, gpus_per_job
         self._busy: dict[object, Job] = {}
 

@@ -176,7 +176,10 @@ def _shape(tensor: Any) -> Shape:
 
 def _as_saved(network: Network, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What save_pretrained would write for these tensors."""
-    conversion = library("transformers.core_model_loading")
+    try:
+        conversion = library("transformers.core_model_loading")
+    except ImportError:  # transformers 4 saves what it holds, under the same names
+        return dict(tensors)
     try:
         saved: dict[str, torch.Tensor] = conversion.revert_weight_conversion(network, dict(tensors))
     except Exception as error:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from cpift.errors import CpiftError
+from cpift.extras import install
 
 
 def missing(package: str, extra: str) -> str | None:
@@ -19,7 +20,7 @@ def missing(package: str, extra: str) -> str | None:
     package = package.partition(".")[0]
     if find_spec(package) is not None:
         return None
-    return f"needs the package {package}, which is not installed; pip install 'cpift[{extra}]'"
+    return f"needs the package {package}, which is not installed; {install(extra)}"
 
 
 def load(package: str, extra: str) -> ModuleType:

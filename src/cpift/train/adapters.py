@@ -22,6 +22,7 @@ from cpift.checkpoint.safetensors import header_bytes
 from cpift.checkpoint.writer import layout_bytes
 from cpift.data.turns import write_stop_ids
 from cpift.errors import CpiftError
+from cpift.extras import install
 from cpift.method.rehearsal import rehearse
 from cpift.recipe.adapter import Adapter
 from cpift.train.four_bit import KIND, check_four_bit
@@ -36,7 +37,7 @@ def check_installed(adapter: Adapter, where: str) -> None:
         where: its place in the recipe, for the message.
     """
     if find_spec("peft") is None:
-        raise CpiftError(f"{where}: needs PEFT; pip install 'cpift[adapters]'")
+        raise CpiftError(f"{where}: needs PEFT; {install('adapters')}")
     check_four_bit(adapter, where)
 
 

@@ -1,11 +1,10 @@
-"""What watches a training: frozen regions held in place, the losses, and a loss that is no number."""
+"""What watches a training: the losses, and a loss that is no number."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any, TypedDict
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,8 +13,6 @@ from trl import SFTConfig
 from cpift.data.encoding import Encoded
 from cpift.distributed import ranks
 from cpift.errors import CpiftError
-from cpift.method.freeze import freeze
-from cpift.method.region import Region
 
 _REMEDY = "lower training.learning_rate, or look at the data"
 
@@ -39,43 +36,6 @@ class Step(TypedDict):
 
 
 Tick = Callable[[Step], None]
-
-
-class FreezeCallback(TrainerCallback):  # type: ignore[misc]
-    """Keeps a region bit-identical during a ``Trainer``'s training: ``Trainer(..., callbacks=[FreezeCallback(region)])``.
-
-    Raises :class:`CpiftError` at the end of the training where a frozen element changed all the same. Give it as the last
-    of the callbacks, so that it sees what the others did.
-    """
-
-    def __init__(self, region: Region) -> None:
-        self.region, self.count, self.changed = region, 0, 0
-        self._stack = ExitStack()
-        self._frozen: Any = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Freeze the region."""
-        self._frozen = self._stack.enter_context(freeze(kwargs["model"], self.region, kwargs["optimizer"]))
-        self.count = self._frozen.count
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Let the region go, and check it."""
-        self.changed = self._frozen.changed()
-        self.release()
-        if self.changed:
-            raise CpiftError(
-                f"{self.changed} of {self.count} frozen elements changed: the optimizer or a callback puts other weights "
-                "in place, such as an average; train without it"
-            )
-
-    def release(self) -> None:
-        """Remove the hooks, and drop the values kept; done by itself at the end of a training."""
-        self._stack.close()
-        self._frozen = None
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]

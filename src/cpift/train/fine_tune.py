@@ -26,8 +26,9 @@ from cpift.train.adapters import load_four_bit, save_adapter, wrapped
 from cpift.train.anchor import Anchor
 from cpift.train.auto_batch import asked, describe, halved
 from cpift.train.average import AverageCallback, check_averaging
-from cpift.train.callbacks import FreezeCallback, Tick, Watch
+from cpift.train.callbacks import Tick, Watch
 from cpift.train.config import DEFAULTS, check_rows, sft_config, shared_rows, typed
+from cpift.train.freeze_callback import FreezeCallback
 from cpift.train.limits import check_encoded, limits_of
 from cpift.train.malloc import kept_memory
 from cpift.train.merged_adapters import MergedAdapter, put_in

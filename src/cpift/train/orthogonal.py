@@ -12,6 +12,7 @@ from typing import Any
 
 from cpift.checkpoint.library import library
 from cpift.errors import CpiftError
+from cpift.extras import install
 from cpift.train.models import is_sharded
 
 
@@ -22,7 +23,7 @@ def check_osf(where: str) -> None:
         where: what asks for it, for the message.
     """
     if find_spec("peft") is None:
-        raise CpiftError(f"{where}: OSF needs PEFT; pip install 'cpift[adapters]'")
+        raise CpiftError(f"{where}: OSF needs PEFT; {install('adapters')}")
     if not hasattr(library("peft"), "OSFConfig"):
         raise CpiftError(f"{where}: this PEFT has no OSF; pip install -U peft")
 
