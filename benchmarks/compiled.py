@@ -144,14 +144,18 @@ def main() -> None:
         slow = seconds(call)
         if regions:
             again = identify(base, tuned)
-            assert all(np.array_equal(r.positions[n], again[t].positions[n]) for t, r in regions.items() for n in r.positions)
+            assert all(
+                np.array_equal(r.positions[n], again[t].positions[n]) for t, r in regions.items() for n in r.positions
+            )
         for one in patches:
             one.stop()
         a, b = statistics.median(compiled), statistics.median(slow)
         print(f"{name}: numba {a:.2f} s ({min(compiled):.2f}–{max(compiled):.2f}), "
               f"numpy {b:.2f} s ({min(slow):.2f}–{max(slow):.2f}), {b / a:.1f} ×")  # fmt: skip
     for package in ("numba", "llvmlite", "numpy", "torch"):
-        size = sum(Path(str(f.locate())).stat().st_size for f in files(package) or [] if Path(str(f.locate())).is_file())
+        size = sum(
+            Path(str(f.locate())).stat().st_size for f in files(package) or [] if Path(str(f.locate())).is_file()
+        )
         print(f"{package}: {size / 1e6:.0f} MB")
     spent = [
         float(subprocess.run(

@@ -160,7 +160,9 @@ def test_a_package_of_another_version_is_named_with_its_own(monkeypatch: pytest.
     """As beside tools that pin trl 0.23: the import of a name that it does not have."""
     (tmp_path / "wants_more.py").write_text("from trl import ATrainerOfTomorrow\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(extras.MissingPackage, match=r'needs another version of trl than \d.*pip install "cpift\[train\]"'):
+    with pytest.raises(
+        extras.MissingPackage, match=r'needs another version of trl than \d.*pip install "cpift\[train\]"'
+    ):
         extras.load("wants_more")
 
 
