@@ -219,6 +219,11 @@ class RunLayout:
         return self.out / "state.json"
 
     @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's files, a folder a stage that trains."""
+        return self.out / "tensorboard"
+
+    @property
     def plan(self) -> Path:
         """What ``cpift plan`` predicted."""
         return self.out / "plan.json"

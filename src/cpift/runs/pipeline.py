@@ -29,6 +29,7 @@ from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.graph import phases
 from cpift.runs.trim import trim
 from cpift.train.config import check_training, join
+from cpift.train.trackers import track_scores
 
 
 def run(
@@ -92,6 +93,7 @@ def _lead(
     with engine or nullcontext(), alone(out):
         if copy:
             copy.begin()
+        scores_before = place.scores.read_bytes() if place.scores.is_file() else b""
         manifest.write_whole(place.recipe, recipe.dump())
         log(out, {"event": "start", **({"origins": dict(given)} if given else {})})
         runner = Runner(current, leader, engine, copy)
@@ -104,6 +106,8 @@ def _lead(
             raise
         if result:
             report(out, reporter)
+        if result and place.scores.read_bytes() != scores_before:
+            track(recipe, out, result, reporter)
         if copy:
             copy.finish(model=bool(result))
         return result
@@ -147,6 +151,14 @@ def report(out: Path, reporter: Reporter) -> None:
         make_report(out)
     except Exception as error:
         reporter.warning(f"the report was not written ({error}); cpift report {out} tries again")
+
+
+def track(recipe: Recipe, out: Path, result: Mapping[str, object], reporter: Reporter) -> None:
+    """Give the scores to the services of ``report_to``; an error of theirs is reported, and leaves the run as it is."""
+    try:
+        track_scores(recipe.training, out, result)
+    except Exception as error:
+        reporter.warning(f"the scores were not logged to {recipe.training.get('report_to')} ({error})")
 
 
 def _follow(current: Run) -> dict[str, object]:

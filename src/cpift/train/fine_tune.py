@@ -246,7 +246,7 @@ def _fine_tune(
     with ExitStack() as stack:
         if guard:
             stack.callback(guard.release)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
     seconds = time.perf_counter() - began
     made = trainer.state.global_step
     if made != spec.steps:
@@ -347,6 +347,7 @@ def _only_our_progress(trainer: SFTTrainer) -> None:
         trainer.remove_callback(kind)
 
 
-def _last_checkpoint(work: Path) -> str | None:
+def last_checkpoint(work: Path) -> str | None:
+    """The trainer's own checkpoint that a training in this folder resumes; None: it begins."""
     states = list(work.glob("checkpoint-*/trainer_state.json"))
     return str(max(states, key=lambda f: int(f.parent.name.split("-")[1])).parent) if states else None

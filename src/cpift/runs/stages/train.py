@@ -34,12 +34,13 @@ from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.steps import probe_epochs, steps_for
 from cpift.train.callbacks import Step
 from cpift.train.config import max_length
-from cpift.train.fine_tune import fine_tune
+from cpift.train.fine_tune import fine_tune, last_checkpoint
 from cpift.train.limits import Rows, check_fits, check_tokenizer, limits_of_place
 from cpift.train.models import load_tokenizer
 from cpift.train.sampling import with_sampling
 from cpift.train.settings import deciding
 from cpift.train.spec import TrainSpec
+from cpift.train.trackers import tracking
 from cpift.typing import Tokenizer
 
 CODE = 1  # raise it when the same settings and inputs would give another result
@@ -125,18 +126,20 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
             loss = f"loss {event['loss']:.3f}  " if event["loss"] is not None else ""
             run.reporter.progress(event["step"], event["steps"], f"{loss}{event['tokens_per_second']:.0f} tokens/s")
 
+        work = folders[name] / layout.WORK_FOLDER
         try:
-            trained = fine_tune(
-                start.path,
-                rows,
-                folders[name],
-                spec,
-                frozen=frozen,
-                unaveraged=unaveraged,
-                work=folders[name] / layout.WORK_FOLDER,
-                tick=tick,
-                smaller=lambda text: run.add(finding("batch-made-smaller", f"{name}: {text}", name)),
-            )
+            with tracking(spec.training, run.out, name, spec.tasks, last_checkpoint(work) is not None) as training:
+                trained = fine_tune(
+                    start.path,
+                    rows,
+                    folders[name],
+                    replace(spec, training=training),
+                    frozen=frozen,
+                    unaveraged=unaveraged,
+                    work=work,
+                    tick=tick,
+                    smaller=lambda text: run.add(finding("batch-made-smaller", f"{name}: {text}", name)),
+                )
         except CpiftError as error:
             raise CpiftError(f"{name} ({', '.join(spec.tasks)}): {error}") from error
         if spec.updates and ranks.leads():
