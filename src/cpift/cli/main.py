@@ -20,6 +20,7 @@ from cpift.cli.evaluate import evaluate
 from cpift.cli.exports import apply, export
 from cpift.cli.patch import patch
 from cpift.cli.protect import protect
+from cpift.cli.push import push
 from cpift.cli.runs import init, plan, report, run, status
 from cpift.cli.tables import DataHelp, EvaluateHelp, FuseHelp
 from cpift.console import stopping
@@ -40,6 +41,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     protect,
     export,
     apply,
+    push,
     status,
     report,
     init,

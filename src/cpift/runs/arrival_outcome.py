@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cpift.files import layout, manifest
 from cpift.method.patch import make_patch
 from cpift.method.region import Region
@@ -19,7 +17,8 @@ from cpift.metrics.guard import guard_changes
 from cpift.metrics.score import Scores
 from cpift.report.arrivals import ARRIVALS, drift_after
 from cpift.report.guard import change_line, drift_line
-from cpift.runs.model_card import is_hub_id, plain
+from cpift.runs.card_data import data_block, is_hub_id
+from cpift.runs.model_card import plain
 from cpift.runs.publish import outcome, publish, scores_of
 from cpift.runs.stage import Run, Stage
 from cpift.runs.stages.arrivals import carried_regions
@@ -115,21 +114,17 @@ def _carry(run: Run, model: Path, protected: bool) -> None:
 def _card(run: Run, result: dict[str, Any], changes: Sequence[Change]) -> str:
     """The model card: what was added, to what, and what it cost."""
     model = run.recipe.model
-    metadata: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if is_hub_id(model):
-        metadata["base_model"] = model.partition("@")[0]
-    metadata["tags"] = ["cpift", "trl", "sft"]
     start = model if is_hub_id(model) else Path(model).name
     drift = drift_after(result)
     said = [*map(change_line, changes), *([drift_line(drift)] if drift else [])]
     lines = [f"- {plain(line)}" for line in said]
-    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    head = data_block(run, ["cpift", "trl", "sft"])
     part = run.recipe.protect
     how = f"kept rows replayed ({part.replay:.0%} of the training rows where there were any), " if part.replay else ""
     how += f"{result['protected']:,} of {result['parameters']:,} parameters frozen, " if result["protected"] else ""
     how += f"averaged with the model before at a weight of {part.average:g}" if part.average < 1 else "not averaged"
     return (
-        f"---\n{head}---\n\n# {plain(', '.join(result['arrivals']))} added to {plain(start)}\n\n"
+        f"{head}\n\n# {plain(', '.join(result['arrivals']))} added to {plain(start)}\n\n"
         f"Made with `cpift add` ([arXiv:2508.21741](https://arxiv.org/abs/2508.21741)): {how}.\n\n"
         "## What was gained and lost\n\nAfter minus before, with 95 % intervals over the evaluation rows. One run with one "
         f"seed ({run.recipe.seed}).\n\n" + "\n".join(lines) + "\n"

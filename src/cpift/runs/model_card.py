@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -14,56 +14,18 @@ from cpift.metrics import described, intervals
 from cpift.metrics.change import Change
 from cpift.metrics.metric import PER_CENT
 from cpift.report.guard import change_line, drift_line
+from cpift.runs.card_data import data_block, is_hub_id, stated_of_base
 from cpift.runs.stage import Run
 
 
 def card(run: Run, result: Mapping[str, Any]) -> str:
     """Markdown with the metadata block that the hub expects."""
     last = list(result["models"])[-1]
-    metadata = yaml.safe_dump(_metadata(run, result["models"][last]), sort_keys=False, allow_unicode=True)
-    parts = [f"---\n{metadata}---", "# Model fine-tuned with CPI-FT", _method(run, result), "## Data and scores"]
+    block = data_block(run, ["cpift", "trl", "sft", "multi-task"], result["models"][last])
+    parts = [block, "# Model fine-tuned with CPI-FT", _method(run, result), "## Data and scores"]
     parts += [_scores(run, result["models"], last), _about_scores(), "## Limits", _limits(run, result, last)]
     parts += ["## Recipe", "```yaml\n" + _recipe(run).replace("```", "` ` `").rstrip() + "\n```"]
     return "\n\n".join(parts) + "\n"
-
-
-def _metadata(run: Run, scores: Mapping[str, Any]) -> dict[str, object]:
-    model = run.recipe.model
-    found: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if is_hub_id(model):
-        found["base_model"] = model.partition("@")[0]
-    found |= _of_base(run.given.folder)
-    found["tags"] = ["cpift", "trl", "sft", "multi-task"]
-    paths = {s.path for t in run.recipe.tasks.values() if t.generate is None for s in t.sources("train")}
-    sets = sorted(path for path in paths if is_hub_id(path))
-    if sets:
-        found["datasets"] = sets
-    results = []
-    for task, score in scores.items():
-        asked, kind = run.recipe.tasks[task], described(score["metric"])
-        metric = {"type": kind.card_type, "value": round(score["score"], 6), "name": kind.label}
-        source = asked.train if isinstance(asked.train, str) and is_hub_id(asked.train) else None
-        about = {"name": task, "type": source or ("generated" if asked.generate else "custom")}
-        if isinstance(asked.eval, str) and asked.eval == source:
-            about["split"] = asked.eval_split
-        results.append({"task": {"type": "text-generation"}, "dataset": about, "metrics": [metric]})
-    return {**found, "model-index": [{"name": "cpi-ft", "results": results}]}
-
-
-def _of_base(base: Path) -> dict[str, object]:
-    """Licence and languages as the base model's own card states them; empty where there is no such card."""
-    try:
-        found = yaml.safe_load((base / "README.md").read_text(encoding="utf-8").split("---\n")[1])
-    except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError):
-        return {}
-    keys = ("license", "license_name", "license_link", "language")
-    return {k: found[k] for k in keys if isinstance(found, dict) and isinstance(found.get(k), str | list)}
-
-
-def is_hub_id(value: str) -> bool:
-    """Is it ``owner/name``, and no path here?"""
-    parts = value.split("/")
-    return len(parts) == 2 and all(parts) and not value.startswith((".", "~")) and not Path(value).exists()
 
 
 def _method(run: Run, result: Mapping[str, Any]) -> str:
@@ -128,7 +90,7 @@ def _limits(run: Run, result: Mapping[str, Any], last: str) -> str:
         limits += [f"  - {plain(text)}" for text in said]
     else:
         limits.append("- Other abilities of the base may have been lost; none was measured.")
-    licence = _of_base(run.given.folder).get("license")
+    licence = stated_of_base(run.given.folder).get("license")
     if licence:
         limits.append(
             f"- The licence above ({plain(str(licence))}) is the base model's; the data's, in the table, may ask for more."
