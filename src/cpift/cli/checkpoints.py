@@ -1,4 +1,4 @@
-"""Checkpoints that are there already: ``cpift identify``, ``group``, ``fuse``."""
+"""Checkpoints that are there already: ``cpift identify``, ``group``; what ``fuse`` shares with them."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def identify(
 
     if out.exists() and not out.is_dir():
         raise CpiftError(f"{out}: is a file; --out names a folder")
-    rows = _vocabulary(vocabulary)
-    origin, models = checkpoint_place(base), _tuned_folders(tuned)
+    rows = vocabulary_of(vocabulary)
+    origin, models = checkpoint_place(base), tuned_folders(tuned)
     first = open_checkpoint(origin)
     opened = {name: open_checkpoint(path, first) for name, path in models.items()}
     for text in check_compatible(first, opened, union=rows == "union"):
@@ -128,82 +128,6 @@ def group(
         say(f"stage {number}: {', '.join(members)}")
 
 
-def fuse(
-    base: Base,
-    tuned: Tuned,
-    out: Annotated[Path, typer.Option(help="The fused checkpoint, a new folder.")],
-    backbone: Annotated[
-        str | None, typer.Option(metavar="K", help="The model to fuse into; by default the base.")
-    ] = None,
-    region: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=FILE", help="Core region of a tuned checkpoint. Without any, nothing is transplanted."
-        ),
-    ] = None,
-    overlap: Annotated[
-        str, typer.Option(metavar="RULE", help="Which task's value a position in several regions takes; see below.")
-    ] = "largest",
-    interpolation: Annotated[
-        str, typer.Option(metavar="NAME", help="How the rest is interpolated; see below.")
-    ] = "slerp",
-    space: Annotated[str, typer.Option(help="What is interpolated: weights or updates.")] = "weights",
-    vector: Annotated[str, typer.Option(help="What one interpolation runs over: tensor or model.")] = "tensor",
-    weight: Annotated[str, typer.Option(help="equal, or a number from 0 to 1 (docs/fusion.md).")] = "equal",
-    vocabulary: RowsOf = "same",
-    max_shard_size: Annotated[str, typer.Option(help="Largest file of the output.")] = "5GB",
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; by default the widest of the inputs.")
-    ] = None,
-    threads: Threads = None,
-) -> None:
-    """Fuse fine-tuned checkpoints into one, without training.
-
-    Writes a plain Hugging Face checkpoint and fusion.json with angles, coefficients and counts per tensor. Reads
-    every checkpoint once, tensor by tensor; with --vector model twice. Interrupted and started again, it resumes.
-    """
-    from cpift.checkpoint.hub import checkpoint_place
-    from cpift.checkpoint.reader import open_checkpoint
-    from cpift.console.terminal import Terminal, byte_progress, say
-    from cpift.method.fuse import fuse as combine
-    from cpift.recipe.recipe import check_part
-    from cpift.recipe.stages import Fuse
-
-    rows = _vocabulary(vocabulary)
-    origin, models = checkpoint_place(base), _tuned_folders(tuned)
-    start = None if backbone is None else checkpoint_place(backbone)
-    share = weight if weight == "equal" else _number(weight, "--weight")
-    choices = {"overlap": overlap, "interpolation": interpolation, "space": space, "vector": vector, "weight": share}
-    options = check_part(Fuse, choices)
-    reads, first = [origin, start or origin, *models.values()], open_checkpoint(origin)
-    report = combine(
-        origin,
-        models,
-        out,
-        backbone=start,
-        regions=named_paths(region or [], "--region"),
-        overlap=options.overlap,
-        interpolation=options.interpolation,
-        space=options.space,
-        vector=options.vector,
-        weight=options.weight,
-        vocabulary=rows,
-        max_shard_size=max_shard_size,
-        dtype=dtype,
-        threads=threads,
-        progress=byte_progress(2 * sum(open_checkpoint(p, first).nbytes for p in reads)),
-    )
-    won = ", ".join(f"{task} {count}" for task, count in report["won"].items())
-    for text in report.get("warnings", []):
-        Terminal().warning(text)
-    for group, source in report.get("companions", {}).items():
-        say(f"{group}: {source}")
-    for copied in report.get("vocabulary", {}).get("copied", []):
-        first, end = copied["rows"]
-        say(f"rows {first} to {end - 1} of the embedding: copied from {', '.join(copied['from'])}")
-    say(f"{out}: {report['total']} parameters, {report['core']} transplanted ({won}), {report['contested']} contested")
-
-
 def _region_files(places: Sequence[Path]) -> dict[str, Path]:
     """Region files by task: those given, and those in folders that ``identify`` or a run has written."""
     files: dict[str, Path] = {}
@@ -222,22 +146,17 @@ def _region_files(places: Sequence[Path]) -> dict[str, Path]:
     return files
 
 
-def _tuned_folders(values: Sequence[str]) -> dict[str, Path]:
+def tuned_folders(values: Sequence[str]) -> dict[str, Path]:
+    """Folders of ``--tuned`` by name; hub ids are fetched."""
     from cpift.checkpoint.hub import checkpoint_place
 
     return {name: checkpoint_place(path) for name, path in named_paths(values, "--tuned").items()}
 
 
-def _vocabulary(value: str) -> Literal["same", "union"]:
+def vocabulary_of(value: str) -> Literal["same", "union"]:
+    """The value of ``--vocabulary``, checked."""
     if value == "same":
         return "same"
     if value == "union":
         return "union"
     raise CpiftError(f"--vocabulary {value}: write same or union")
-
-
-def _number(text: str, option: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise CpiftError(f"{option} {text}: write equal or a number from 0 to 1") from None

@@ -9,20 +9,20 @@ import typer
 
 from cpift.errors import CpiftError, did_you_mean
 
-_FORMATS = ("whole", "lora", "delta")
+_FORMATS = ("whole", "lora", "delta", "gguf")
 Base = Annotated[str | None, typer.Option("--base", metavar="BASE", help="What the model was made from.")]
 
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint or an adapter: a folder or a hub id.")],
-    out: Annotated[Path, typer.Option(help="A new folder.")],
+    out: Annotated[Path, typer.Option(help="A new folder; of gguf a file.")],
     form: Annotated[
         str,
         typer.Option(
             "--format",
             metavar="FORMAT",
             help="whole: a plain checkpoint, adapters merged. lora: an adapter of PEFT on the base, with loss. "
-            "delta: what differs from the base, put back bit for bit by cpift apply.",
+            "delta: what differs from the base, put back bit for bit by cpift apply. gguf: one file, by llama.cpp's converter.",
         ),
     ] = "whole",
     base: Base = None,
@@ -34,6 +34,7 @@ def export(
 ) -> None:
     """Write a model for others: merged, as a LoRA adapter with its loss stated, or as a small exact delta."""
     from cpift.checkpoint.delta import write_delta
+    from cpift.checkpoint.gguf import write_gguf
     from cpift.checkpoint.hub import checkpoint_place
     from cpift.checkpoint.low_rank import write_low_rank
     from cpift.checkpoint.reader import open_checkpoint
@@ -42,6 +43,12 @@ def export(
 
     if form not in _FORMATS:
         raise CpiftError(f"--format {form}: is none of {', '.join(_FORMATS)}{did_you_mean(form, _FORMATS)}")
+    if form == "gguf":
+        if base is not None or dtype is not None:
+            raise CpiftError("--format gguf: takes a whole checkpoint as it is; write it first with --format whole")
+        write_gguf(checkpoint_place(model), out)
+        say(f"wrote {out}")
+        return
     if form != "whole" and base is None:
         raise CpiftError(f"--format {form}: is written against a base; add --base BASE")
     if form != "whole" and dtype is not None:

@@ -12,12 +12,13 @@ from typer.core import TyperCommand
 
 from cpift import __version__
 from cpift.cli.add import add
-from cpift.cli.checkpoints import fuse, group, identify
+from cpift.cli.checkpoints import group, identify
 from cpift.cli.compare import Lists, compare
 from cpift.cli.data import data
 from cpift.cli.diff import diff
 from cpift.cli.evaluate import evaluate
 from cpift.cli.exports import apply, export
+from cpift.cli.fuse import fuse
 from cpift.cli.patch import patch
 from cpift.cli.protect import protect
 from cpift.cli.push import push

@@ -36,7 +36,7 @@ def fuse(
     interpolation: str = "slerp",
     space: Space = "weights",
     vector: Literal["tensor", "model"] = "tensor",
-    weight: Weight = "equal",
+    weight: Literal["equal"] | float | Mapping[str, float] = "equal",
     vocabulary: Vocabulary = "same",
     max_shard_size: str | int = "5GB",
     dtype: str | None = None,
@@ -59,7 +59,8 @@ def fuse(
         interpolation: of the rest: a name in :data:`cpift.method.interpolations.INTERPOLATIONS`.
         space: what is interpolated, the "weights" or the "updates".
         vector: what one SLERP is taken over, each "tensor" or the whole "model"; the latter reads the files twice.
-        weight: "equal", or a number from 0 to 1, whose meaning is the interpolation's.
+        weight: "equal", or a number from 0 to 1, whose meaning is the interpolation's; or, of "linear" and "sum", a number
+            for each task: Σ wᵢ·θᵢ and the rest of 1 of the backbone, or the backbone and Σ wᵢ·Δᵢ.
         vocabulary: "same" refuses embeddings with other numbers of rows; "union" fuses the rows that all have and
             copies those of added tokens from the model that added them.
         max_shard_size: largest file of the output.
@@ -79,7 +80,7 @@ def fuse(
     out = Path(out)
     check_threads(threads)
     options = FusionOptions(
-        overlap, interpolation, space, vector, weight, vocabulary, dtype, parse_size(max_shard_size)
+        overlap, interpolation, space, vector, _weight(weight, tuned), vocabulary, dtype, parse_size(max_shard_size)
     )
     inputs = open_inputs(base, backbone, tuned, regions or {}, vocabulary == "union", stored_as)
     parameters = inputs.layout(dtype)
@@ -100,3 +101,13 @@ def fuse(
         writer.discard()  # nothing half-written stays
         raise
     return report
+
+
+def _weight(weight: Literal["equal"] | float | Mapping[str, float], tuned: Mapping[str, str | Path]) -> Weight:
+    """The weights of tasks in the order of these."""
+    if not isinstance(weight, Mapping):
+        return weight
+    if weight.keys() != tuned.keys():
+        odd = ", ".join(sorted(weight.keys() ^ tuned.keys()))
+        raise CpiftError(f"weight: must hold each task once, and differs in {odd}")
+    return tuple(float(weight[task]) for task in tuned)

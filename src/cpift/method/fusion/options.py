@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -44,7 +45,10 @@ class FusionOptions:
         ):
             if value not in known:
                 raise CpiftError(f"{key}: {value} is not one of {', '.join(known)}")
-        if self.weight != "equal" and not 0 <= self.weight <= 1:
+        if isinstance(self.weight, tuple):
+            if not all(map(math.isfinite, self.weight)):
+                raise CpiftError(f"weight: {', '.join(map(str, self.weight))} are not all numbers")
+        elif self.weight != "equal" and not 0 <= self.weight <= 1:
             raise CpiftError(f"weight: {self.weight} is not in 0 … 1")
         try:
             check_weight(self.interpolation, self.weight)
@@ -61,6 +65,6 @@ class FusionOptions:
         """How often the checkpoints are read: once, or twice where one vector is the whole model."""
         return 2 if self.vector == "model" else 1
 
-    def to_dict(self) -> Mapping[str, str | int | float | None]:
+    def to_dict(self) -> Mapping[str, object]:
         """For ``fusion.json`` and the key of a half-written output."""
         return asdict(self)

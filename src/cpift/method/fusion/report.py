@@ -37,7 +37,7 @@ class FusionReport(TypedDict):
     """The whole of it. ``models`` names the coefficients, ``reads`` says how often each checkpoint was read."""
 
     format: str
-    options: Mapping[str, str | int | float | None]
+    options: Mapping[str, object]
     models: list[str]
     fingerprints: list[str]
     reads: int

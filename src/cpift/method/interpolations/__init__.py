@@ -32,6 +32,9 @@ class Combination:
 
 def check_weight(name: str, weight: Weight) -> None:
     """Raise ValueError where the interpolation of this name does not read ``weight``, and it is given."""
+    if isinstance(weight, tuple) and "weights" not in INTERPOLATIONS[name].parameters:
+        some = ", ".join(entry.name for entry in INTERPOLATIONS.values() if "weights" in entry.parameters)
+        raise ValueError(f"{name} takes no weight for each task; {some} do")
     if weight != "equal" and "weight" not in INTERPOLATIONS[name].parameters:
         raise ValueError(f"{name} takes all models alike; leave weight at equal")
 

@@ -8,6 +8,7 @@ from cpift.method.interpolations.vectors import Shares, Vectors, Weight
 
 Factors = Callable[[float | None, float, int], tuple[float, float]]
 WEIGHT = {"weight": "equal: ω = 1/(i+1) for the i-th task; or a fixed ω from 0 to 1"}
+WEIGHTS = "a factor of each task's model or update; the backbone has the rest"
 
 
 def in_sequence(vectors: Vectors, weight: Weight, factors: Factors) -> Shares:
@@ -20,6 +21,8 @@ def in_sequence(vectors: Vectors, weight: Weight, factors: Factors) -> Shares:
         weight: "equal" or ω.
         factors: from the angle (None where one is zero), ω and the number of free entries to the factors of v and θᵢ.
     """
+    if isinstance(weight, tuple):  # check_weight has refused it
+        raise TypeError("one after the other takes one weight")
     each = vectors.each
     absent = vectors.space == "updates" and weight == "equal" and vectors.norm(each[0]) == 0
     value, tasks = (each[1], each[2:]) if absent else (each[0], each[1:])

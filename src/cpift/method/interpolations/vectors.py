@@ -16,7 +16,8 @@ import numpy as np
 EPSILON = 1e-4  # radians: nearer to 0 or π than this, the interpolation is linear
 
 Space = Literal["weights", "updates"]
-Weight = Literal["equal"] | float
+Weight = Literal["equal"] | float | tuple[float, ...]
+"""``fuse.weight``; a tuple is a weight for each task, for those interpolations that have ``weights`` among their parameters."""
 
 
 class Vectors:
