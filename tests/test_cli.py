@@ -75,7 +75,7 @@ OPTIONS = {
     "plan": {"recipe", "sets", "measure", "gpus", "as_json", "out"},
     "identify": {"base", "tuned", "out", "percent", "include", "exclude", "max_memory", "vocabulary", "threads"},
     "group": {"regions", "threshold", "out", "seed"},
-    "fuse": {
+    "fuse": {"from_mergekit", "write_mergekit", 
         "base", "tuned", "out", "backbone", "region", "overlap", "interpolation", "space", "vector", "weight",
         "vocabulary", "max_shard_size", "dtype", "threads",
     },
@@ -88,6 +88,7 @@ OPTIONS = {
     },
     "status": {"folder"},
     "report": {"folder", "out"},
+    "push": {"folder", "repo", "private", "revision", "report"},
     "init": {"out"},
 }  # fmt: skip
 
