@@ -23,7 +23,8 @@ from cpift.checkpoint.gguf import SCRIPT, VARIABLE, write_gguf
 from cpift.cli import main as cli
 from cpift.errors import CpiftError
 from cpift.method.fuse import fuse
-from cpift.method.mergekit import read_merge, write_merge
+from cpift.method.mergekit import read_merge
+from cpift.method.mergekit_writing import write_merge
 
 Weights = dict[str, np.ndarray]
 

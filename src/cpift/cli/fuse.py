@@ -70,7 +70,8 @@ def fuse(
     from cpift.checkpoint.reader import open_checkpoint
     from cpift.console.terminal import Terminal, byte_progress, say
     from cpift.method.fuse import fuse as combine
-    from cpift.method.mergekit import read_merge, write_merge
+    from cpift.method.mergekit import read_merge
+    from cpift.method.mergekit_writing import write_merge
     from cpift.recipe.recipe import check_part
     from cpift.recipe.stages import Fuse
 
