@@ -25,11 +25,11 @@ from cpift.errors import CpiftError
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # A process that finds no module but those named, its own and Python's: as where nothing else is installed.
-BARE = """
+ONLY = """
 import json, sys
 from importlib.machinery import PathFinder
 
-allowed, calls = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+allowed = json.loads(sys.argv[2])
 
 class Some:
     @staticmethod
@@ -39,11 +39,14 @@ class Some:
         return PathFinder.find_spec(name, path, target) if known else None
 
 sys.meta_path = [finder for finder in sys.meta_path if finder is not PathFinder] + [Some]
-
+"""
+WORK = """
+import json, sys
 import numpy as np
 import torch
 import cpift
 
+calls = json.loads(sys.argv[1])
 base, *tuned = calls.pop("models")
 tuned = {"a": tuned[0], "b": tuned[1]}
 regions = cpift.identify(base, tuned)
@@ -101,12 +104,8 @@ def installed_with(needed: list[str]) -> set[str]:
     return found
 
 
-def test_without_extras_checkpoints_are_compared_and_fused_and_regions_frozen(tmp_path: Path) -> None:
-    """With nothing that pyproject.toml does not ask for; what needs more ends in one line that names the extra."""
-    here = installed_with(PROJECT["dependencies"])
-    assert not {"transformers", "trl", "datasets", "accelerate", "peft", "scipy", "huggingface-hub"} & here
-    names = packages_distributions()
-    allowed = [root for root, of in names.items() if here & {canonicalize_name(name) for name in of}]
+def calls_on_checkpoints(tmp_path: Path) -> dict[str, list[str]]:
+    """A base and two fine-tuned checkpoints under "models", and command lines by name: four that work, two that do not."""
     weights = np.random.default_rng(0).standard_normal((20, 30)).astype(np.float32)
     models = []
     for i, factor in enumerate((1.0, 1.1, 1.2)):
@@ -115,7 +114,7 @@ def test_without_extras_checkpoints_are_compared_and_fused_and_regions_frozen(tm
         save_file({"a.weight": weights * np.float32(factor)}, f"{models[-1]}/model.safetensors")
     (tmp_path / "recipe.yaml").write_text("model: org/x\ntasks: {t: {train: a.jsonl, eval: 2}}\n")
     tuned = [f"--tuned=a={models[1]}", f"--tuned=b={models[2]}"]
-    calls = {
+    return {
         "models": models,
         "diff": ["diff", *models, "--html", str(tmp_path / "diff.html")],
         "identify": ["identify", "--base", models[0], *tuned, "--out", str(tmp_path / "regions")],
@@ -124,7 +123,16 @@ def test_without_extras_checkpoints_are_compared_and_fused_and_regions_frozen(tm
         "plan": ["plan", str(tmp_path / "recipe.yaml")],
         "hub": ["fuse", "--base", "org/base", *tuned, "--out", str(tmp_path / "none")],
     }
-    command = [sys.executable, "-c", BARE, json.dumps([*allowed, "cpift"]), json.dumps(calls)]
+
+
+def test_without_extras_checkpoints_are_compared_and_fused_and_regions_frozen(tmp_path: Path) -> None:
+    """With nothing that pyproject.toml does not ask for; what needs more ends in one line that names the extra."""
+    here = installed_with(PROJECT["dependencies"])
+    assert not {"transformers", "trl", "datasets", "accelerate", "peft", "scipy", "huggingface-hub"} & here
+    names = packages_distributions()
+    allowed = [root for root, of in names.items() if here & {canonicalize_name(name) for name in of}]
+    calls = calls_on_checkpoints(tmp_path)
+    command = [sys.executable, "-c", ONLY + WORK, json.dumps(calls), json.dumps([*allowed, "cpift"])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout.splitlines()[-1])
