@@ -60,7 +60,7 @@ class Api:
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Api]:
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(Api, "home", tmp_path / "hub", raising=False)
-    monkeypatch.setattr(Api, "asked", [])
+    monkeypatch.setattr(Api, "asked", [], raising=False)
     monkeypatch.setattr(Api, "failure", None)
     return Api
 
