@@ -1,4 +1,4 @@
-"""What numba gives: the compiled loops of identify and fuse beside the same in plain numpy, in the same pipeline.
+"""What numba gives: the compiled loops of fuse beside the same in plain numpy, in the same pipeline.
 
 python benchmarks/compiled.py FOLDER     (a folder that benchmarks/synthetic.py has made)
 
@@ -20,9 +20,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from cpift import fuse, identify
-from cpift.method import candidates
-from cpift.method import identify as _identify  # noqa: F401
+from cpift import fuse
 from cpift.method.fusion import block, coefficients
 
 PART = 2**16  # elements in work at a time: three float64 rows of it stay in the cache
@@ -32,47 +30,6 @@ TYPES = {2: ctypes.c_uint16, 4: ctypes.c_float, 8: ctypes.c_double}
 def _numbers(stored: np.ndarray, kind: type) -> np.ndarray:
     values = (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored
     return values.astype(kind, copy=False)
-
-
-def scan_updates(base, tuned, start, stop, first, bound, found_here, found, sample):
-    zeros = 0
-    for low in range(start, stop, PART):
-        high = min(low + PART, stop)
-        update = _numbers(tuned[low:high], np.float32) - _numbers(base[low:high], np.float32)
-        bits = update.view(np.uint32)
-        keys = (bits & np.uint32(0x7FFFFFFF)).view(np.int32)
-        zeros += len(keys) - int(np.count_nonzero(keys))
-        at = np.flatnonzero(keys > bound)
-        chosen = bits[at]
-        turned = ((chosen << 1) | (chosen >> 31)).astype(np.uint64)
-        found_here[found : found + len(at)] = (turned << np.uint64(32)) | (at + (first + low)).astype(np.uint64)
-        found += len(at)
-        sample += np.bincount(keys[-(first + low) % 64 :: 64] >> 15, minlength=2**16)
-    return found, zeros
-
-
-def count_keys(entries, upper, histogram):
-    keys = (entries >> np.uint64(33)).astype(np.int64)
-    kept = keys >> 15 if upper < 0 else keys[keys >> 15 == upper] & 0x7FFF
-    histogram += np.bincount(kept, minlength=len(histogram))
-
-
-def keep_best(entries, lengths, least, ties):
-    used = int(lengths.sum())
-    keys = entries[:used] >> np.uint64(33)
-    equal = keys == np.uint64(least)
-    kept = (keys > np.uint64(least)) | (equal & (np.cumsum(equal) <= ties))
-    ends = np.cumsum(lengths)
-    counts = np.concatenate([[0], np.cumsum(kept)])
-    lengths[:] = counts[ends] - counts[ends - lengths]
-    left = entries[:used][kept]
-    entries[: len(left)] = left
-    return len(left)
-
-
-def unpack(entries, offset, positions, negative):
-    positions[:] = (entries & np.uint64(0xFFFFFFFF)).astype(np.int64) + offset
-    negative[:] = (entries >> np.uint64(32)) & np.uint64(1)
 
 
 def _at(address: int, itemsize: int, size: int) -> np.ndarray:
@@ -121,37 +78,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     base, tuned = given.folder / "base", {p.name: p for p in sorted(given.folder.glob("task*"))}
-    module = sys.modules["cpift.method.identify"]
-    plain = {
-        "identify": [
-            (module, {"scan_updates": scan_updates, "count_keys": count_keys}),
-            (candidates, {"count_keys": count_keys, "keep_best": keep_best, "unpack": unpack}),
-        ],
-        "fuse": [(coefficients, {"add_gram": add_gram}), (block, {"combine": combine, "all_finite": all_finite})],
-    }
+    plain = [
+        (coefficients, {"add_gram": add_gram}), (block, {"combine": combine, "all_finite": all_finite}),
+    ]  # fmt: skip
 
     def fuse_once() -> None:
         with tempfile.TemporaryDirectory(dir=given.folder) as place:
             fuse(base, tuned, Path(place) / "out", threads=given.threads)
 
-    work = {"identify": lambda: identify(base, tuned, threads=given.threads), "fuse": fuse_once}
-    for name, call in work.items():
-        compiled = seconds(call)
-        regions = identify(base, tuned) if name == "identify" else None
-        patches = [patch.multiple(module, **functions) for module, functions in plain[name]]
-        for one in patches:
-            one.start()
-        slow = seconds(call)
-        if regions:
-            again = identify(base, tuned)
-            assert all(
-                np.array_equal(r.positions[n], again[t].positions[n]) for t, r in regions.items() for n in r.positions
-            )
-        for one in patches:
-            one.stop()
-        a, b = statistics.median(compiled), statistics.median(slow)
-        print(f"{name}: numba {a:.2f} s ({min(compiled):.2f}–{max(compiled):.2f}), "
-              f"numpy {b:.2f} s ({min(slow):.2f}–{max(slow):.2f}), {b / a:.1f} ×")  # fmt: skip
+    compiled = seconds(fuse_once)
+    patches = [patch.multiple(module, **functions) for module, functions in plain]
+    for one in patches:
+        one.start()
+    slow = seconds(fuse_once)
+    a, b = statistics.median(compiled), statistics.median(slow)
+    print(f"fuse: numba {a:.2f} s ({min(compiled):.2f}–{max(compiled):.2f}), "
+          f"numpy {b:.2f} s ({min(slow):.2f}–{max(slow):.2f}), {b / a:.1f} ×")  # fmt: skip
     for package in ("numba", "llvmlite", "numpy", "torch"):
         size = sum(
             Path(str(f.locate())).stat().st_size for f in files(package) or [] if Path(str(f.locate())).is_file()
