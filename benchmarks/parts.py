@@ -16,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cpift.checkpoint.chunks
 import cpift.checkpoint.safetensors
 import cpift.checkpoint.writer
+import cpift.kernels.reading
+import cpift.kernels.scan
 import cpift.method.fuse
 import cpift.method.fusion.block
 import cpift.method.fusion.coefficients
@@ -29,8 +30,8 @@ PARTS = {
     "identify": [
         ("guess the first bound", cpift.method.identify, "_first_bounds"),
         ("blocks", cpift.method.identify, "_scan"),
-        ("— read into the cache", cpift.checkpoint.chunks, "read_into"),
-        ("— scan updates (subtract, compare)", cpift.method.identify, "scan"),
+        ("— read into the cache", cpift.kernels.reading, "read_into"),
+        ("— scan updates (subtract, compare)", cpift.kernels.scan, "scan"),
         ("collect candidates", cpift.method.identify.Candidates, "add"),
         ("cut to k, unpack positions", cpift.method.identify.Candidates, "take"),
     ],

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cpift.kernels import loops
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -19,6 +21,7 @@ if (
     _cache = tempfile.TemporaryDirectory(prefix="cpift-tests-")
     os.environ["CPIFT_CACHE"] = _cache.name
 
+loops.FEW = -1  # models of the tests are small, and shall run what large ones run; test_loops.py compares the two
 ROOT = Path(__file__).parents[1]
 
 # Files whose tests take longest, by processor time: they begin first, so that no worker is left with one at the end.

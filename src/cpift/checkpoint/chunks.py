@@ -13,7 +13,7 @@ import numpy as np
 
 from cpift.checkpoint.stream import Block, Checkpoint, native
 from cpift.errors import CpiftError
-from cpift.kernels.reading import read_into
+from cpift.kernels.loops import Loops, loops_for
 from cpift.kernels.threads import thread_local_scratch
 
 CACHED = 2**20  # bytes of all checkpoints in work at a time
@@ -41,19 +41,23 @@ class Chunk:
     itemsizes: np.ndarray
 
 
-def chunks(models: Sequence[Checkpoint], block: Block, size: int | None = None) -> Iterator[Chunk]:
+def chunks(
+    models: Sequence[Checkpoint], block: Block, size: int | None = None, loops: Loops | None = None
+) -> Iterator[Chunk]:
     """Read a block of ``models``, in order.
 
     Args:
         models: checkpoints with the same parameters.
         block: what of them.
         size: elements of a chunk; by default as many as fit in the cache.
+        loops: that read; by default those for the size of the block.
 
     Raises:
         CpiftError: a file that ends too early, or cannot be read.
     """
     name, start, stop = block
     tensors = [model.tensors[name] for model in models]
+    read_into = (loops or loops_for((stop - start) * len(models))).read_into
     if size is None:
         size = max(_STEP, CACHED // sum(t.itemsize for t in tensors) // _STEP * _STEP)
     size = min(size, stop - start)

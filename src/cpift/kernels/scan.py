@@ -13,8 +13,6 @@ import numpy as np
 from cpift.kernels.intrinsics import WIDTH, bits_of, compare_groups, lowest, number
 from cpift.kernels.stored import STRIP, typed
 
-SAMPLE = 64  # every 64th update goes into the estimate of the median
-
 _jit = numba.njit(nogil=True, cache=True)
 
 

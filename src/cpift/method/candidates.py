@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cpift.kernels.selection import count_keys, keep_best, take_in, unpack_best
+from cpift.kernels.loops import Loops
 
 SEGMENT = 2**31  # positions within a segment fit in 32 bits
 # A candidate is one uint64: 31 bits of |Δ|, one of sign, 32 of position within the segment.
@@ -27,8 +27,8 @@ class Taken(NamedTuple):
 class Candidates:
     """The best candidates of one task, in the order of flat positions; ties fall to the earlier one by that order."""
 
-    def __init__(self, count: int, segments: int, bound: int, file: Path | None) -> None:
-        self.count = count
+    def __init__(self, count: int, segments: int, bound: int, file: Path | None, loops: Loops) -> None:
+        self.count, self._loops = count, loops
         self._room = 2 * count
         self._buffer: np.ndarray = (
             np.asarray(np.memmap(file, np.uint64, "w+", shape=(self._room,)))
@@ -55,7 +55,7 @@ class Candidates:
         self._uncounted += len(entries)
         while len(entries):
             least = np.uint64((max(self.bound, bound) + 1) << int(_KEY))  # the bound may have risen since
-            looked_at, filled = take_in(entries, least, self._buffer, self.filled, self._histogram)
+            looked_at, filled = self._loops.take_in(entries, least, self._buffer, self.filled, self._histogram)
             self._per_segment[segment] += filled - self.filled
             self.filled, entries = filled, entries[looked_at:]
             if self.filled == self._room:
@@ -76,7 +76,7 @@ class Candidates:
 
     def _keep(self, least: int, ties: int) -> None:
         """Drop what is below the key ``least``, and all but the first ``ties`` of those equal to it."""
-        self.filled = keep_best(self._buffer[: self.filled], self._per_segment, least, ties)
+        self.filled = self._loops.keep_best(self._buffer[: self.filled], self._per_segment, least, ties)
 
     def _kth_largest(self) -> tuple[int, int]:
         """The k-th largest key, and how many of the keys equal to it belong to the best k.
@@ -85,7 +85,7 @@ class Candidates:
         """
         upper, rest = cut(self._histogram, self.count)
         low = np.zeros(2**15, np.int64)
-        count_keys(self._buffer[: self.filled], upper, low)
+        self._loops.count_keys(self._buffer[: self.filled], upper, low)
         lower, ties = cut(low, rest)
         return (upper << 15) | lower, ties
 
@@ -102,7 +102,7 @@ class Candidates:
         count = min(self.filled, self.count)
         flat, signs = np.empty(count + 1, kind), np.empty(count + 1, np.bool_)
         offsets = np.array([offset for _, offset in segments], np.int64)
-        unpack_best(held, lengths, offsets, least, ties, flat, signs)
+        self._loops.unpack_best(held, lengths, offsets, least, ties, flat, signs)
         positions: dict[str, np.ndarray] = {}
         negative: dict[str, np.ndarray] = {}
         by_name: dict[str, int] = {}

@@ -17,8 +17,7 @@ from cpift.checkpoint.compatibility import check_compatible
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import Checkpoint, blocks
 from cpift.errors import CpiftError
-from cpift.kernels.fusion import add_update_gram
-from cpift.kernels.selection import count_common
+from cpift.kernels.loops import Loops, loops_for
 from cpift.method.group import components
 from cpift.method.identify import identify
 from cpift.method.region import Region
@@ -178,7 +177,10 @@ def compare_updates(
     origin, patterns = open_checkpoint(base), list(exclude)
     opened = {name: open_checkpoint(path, origin) for name, path in tuned.items()}
     warnings = check_compatible(origin, opened)
-    grams = _Grams(len(tuned))
+    skipped = excluded(origin.tensors, patterns)
+    sizes = {name: tensor.size for name, tensor in origin.tensors.items() if name not in skipped}
+    loops = loops_for(sum(sizes.values()) * len(tuned))
+    grams = _Grams(len(tuned), loops)
     regions = identify(
         base,
         tuned,
@@ -196,11 +198,11 @@ def compare_updates(
             warnings.append(
                 f"{name}: only {regions[name].count} of the {region.count} core positions changed; its region holds these"
             )
-    skipped = excluded(origin.tensors, patterns)
-    sizes = {name: tensor.size for name, tensor in origin.tensors.items() if name not in skipped}
     names, gram = list(regions), grams.total()
     pairs = [
-        _pair(names[i], names[j], regions, sizes, _cosine(gram, i, j)) for j in range(len(names)) for i in range(j)
+        _pair(names[i], names[j], regions, sizes, _cosine(gram, i, j), loops)
+        for j in range(len(names))
+        for i in range(j)
     ]
     comparison = Comparison(
         base=regions[names[0]].base,
@@ -221,13 +223,13 @@ def compare_updates(
 class _Grams:
     """Inner products of all updates with one another, summed block by block in order, in float64."""
 
-    def __init__(self, updates: int) -> None:
-        self._sum = np.zeros((updates, updates))
+    def __init__(self, updates: int, loops: Loops) -> None:
+        self._sum, self._loops = np.zeros((updates, updates)), loops
 
     def measure(self, stored: Sequence[np.ndarray], before: np.ndarray | None) -> np.ndarray:
         products = np.zeros_like(self._sum) if before is None else before
         addresses, itemsizes = np.array([s.ctypes.data for s in stored]), np.array([s.itemsize for s in stored])
-        add_update_gram(addresses, itemsizes, len(stored[0]), products)
+        self._loops.add_update_gram(addresses, itemsizes, len(stored[0]), products)
         return products
 
     def add(self, measured: np.ndarray) -> None:
@@ -278,7 +280,12 @@ def _update(name: str, region: Region, norm: float) -> Update:
 
 
 def _pair(
-    first: str, second: str, regions: Mapping[str, Region], sizes: Mapping[str, int], cosine: float | None
+    first: str,
+    second: str,
+    regions: Mapping[str, Region],
+    sizes: Mapping[str, int],
+    cosine: float | None,
+    loops: Loops,
 ) -> Pair:
     a, b = regions[first], regions[second]
     common, agreeing = Counter[str](), 0
@@ -287,7 +294,7 @@ def _pair(
     for name in a.positions:
         if name in b.positions:
             signs = _read_only(a.negative[name]), _read_only(b.negative[name])
-            shared, same = count_common(_read_only(a.positions[name]), _read_only(b.positions[name]), *signs)
+            shared, same = loops.count_common(_read_only(a.positions[name]), _read_only(b.positions[name]), *signs)
             common[name] = shared
             agreeing += same
     shared = sum(common.values())

@@ -30,13 +30,14 @@ from cpift.checkpoint.stream import BLOCK, Block, Checkpoint, blocks
 from cpift.checkpoint.tensor import widen
 from cpift.checkpoint.vocabulary import Vocabulary, base_rows, has_rows_of_tokens, union
 from cpift.errors import CpiftError
-from cpift.kernels.scan import SAMPLE, scan
+from cpift.kernels.loops import Loops, loops_for
 from cpift.kernels.threads import check_threads, ordered_map, thread_local_scratch
 from cpift.method.candidates import INFINITE, SEGMENT, Candidates, cut, has_infinite, value_of
 from cpift.method.region import Region
 from cpift.method.scores import counted
 from cpift.method.zero_updates import reasons
 
+SAMPLE = 64  # every 64th update goes into the estimate of the median
 _WINDOW, _SAMPLED = 2**12, 2**21  # elements read together, and in all, to guess the first bound
 
 
@@ -123,7 +124,8 @@ def identify(
     total = sum(t.size for name, t in origin.tensors.items() if name not in skipped)
     count = core_count(percent, total)
     spill = max_memory is not None and 16 * count * len(models) > max_memory
-    job = _Job(origin, models, skipped, count, chunk, threads, progress, observer)
+    loops = loops_for(total * len(models))
+    job = _Job(origin, models, skipped, count, chunk, threads, progress, observer, loops)
     with tempfile.TemporaryDirectory(prefix="cpift-") if spill else nullcontext() as scratch:
         folder = Path(scratch) if scratch else None
         done = job.read(_first_bounds(job, total), folder)
@@ -137,7 +139,7 @@ def identify(
             name, held = names[i], done.candidates[names[i]]
             statistics = {
                 "zero_share": sum(done.zeros[name].values()) / total if total else 0.0,
-                **reasons(origin, models[name], done.zeros[name], total),
+                **reasons(origin, models[name], done.zeros[name], total, loops),
                 "median": _median(done.sample[i]),  # of every 64th |Δ|, to 2**-8 of its size
                 "candidate_bytes": held.nbytes,
                 "candidates_in": "scratch file" if spill else "memory",
@@ -181,6 +183,7 @@ class _Job:
     threads: int | None
     progress: Callable[[int], None]
     observer: Observer | None
+    loops: Loops
 
     @property
     def segments(self) -> list[tuple[str, int]]:
@@ -192,7 +195,13 @@ class _Job:
         names, models = list(self.models), list(self.models.values())
         number = {segment: i for i, segment in enumerate(self.segments)}
         held = {
-            name: Candidates(self.count, len(number), bounds[name], folder / f"{name}.candidates" if folder else None)
+            name: Candidates(
+                self.count,
+                len(number),
+                bounds[name],
+                folder / f"{name}.candidates" if folder else None,
+                self.loops,
+            )
             for name in names
         }
         samples: dict[int, np.ndarray] = {}
@@ -202,7 +211,7 @@ class _Job:
         def work(block: Block) -> tuple[bytes, list[_Scanned], np.ndarray | None]:
             now = [held[name].bound for name in names] if block.name not in self.skipped else None
             thread_samples = samples.setdefault(threading.get_ident(), np.zeros((len(names), 2**16), np.int64))
-            return _scan(self.origin, models, block, now, thread_samples, self.chunk, self.observer)
+            return _scan(self.loops, self.origin, models, block, now, thread_samples, self.chunk, self.observer)
 
         for block, (checksum, results, measured) in ordered_map(work, blocks(self.origin), self.threads):
             base_hash.add(checksum)
@@ -238,8 +247,10 @@ def _first_bounds(job: _Job, total: int) -> dict[str, int]:
     histograms, nothing = np.zeros((tasks, 2**16), np.int64), np.full(tasks, np.iinfo(np.int32).max)
     none, unused = np.empty((tasks, 0), np.uint64), np.zeros((2, tasks), np.int64)
     for window in windows:
-        for part in chunks(models, window):
-            scan(part.addresses, part.itemsizes, part.stop - part.start, 0, nothing, none, *unused, histograms, 1)
+        for part in chunks(models, window, None, job.loops):
+            job.loops.scan(
+                part.addresses, part.itemsizes, part.stop - part.start, 0, nothing, none, *unused, histograms, 1
+            )
     rank = int(1.3 * job.count * seen / total) + 2000
     return {name: (cut(histograms[i], min(rank, seen))[0] << 15) - 1 for i, name in enumerate(job.models)}
 
@@ -258,6 +269,7 @@ class _Scanned(NamedTuple):
 
 
 def _scan(
+    loops: Loops,
     base: Checkpoint,
     models: list[Checkpoint],
     block: Block,
@@ -273,13 +285,13 @@ def _scan(
     found, zeros = np.zeros((2, tasks), np.int64)
     limits = np.array(bounds if bounds is not None else [], np.int64)
     first, measured = block.start % SEGMENT, None
-    for part in chunks(both, block, chunk):
+    for part in chunks(both, block, chunk, loops):
         for hashed, raw in zip(hashes, part.raw, strict=True):
             hashed.update(raw.data)
         if bounds is None:
             continue
         place, n = first + part.start, part.stop - part.start
-        scan(part.addresses, part.itemsizes, n, place, limits, candidates, found, zeros, samples, SAMPLE)
+        loops.scan(part.addresses, part.itemsizes, n, place, limits, candidates, found, zeros, samples, SAMPLE)
         if observer is not None:  # while the chunk is in the cache
             measured = observer.measure(part.stored, measured)
     result = []

@@ -11,14 +11,16 @@ import numpy as np
 
 from cpift.checkpoint.stream import BLOCK, Checkpoint, native
 from cpift.files.findings import Finding, finding
-from cpift.kernels.scan import count_unchanged_rows
+from cpift.kernels.loops import Loops, loops_for
 
 MANY = 0.05  # share of zero updates from which a user should know, and from which the reasons are looked for
 _EMBEDDING = re.compile(r"(^|\.)(embed\w*|wte|word_embeddings|tok_embeddings)\.weight$")
 _HALF = {"BF16", "F16"}
 
 
-def reasons(base: Checkpoint, tuned: Checkpoint, zeros: Mapping[str, int], total: int) -> dict[str, object]:
+def reasons(
+    base: Checkpoint, tuned: Checkpoint, zeros: Mapping[str, int], total: int, loops: Loops | None = None
+) -> dict[str, object]:
     """Where the zero updates lie; only an embedding with whole rows of them is read for it.
 
     Args:
@@ -26,6 +28,7 @@ def reasons(base: Checkpoint, tuned: Checkpoint, zeros: Mapping[str, int], total
         tuned: the checkpoint after it.
         zeros: number of zero updates by counted parameter.
         total: number of counted elements.
+        loops: that compare; by default those for as many elements.
 
     Returns:
         Shares of all elements: ``zero_share_untrained`` in parameters without any update, ``zero_share_unseen`` in other
@@ -39,7 +42,7 @@ def reasons(base: Checkpoint, tuned: Checkpoint, zeros: Mapping[str, int], total
     for name in set(zeros) - untrained:
         shape = base.tensors[name].shape
         if _EMBEDDING.search(name) and len(shape) == 2 and zeros[name] >= shape[1]:
-            unseen += shape[1] * _unchanged_rows(base, tuned, name)
+            unseen += shape[1] * _unchanged_rows(base, tuned, name, loops or loops_for(total))
     stored = Counter[str]()
     for name in zeros:
         stored[tuned.tensors[name].dtype] += sizes[name]
@@ -50,7 +53,7 @@ def reasons(base: Checkpoint, tuned: Checkpoint, zeros: Mapping[str, int], total
     }
 
 
-def _unchanged_rows(base: Checkpoint, tuned: Checkpoint, name: str) -> int:
+def _unchanged_rows(base: Checkpoint, tuned: Checkpoint, name: str, loops: Loops) -> int:
     """Rows without any update; of all others the first elements are looked at alone."""
     rows, width = base.tensors[name].shape
     step, unchanged = max(1, BLOCK // width), 0
@@ -59,7 +62,7 @@ def _unchanged_rows(base: Checkpoint, tuned: Checkpoint, name: str) -> int:
         stored = [native(c.raw(name, first * width, last * width)) for c in (base, tuned)]
         addresses = np.array([part.ctypes.data for part in stored], np.int64)
         itemsizes = np.array([part.itemsize for part in stored], np.int64)
-        unchanged += count_unchanged_rows(addresses, itemsizes, last - first, width)
+        unchanged += loops.count_unchanged_rows(addresses, itemsizes, last - first, width)
     return unchanged
 
 
