@@ -48,7 +48,7 @@ def test_identify_imports_neither_recipe_nor_training(models: list[Path], tmp_pa
     modules = imported("identify", "--base", str(models[0]), *tuned, "--out", str(tmp_path / "r"))
     assert (tmp_path / "r" / "t0.region.safetensors").is_file()
     assert not (TRAINING | COMPILED) & modules  # so small a model takes less time in numpy
-    assert not {"cpift.recipe", "cpift.runs", "cpift.data", "cpift.train", "cpift.report", "cpift.metrics"} & modules
+    assert not {"cpift.recipe", "cpift.runs", "cpift.data", "cpift.train", "cpift.report"} & modules
 
 
 def test_group_does_not_even_import_the_kernels(tmp_path: Path) -> None:
@@ -76,4 +76,4 @@ def test_diff_imports_no_training(models: list[Path]) -> None:
     """Its table needs no page; only ``--html`` does."""
     modules = imported("diff", *map(str, models))
     assert not (TRAINING | COMPILED) & modules
-    assert not {"cpift.recipe", "cpift.runs", "cpift.data", "cpift.train", "cpift.report", "cpift.metrics"} & modules
+    assert not {"cpift.recipe", "cpift.runs", "cpift.data", "cpift.train", "cpift.report"} & modules
