@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +107,18 @@ class Bench:
         if entry.out is not None:
             shutil.rmtree(entry.out, ignore_errors=True)
         return run(entry.command, self.threads, limit=self.left)
+
+    def output(self, what: str, command: Sequence[str | Path]) -> str | None:
+        """What a command prints; None, and a line that says so, where it does not end in the part's time."""
+        env = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        try:
+            done = subprocess.run(
+                command, check=True, capture_output=True, text=True, env=env, timeout=max(self.left, 0.1)
+            )
+        except subprocess.TimeoutExpired:
+            self.say(f"\n{what}: not in the part's time.")
+            return None
+        return done.stdout.strip()
 
     def row(self, name: str, runs: Sequence[Measured | None], note: str = "") -> None:
         whole = [r for r in runs if r is not None]

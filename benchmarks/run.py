@@ -37,13 +37,10 @@ class Sizes:
 
 def freezing(bench: Bench, sizes: Sizes, mergekit: Path | None) -> None:
     """What freezing costs of a training step."""
-    command = [sys.executable, HERE / "freeze_step.py", "4"]
-    try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=bench.left)
-    except subprocess.TimeoutExpired:
-        bench.say("\nFreezing: not in the part's time.")
+    printed = bench.output("Freezing", [sys.executable, HERE / "freeze_step.py", "4"])
+    if printed is None:
         return
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(printed.splitlines()[-1])
     low, middle, high = found["step_seconds"]
     bench.say("\n## Freezing, a training step of a SmolLM2-135M-shaped model (8 × 64 tokens, bf16 autocast, AdamW)\n")
     bench.say(
@@ -58,18 +55,19 @@ def freezing(bench: Bench, sizes: Sizes, mergekit: Path | None) -> None:
 
 def regions(bench: Bench, sizes: Sizes, mergekit: Path | None) -> None:
     """Files of regions of a 7B model."""
-    command = [sys.executable, HERE / "regions.py", bench.scratch / "7B"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    bench.say("\n## Regions of a 7B model, 1 %\n\n" + done.stdout.strip())
+    printed = bench.output("Regions of a 7B model", [sys.executable, HERE / "regions.py", bench.scratch / "7B"])
+    if printed is not None:
+        bench.say("\n## Regions of a 7B model, 1 %\n\n" + printed)
 
 
 # The most important first: each with its limit in seconds, and whether --quick has it.
 PARTS: tuple[tuple[Part, float, bool], ...] = (
-    (side_by_side.small, 330, True),
-    (side_by_side.large, 330, True),
-    (growth.growth, 210, True),
+    (side_by_side.small, 260, True),
+    (side_by_side.large, 430, True),
+    (side_by_side.single, 90, True),
+    (growth.growth, 170, True),
     (growth.adapters, 60, True),
-    (freezing, 110, False),
+    (freezing, 90, False),
     (regions, 40, False),
 )
 

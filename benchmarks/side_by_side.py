@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +19,21 @@ ROUNDS = {"multislerp": 3, "karcher": 2, "ties": 1}  # the slowest in fewer
 
 
 def small(bench: Bench, sizes: Sizes, mergekit: Path | None) -> None:
-    """Of 0.4B, in bf16 and fp32: also the work alone, and what a cold disk is read."""
-    for dtype in ("bfloat16", "float32"):
-        folders = _begin(bench, sizes.small, dtype)
-        alone(bench, folders)
-        ours(bench, folders, mergekit if dtype == "bfloat16" else None)
-        reads_once(bench, folders)
-        bench.drop(sizes.small, dtype)
+    """Of 0.4B, in bf16."""
+    _all_of(bench, sizes.small, "bfloat16", mergekit)
+
+
+def single(bench: Bench, sizes: Sizes, mergekit: Path | None) -> None:
+    """The same in fp32, without peers."""
+    _all_of(bench, sizes.small, "float32", None)
+
+
+def _all_of(bench: Bench, size: str, dtype: str, mergekit: Path | None) -> None:
+    folders = _begin(bench, size, dtype)
+    alone(bench, folders)
+    ours(bench, folders, mergekit)
+    reads_once(bench, folders)
+    bench.drop(size, dtype)
 
 
 def large(bench: Bench, sizes: Sizes, mergekit: Path | None) -> None:
@@ -129,7 +136,6 @@ def reads_once(bench: Bench, folders: list[Path]) -> None:
 
 def profile(bench: Bench, folders: list[Path]) -> None:
     """Where the time goes, part by part, in one process that is warm."""
-    command = [sys.executable, str(HERE / "parts.py"), str(bench.scratch / "alone"), *map(str, folders)]
-    env = {**os.environ, "OMP_NUM_THREADS": str(bench.threads)}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
-    bench.say("\n" + done.stdout.strip())
+    printed = bench.output("Profile", [sys.executable, HERE / "parts.py", bench.scratch / "alone", *folders])
+    if printed is not None:
+        bench.say("\n" + printed)
