@@ -7,7 +7,7 @@ is done with it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ CACHED = 2**20  # bytes of all checkpoints in work at a time
 _STEP = 2**11  # elements; a multiple of every strip
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Elements ``start`` to ``stop`` of a block; valid until the next chunk.
 
     Attributes:
@@ -76,23 +75,25 @@ def chunks(
             stored.append(raw[-1])
     addresses = np.array([part.ctypes.data for part in stored], np.int64)
     itemsizes = np.array([part.itemsize for part in stored], np.int64)
-    computed = np.array([place is None for place in places])
     descriptors = np.array([-1 if place is None else place[0] for place in places], np.int64)
     offsets = np.array([0 if place is None else place[1] for place in places], np.int64)
+    moving = itemsizes * (descriptors < 0)  # what is computed lies there whole
+    reads, computed = bool((descriptors >= 0).any()), bool((descriptors < 0).any())
+    nbytes = size * itemsizes
     for low in range(0, stop - start, size):
         n = min(size, stop - start - low)
-        failed = -1 if computed.all() else read_into(descriptors, offsets + low * itemsizes, n * itemsizes, addresses)
+        if n < size:
+            nbytes = n * itemsizes
+        failed = read_into(descriptors, offsets, nbytes, addresses) if reads else -1
         if failed >= 0:
             raise _failure(models[failed], name)
-        ranges = [slice(low, low + n) if place is None else slice(n) for place in places]
-        yield Chunk(
-            low,
-            low + n,
-            [part[here] for part, here in zip(raw, ranges, strict=True)],
-            [part[here] for part, here in zip(stored, ranges, strict=True)],
-            addresses + low * itemsizes * computed,
-            itemsizes,
-        )
+        if n == size and not computed:
+            yield Chunk(low, low + n, raw, stored, addresses, itemsizes)
+        else:
+            here = [slice(low, low + n) if place is None else slice(n) for place in places]
+            cut, ready = ([part[i] for part, i in zip(parts, here, strict=True)] for parts in (raw, stored))
+            yield Chunk(low, low + n, cut, ready, addresses + low * moving, itemsizes)
+        offsets += nbytes
 
 
 def _failure(model: Checkpoint, name: str) -> CpiftError:
