@@ -80,6 +80,9 @@ def s(kind: str) -> Iterator[str]:
     values = scores_of(units)
     yield f"{len(units)} units, five specialists each.\n"
     yield from table(units, labels, "task_arithmetic", "stitch", {"setting": setting})
+    yield "\n| stitched cores minus | difference, not adjusted |\n|---|---|"
+    for other in ("stitch_random", "stitch_fisher", "stitch_tensor", "ties", "base"):
+        yield f"| {labels[other]} | {gap(values, 'stitch', other)} |"
     yield "\nStitching with one rule at overlaps, tuned over p alone:\n"
     yield "| rule | p | score | minus the largest |\n|---|---|---|---|"
     for label in (label for label in values if label.startswith("stitch@") and label != "stitch@usual"):
@@ -121,7 +124,7 @@ def forms(experiment: str, name: str, primary: str) -> Iterator[str]:
         f"\nThe cores of two specialists overlap by {median(jaccard):.3f} (median of {len(jaccard)} pairs; by chance 0.053); "
         f"{above} pairs reach τ = {THRESHOLD:g}.\n"
     )
-    yield "| what alone differs | difference |\n|---|---|"
+    yield "| what alone differs | difference, not adjusted |\n|---|---|"
     for one, other, text in (
         ("stitch_frozen", "stitch_stages", "cores frozen in later stages, stitched cores"),
         ("paper", "paper_free", "cores frozen in later stages, the paper's form"),
