@@ -19,7 +19,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, which a narrow screen shows as a list."""
     lines = [head, ["---"] * len(head), *rows]
     cells = [[re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in line] for line in lines]
-    return '<div class="keys" markdown>\n\n' + "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n\n</div>"
+    names = f"--second:'{head[1]}: ';--third:'{head[2] if len(head) > 2 else ''}: '"  # shown by docs/assets/site.css
+    body = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return f'<div class="keys" style="{names}" markdown>\n\n{body}\n\n</div>'
 
 
 def _escaped(text: str) -> str:
