@@ -1,4 +1,4 @@
-.PHONY: setup test demo bench small soak site
+.PHONY: setup test demo bench small soak site screenshots
 
 setup:
 	scripts/setup
@@ -12,6 +12,10 @@ demo:
 # The site in scratch/site, to be opened from there: warnings are errors.
 site: setup
 	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
+
+# Its pages, wide and narrow, light and dark, in scratch/screenshots.
+screenshots: site
+	.venv/bin/python scripts/site/screenshots.py scratch/site scratch/screenshots
 
 bench: setup
 	.venv/bin/python benchmarks/run.py
