@@ -101,6 +101,9 @@ def e1(steps: int, units: int, rates: dict[str, float]) -> Iterator[Job]:
         for way, skills in (("forward", order), ("reverse", order[::-1])):
             named = [("third", "plain", rates["plain"] / 3)]
             named += [(m, m, rates["average" if m.startswith("average") else m]) for m in E1_METHODS]
+            if rates["average"] != rates["plain"]:
+                averaging = [m for m in E1_METHODS if m.startswith("average")]
+                named += [(f"{m}@{rates['plain']:g}", m, rates["plain"]) for m in averaging]
             for name, method, rate in named:
                 cell = Cell(method, skills, E1_ROWS, rate, steps, 100 * unit)
                 yield Job(f"e1-{steps}", unit, unit, cell, f"{way}/{name}")

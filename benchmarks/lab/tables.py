@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cpift.compare.units import Estimate, holm, over_units
 from lab.methods import METHODS
 from lab.outcomes import lines
+from lab.plan import KEPT, PARETO, RATES
 from lab.tuning import final_accuracy, learning_accuracy, share_right
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -32,6 +33,11 @@ MEASURES: dict[str, Callable[[Cell], float]] = {
     "loss on text": lambda cell: float(cell["stages"][-1]["text_loss"]),
     "KL": lambda cell: float(cell["stages"][-1]["drift"]),
 }
+E2_PRIMARY = {0: "freeze_10", 16: "inside_10", 64: "inside_10"}
+POSITIONS = (
+    ("freeze_10", "random_10"), ("freeze_50", "random_50"),
+    ("inside_2", "at_random_2"), ("inside_10", "at_random_10"), ("inside_30", "at_random_30"),
+)  # fmt: skip
 PREDICTORS = {
     "overlap_1": "overlap of the cores, 1 %",
     "overlap_10": "overlap of the cores, 10 %",
@@ -117,45 +123,88 @@ def first_skill(found: Iterable[Cell]) -> str:
 def e2(kept: int) -> Iterator[str]:
     """Retention."""
     units = complete(cells("e2"), f"e2-{kept}")
-    by_label = {label: [[unit[label]] for unit in units.values()] for label in next(iter(units.values()))}
-    labels = {label: METHODS[label.partition("@")[0]].label + ", the other rate" * ("@" in label) for label in by_label}
+    first = next(iter(units.values()))
+    own = {label: [[unit[label]] for unit in units.values()] for label in first if "@" not in label}
+    labels = {label: METHODS[label].label for label in own}
     yield f"{len(units)} units, {kept} kept rows. {first_skill(unit['plain'] for unit in units.values())}\n"
-    yield from arrivals_table(by_label, labels, "plain", "freeze_10" if kept == 0 else "")
-    acc = {label: [MEASURES["ACC"](unit[label]) for unit in units.values()] for label in by_label}
-    inside = over_units([a - b for a, b in zip(acc["inside_10"], acc["at_random_10"], strict=True)])
-    yield f"\nInside its own core minus as many at random, 10 %, both at one rate: {shown(inside)}."
-    other = next((label for label in by_label if "@" in label), "")
-    if other:
-        rate = by_label[other][0][0]["rate"]
-        same = {label: acc[label] for label in acc if by_label[label][0][0]["rate"] == rate}
-        yield f"\nAt one rate for all, {rate:g}, so that only the method differs:\n"
-        yield "| method | ACC minus nothing protected | p (Holm) |\n|---|---|---|"
-        for label, (estimate, p) in contrasts(same, other, "").items():
-            yield f"| {labels[label]} | {shown(estimate)} | {p} |"
-    yield "\nDrift from the pre-trained model on its own text, where the difference is beyond noise:\n"
+    yield from arrivals_table(own, labels, "plain", E2_PRIMARY[kept])
+    common = first["plain"]["rate"]
+    at_common = {m: next(n for n in (f"{m}@{common:g}", m) if n in first and first[n]["rate"] == common) for m in own}
+    acc = {m: [MEASURES["ACC"](unit[label]) for unit in units.values()] for m, label in at_common.items()}
+    yield f"\nAt one rate for all, {common:g}, so that only the method differs:\n"
+    yield "| method | ACC | ACC minus nothing protected | p (Holm) |\n|---|---|---|---|"
+    against = contrasts(acc, "plain", "")
+    for method, (estimate, p) in sorted(against.items(), key=lambda item: -fmean(acc[item[0]])):
+        yield f"| {labels[method]} | {fmean(acc[method]):.1f} | {shown(estimate)} | {p} |"
+    at_own = {label: [MEASURES["ACC"](unit[label]) for unit in units.values()] for label in own}
+    yield "\nOnly the positions differ; at that rate, and each at its own rate:\n"
+    yield "| contrast, ACC | at one rate | p (Holm) | at own rates | p (Holm) |\n|---|---|---|---|---|"
+    for name, common_cells in positions(acc).items():
+        yield f"| {name} | {' | '.join([*common_cells, *positions(at_own)[name]])} |"
+    yield "\nDrift from the pre-trained model on its own text, each method at its own rate, where it is beyond noise:\n"
     yield "| method | KL minus nothing protected, nats | p (Holm) |\n|---|---|---|"
-    drifts = {label: [MEASURES["KL"](unit[label]) for unit in units.values()] for label in by_label}
+    drifts = {label: [MEASURES["KL"](unit[label]) for unit in units.values()] for label in own}
     for label, (estimate, p) in contrasts(drifts, "plain", "").items():
         if estimate is not None and float(p) < 0.05:
             yield f"| {labels[label]} | {estimate.mean:+.2f} ({estimate.low:+.2f} … {estimate.high:+.2f}) | {p} |"
 
 
-def e1() -> Iterator[str]:
+def positions(acc: dict[str, list[float]]) -> dict[str, tuple[str, str]]:
+    """Each region minus as many elements at random: the difference, and its p-value."""
+    pairs = {
+        f"{METHODS[chosen].label} minus as many at random": (chosen, drawn)
+        for chosen, drawn in POSITIONS
+        if chosen in acc and drawn in acc
+    }
+    found = {
+        name: over_units([a - b for a, b in zip(acc[chosen], acc[drawn], strict=True)])
+        for name, (chosen, drawn) in pairs.items()
+    }
+    p = holm({name: e.p for name, e in found.items() if e is not None})
+    return {name: (shown(e), "" if e is None else f"{p[name]:.2g}") for name, e in found.items()}
+
+
+def pareto() -> Iterator[str]:
+    """What is learnt and what is retained, at every rate."""
+    yield (
+        "| kept rows | method | " + " | ".join(f"{rate:g}" for rate in RATES) + " |\n" + "|---" * (2 + len(RATES)) + "|"
+    )
+    for kept in KEPT[:2]:
+        units = complete(cells("e2"), f"pareto-{kept}")
+        for method in PARETO:
+            points = []
+            for rate in RATES:
+                found = [unit[f"{method}@{rate:g}"] for unit in units.values()]
+                learnt = 100 * fmean(learning_accuracy(cell) for cell in found)
+                retained = 100 * fmean(share_right(cell["stages"][-1]["right"][cell["order"][0]]) for cell in found)
+                points.append(f"{learnt:.1f}, {retained:.1f}")
+            yield f"| {kept} | {METHODS[method].label} | {' | '.join(points)} |"
+    yield f"\n{len(units)} units. Each cell: the second skill's score, what is left of the first one's."
+
+
+def e1(steps: int) -> Iterator[str]:
     """Averaging, freezing, transplanting, the rate; each unit is the mean of both orders."""
-    units = complete(cells("e1"), "e1")
+    units = complete(cells("e1"), f"e1-{steps}")
     names = [label.split("/")[1] for label in next(iter(units.values())) if label.startswith("forward/")]
-    by_label = {n: [[unit[f"{way}/{n}"] for way in ("forward", "reverse")] for unit in units.values()] for n in names}
-    labels = {n: "replay, a third of the rate" if n == "untuned" else METHODS[n].label for n in names}
+    cells_of = {n: [[unit[f"{way}/{n}"] for way in ("forward", "reverse")] for unit in units.values()] for n in names}
+    by_label = {n: found for n, found in cells_of.items() if "@" not in n}
+    labels = {n: "replay, a third of the rate" if n == "third" else METHODS[n].label for n in by_label}
     labels["plain"] = "replay"
     plain = (cell for unit in by_label["plain"] for cell in unit)
-    yield f"{len(units)} units, each the mean of both orders. {first_skill(plain)}\n"
+    yield f"{steps} steps an arrival. {len(units)} units, each the mean of both orders. {first_skill(plain)}\n"
     yield from arrivals_table(by_label, labels, "plain", "average")
-    yield "\nWith averaging as the reference, isolation is all that differs:\n"
-    acc = {
-        n: [fmean(MEASURES["ACC"](c) for c in unit) for unit in by_label[n]] for n in names if n.startswith("average")
-    }
+    acc = {n: [fmean(MEASURES["ACC"](cell) for cell in unit) for unit in found] for n, found in cells_of.items()}
+    same = {n.partition("@")[0]: values for n, values in acc.items() if "@" in n}
+    if same:
+        rate = cells_of["plain"][0][0]["rate"]
+        yield f"\nAll at replay's rate, {rate:g}:\n"
+        yield "| method | ACC | ACC minus replay | p (Holm) |\n|---|---|---|---|"
+        for name, (estimate, p) in contrasts({"plain": acc["plain"], **same}, "plain", "").items():
+            yield f"| {labels[name]} | {fmean(same[name]):.1f} | {shown(estimate)} | {p} |"
+    yield "\nWith averaging as the reference, isolation is all that differs, at averaging's rate:\n"
+    averaged = {name: acc[name] for name in by_label if name.startswith("average")}
     yield "| method | ACC minus averaged | p (Holm) |\n|---|---|---|"
-    for name, (estimate, p) in contrasts(acc, "average", "").items():
+    for name, (estimate, p) in contrasts(averaged, "average", "").items():
         yield f"| {labels[name]} | {shown(estimate)} | {p} |"
 
 
@@ -188,14 +237,20 @@ def m1() -> Iterator[str]:
         yield f"| {float(share):g} | {energy:.1f} | {fmean(top):.1f} | {fmean(drawn):.1f} | {rest:.1f} | {shown(gap)} |"
 
 
-def m2() -> Iterator[str]:
-    """Rank correlations of predictors with what the old skill loses; with an interval over models or old skills."""
+def whole_models() -> list[Cell]:
+    """Pairs of M2, of models that are finished."""
     units: dict[int, list[Cell]] = {}
     for cell in cells("m2"):
         units.setdefault(int(cell["unit"]), []).append(cell)
     most = max(map(len, units.values()))
-    pairs = [cell for found in units.values() if len(found) == most for cell in found]
+    return [cell for found in units.values() if len(found) == most for cell in found]
+
+
+def m2() -> Iterator[str]:
+    """Rank correlations of predictors with what the old skill loses; with an interval over models or old skills."""
+    pairs = whole_models()
     models = len({cell["model"] for cell in pairs})
+    most = len(pairs) // models
     points = fmean(cell["observed"]["points_lost_end"] for cell in pairs)
     early = fmean(cell["observed"]["points_lost_early"] for cell in pairs)
     yield (
@@ -263,9 +318,13 @@ def findings() -> Iterator[str]:
     """The primary contrast of each experiment."""
     yield "| experiment | contrast | difference, points | p | units |\n|---|---|---|---|---|"
     for page, experiment, method, text in (
-        ("e1", "e1", "average", "averaged with the model before minus replay, 64 kept rows"),
+        ("e1", "e1-120", "average", "averaged with the model before minus replay, 64 kept rows"),
         ("e2", "e2-0", "freeze_10", "cores frozen at 10 % minus nothing protected, no kept rows"),
+        ("e2", "e2-64", "inside_10", "only inside own core of 10 % minus nothing protected, 64 kept rows"),
+        ("e2", "e2-16", "inside_10", "the same, 16 kept rows"),
     ):
+        if not ready(experiment):
+            continue
         values = accuracy(page, experiment)
         estimate = over_units([a - b for a, b in zip(values[method], values["plain"], strict=True)])
         assert estimate is not None
@@ -287,11 +346,26 @@ def findings() -> Iterator[str]:
 TABLES: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
     "e2-0": ("e2.md", lambda: e2(0)),
     "e2-64": ("e2.md", lambda: e2(64)),
-    "e1": ("e1.md", e1),
+    "e2-16": ("e2.md", lambda: e2(16)),
+    "pareto": ("e2.md", pareto),
+    "e1-40": ("e1.md", lambda: e1(40)),
+    "e1-120": ("e1.md", lambda: e1(120)),
     "m1": ("m1.md", m1),
     "m2": ("m2.md", m2),
     "findings": ("index.md", findings),
 }
+
+
+def ready(name: str) -> bool:
+    """Are the outcomes there of which a table is made?"""
+    if name == "findings":
+        return all(map(ready, ("e1-120", "e2-0", "e2-64", "m1")))
+    if name == "pareto":
+        return all(map(ready, ("pareto-0", "pareto-64")))
+    file = "e2" if name.startswith("pareto-") else name.split("-")[0]
+    if not (RESULTS / f"{file}.jsonl.gz").exists():
+        return False
+    return file not in ("e1", "e2") or any(cell["experiment"] == name for cell in cells(file))
 
 
 def main() -> None:
@@ -308,8 +382,7 @@ def main() -> None:
     from lab.tables_more import MORE  # needs this module
 
     for name, (page, made) in {**TABLES, **MORE}.items():
-        wanted = ("e1", "e2", "m1") if name == "findings" else (name.split("-")[0],)
-        if not (RESULTS / page).exists() or not all((RESULTS / f"{part}.jsonl.gz").exists() for part in wanted):
+        if not (RESULTS / page).exists() or not ready(name):
             continue
         text = "\n".join(made())
         if args.write:
