@@ -138,8 +138,8 @@ def test_regions_against_as_many_at_random(kind: str) -> None:
     cells = [cell for cell in outcomes("e2") if cell["experiment"] == kind]
     (rate,) = {cell["rate"] for cell in cells if cell["label"] == "plain"}
 
-    def accuracies(method: str) -> np.ndarray:
-        return np.array([measures(c)[0] for c in cells if c["method"] == method and c["rate"] == rate])
+    def accuracies(method: str, measure: int = 0) -> np.ndarray:
+        return np.array([measures(c)[measure] for c in cells if c["method"] == method and c["rate"] == rate])
 
     section = (RESULTS / "e2.md").read_text().split(f"<!-- table: {kind} -->")[1].split("<!-- end -->")[0]
     lines = [line for line in section.splitlines() if "minus as many at random" in line]
@@ -147,10 +147,41 @@ def test_regions_against_as_many_at_random(kind: str) -> None:
     for line in lines:
         cell = [part.strip() for part in line.strip("|").split("|")]
         kind_of, share = ("freeze", "random") if "frozen" in cell[0] else ("inside", "at_random"), numbers(cell[0])[0]
+        if len(cell) == 4:  # learning accuracy, BWT and drift of the same
+            for column, place in ((1, 1), (2, 2)):
+                gap = np.subtract(*(accuracies(f"{name}_{share:g}", place) for name in kind_of))
+                assert numbers(cell[column]) == pytest.approx(interval(gap), abs=0.0501)
+            continue
         chosen, drawn = (accuracies(f"{name}_{share:g}") for name in kind_of)
         assert numbers(cell[1]) == pytest.approx(interval(chosen - drawn), abs=0.0501)
         own = (np.array([measures(c)[0] for c in cells if c["label"] == f"{name}_{share:g}"]) for name in kind_of)
         assert numbers(cell[3]) == pytest.approx(interval(np.subtract(*own)), abs=0.0501)
+
+
+def test_what_kept_rows_add() -> None:
+    none, some = (by_label("e2", f"e2-{kept}")["plain"] for kept in (0, 64))
+    (line,) = (
+        line for line in (RESULTS / "e2.md").read_text().splitlines() if line.startswith("64 kept rows minus none")
+    )
+    gap = np.array([some[unit][0] - none[unit][0] for unit in none])
+    assert numbers(line.split("ACC")[1])[:3] == pytest.approx(interval(gap), abs=0.0501)
+
+
+@pytest.mark.parametrize("steps", [40, 120])
+def test_isolation_added_to_averaging(steps: int) -> None:
+    """ACC, learning accuracy and BWT of both orders, minus those of averaging alone, at averaging's rate and replay's."""
+    found = by_label("e1", f"e1-{steps}")
+    section = (RESULTS / "e1.md").read_text().split(f"<!-- table: e1-{steps} -->")[1].split("<!-- end -->")[0]
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    rows = [row for row in rows if len(row) == 6 and row[0].startswith("averaged,")]
+    forms = ["average_freeze", "average_transplant", "average_both", "average_both_1"]
+    suffixes = ["", *sorted({label[label.index("@") :] for label in found if "@" in label})]
+    assert len(rows) == len(forms) * len(suffixes)
+    for row, (suffix, form) in zip(rows, ((s, f) for s in suffixes for f in forms), strict=True):
+        one, alone = found[form + suffix], found["average" + suffix]
+        for column, measure in ((1, 0), (3, 1), (4, 2)):
+            gap = np.array([one[unit][measure] - alone[unit][measure] for unit in one])
+            assert numbers(row[column]) == pytest.approx(interval(gap), abs=0.0501)
 
 
 def test_table_of_predictors() -> None:

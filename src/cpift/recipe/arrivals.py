@@ -48,8 +48,8 @@ class Protect(Part):
     """Factor β of the divergence from the model before on the prompts of the training rows; 0: off. Needs no old rows,
     and memory for a second model."""
     average: float = Field(default=1.0, gt=0, le=1)
-    """Weight of the trained model in its average with the model before, such as 0.75; 1: no averaging. By itself it
-    acts like a lower learning rate (docs/results/e1.md)."""
+    """Weight of the trained model in its average with the model before, such as 0.75; 1: no averaging. Try the
+    learning rate first (docs/results/e1.md)."""
     every: int | None = Field(default=None, gt=0)
     """Optimizer steps after which the model is averaged so while it is trained, beside the end; null: at the end alone."""
     interpolation: Literal["slerp", "linear"] = "slerp"
