@@ -23,8 +23,8 @@ CUTS = {
         ("stage", "04-arrive/1/train"), ("progress", "04-arrive/1/train"), ("finished", "04-arrive/1/train"),
         ("stage", "04-arrive/1/identify"), ("finished", "04-arrive/1/identify"),
         ("stage", "04-arrive/1/fuse"), ("finished", "04-arrive/1/fuse"),
-        ("progress", "07-evaluate/before"), ("stage", "07-guard/before"), ("finished", "07-evaluate/arrival-1"),
-        ("finished", "07-guard/arrival-1"),
+        ("progress", "07-evaluate/before"), ("finished", "07-evaluate/before"),  # the guard set is scored with the tasks
+        ("progress", "07-evaluate/arrival-1"), ("finished", "07-evaluate/arrival-1"),
     ],
     "inside": [("progress", "04-arrive/1/inside"), ("finished", "04-arrive/1/inside"), ("stage", "04-arrive/1/fuse")],
 }  # fmt: skip

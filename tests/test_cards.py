@@ -78,7 +78,7 @@ def test_the_architecture_takes_the_recipe_s_adapters(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Put into a tiny model of the architecture: modules are there, and the adapter can be merged."""
-    monkeypatch.setattr("cpift.train.adapters.find_spec", lambda library: library)  # bitsandbytes is for the training
+    monkeypatch.setattr("cpift.train.four_bit.find_spec", lambda library: library)  # bitsandbytes is for the training
     recipe = small(name, tmp_path)
     for stage in recipe.stages_by_adapter:
         adapter = getattr(recipe, stage).adapter

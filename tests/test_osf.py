@@ -104,7 +104,7 @@ def test_it_is_one_of_the_other_ways_and_refused_where_it_cannot_be() -> None:
     assert changed.arrivals.osf == 0.5
     for parts, words in (
         ({}, "protect.freeze; set it to false"),
-        ({"protect": {"freeze": False, "every": 3}}, "protect.every; leave it out"),
+        ({"protect": {"freeze": False, "every": 3, "average": 0.75}}, "protect.every; leave it out"),
         ({"protect": {"freeze": False}, "arrivals": {"order": ["new"], "train": "inside"}}, "arrivals.train"),
     ):
         with pytest.raises(CpiftError, match=words):

@@ -162,7 +162,10 @@ def test_the_anchor_and_averages_reach_the_training(base: Path, monkeypatch: pyt
         ({"fuse": {"every": 3, "space": "updates"}}, "leave space and vector"),
         ({"fuse": {"every": 3}, "refine": {"adapter": {"r": 2}}}, "not combined with refine.adapter"),
         ({"arrivals": ["c"], "protect": {"every": 3, "average": 1}}, "averages nothing"),
-        ({"arrivals": {"order": ["c"], "train": "inside"}, "protect": {"every": 3}}, "nothing is averaged"),
+        (
+            {"arrivals": {"order": ["c"], "train": "inside"}, "protect": {"every": 3, "average": 0.75}},
+            "nothing is averaged",
+        ),
         ({"refine": {"anchor": {"kll": 1}}}, "did you mean 'kl'"),
     ],
 )

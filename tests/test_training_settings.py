@@ -74,7 +74,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "max_length": 64, "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "pad_to_multiple_of": 8, "remove_unused_columns": False,
         "dataloader_drop_last": True,
     },
-    "padding free": {"padding_free": True},  # by SGD the weights agree: tests/test_padding_free.py
+    "padding free": {"padding_free": True},
     "random": {"train_sampling_strategy": "random"},
     "written": {
         "logging_strategy": "steps", "logging_steps": 2, "logging_first_step": True, "log_level": "error", "log_level_replica": "error",
@@ -85,6 +85,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "none saved": {"save_strategy": False},
     "deterministic": {"full_determinism": True},
 }  # fmt: skip
+EITHER = {"padding free"}  # it depends on the processor; by SGD the weights agree: tests/test_padding_free.py
 SAME = {"plain", "checkpointing", "older names", "workers", "rows", "written", "none saved", "epochs", "deterministic"}
 
 
@@ -111,7 +112,8 @@ def test_what_works_trains(name: str, base: Path, tmp_path: Path) -> None:
     if not _PLAIN:
         fine_tune(base, rows(), tmp_path / "plain", TrainSpec(SMALL, 2, 0))
         _PLAIN.update(load_file(tmp_path / "plain" / "model.safetensors"))
-    assert all(np.allclose(after[n], _PLAIN[n], atol=1e-5) for n in _PLAIN) == (name in SAME)
+    if name not in EITHER:
+        assert all(np.allclose(after[n], _PLAIN[n], atol=1e-5) for n in _PLAIN) == (name in SAME)
 
 
 _PLAIN: dict[str, np.ndarray] = {}

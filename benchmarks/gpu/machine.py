@@ -91,10 +91,11 @@ def _driver() -> str:
 
 
 def _dependencies() -> list[str]:
-    """What pyproject.toml asks for."""
+    """What pyproject.toml asks for, to train as well."""
     with (ROOT / "pyproject.toml").open("rb") as file:
-        found: list[str] = tomllib.load(file)["project"]["dependencies"]
-    return found
+        project = tomllib.load(file)["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    return [text for text in asked if not text.startswith("cpift[")]
 
 
 def _version(name: str) -> str:
