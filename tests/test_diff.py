@@ -140,7 +140,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert f"{pair['overlap']:.4f}" in out
         assert f"{pair['overlap']:.4f}" in page
     for said in (out, page):
-        assert "harmed each other less (docs/results/m2.md)" in " ".join(said.split())
+        assert "the loss of one specialist on rows of the other (docs/results/m2.md)" in " ".join(said.split())
         assert "docs/results/archive.md" in said
     assert "<script src" not in page
     assert "<link" not in page

@@ -5,8 +5,9 @@ from __future__ import annotations
 # What the numbers do and do not predict.
 MEANING = (
     "Overlap, sign and cosine describe where updates lie and where they point. "
-    "They are a description, not a prediction of harm: where it was measured, on five skills of two small models, pairs with "
-    "more overlap harmed each other less (docs/results/m2.md).",
+    "They are a description, not a prediction of harm: where it was measured, on ten skills of three small models, more "
+    "overlap went with somewhat less harm. What predicts it is the loss of one specialist on rows of the other "
+    "(docs/results/m2.md).",
     "Measured so far, on small models: top-1 % regions of short fine-tunings overlap by 0.003 to 0.05, mostly more than "
     "chance and below τ = 0.1, so that each task is a group of its own (docs/results/archive.md).",
     "With larger updates, of a learning rate of 1e-3, all five tasks of one suite overlapped by more than τ. "
