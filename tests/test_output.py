@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_run import Listener, copy, finished_run, one_thread, stamps
@@ -76,6 +77,31 @@ def test_what_a_later_stage_needs_is_made_again_with_the_same_bits(whole: Path, 
     assert not [name for name in watch.made if name.startswith(("06-refine", "07-"))]
     assert any("is made again" in line for line in watch.said)
     assert not weights(out)
+
+
+def test_a_task_added_where_only_the_final_model_is_left(whole: Path, tmp_path: Path) -> None:
+    """Each probe that is made again is named, and the bits are those of a folder that had kept them."""
+    data = tmp_path / "first.jsonl"
+    task = {"train": str(tiny.jsonl(data, tiny.rows("first", 16, 0))), "eval": str(data)}
+    models = []
+    for keep in ("all", "final"):
+        out = copy(whole, tmp_path / keep)
+        again(out, keep=keep)
+        recipe = Recipe.load(RunLayout(out).recipe)
+        longer = Recipe.parse(
+            {**recipe.model_dump(by_alias=True), "tasks": {**recipe.model_dump()["tasks"], "first": task}}
+        )
+        watch = Listener()
+        with one_thread():
+            run(longer, out, reporter=watch)
+        probes = {f"01-probe/{name}" for name in ("reverse", "upper", "double")}
+        assert probes & {*watch.made} == (probes if keep == "final" else set())
+        said = [line for line in watch.said if "is made again" in line]
+        assert all(any(probe in line for line in said) == (keep == "final") for probe in probes)
+        models.append(load_file(out / "model/model.safetensors"))
+        if keep == "final":
+            assert not weights(out)
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
 def test_a_final_model_that_is_another_ones_is_put_there_anew(whole: Path, tmp_path: Path) -> None:
