@@ -185,6 +185,20 @@ def test_files_of_an_earlier_training_go_unless_it_is_resumed(stand_ins: Path, t
             assert old.exists() == resumed
 
 
+def test_nothing_is_removed_from_a_folder_that_runs_share(
+    stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(shared))
+    others = [shared / "01-probe/a/events", shared / "mine/01-probe/a/events"]
+    for file in others:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    with trackers.tracking(TRAINING, tmp_path / "mine", "01-probe/a", ["a"], resumed=False):
+        assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(shared / "mine/01-probe/a")
+        assert all(file.exists() for file in others)
+
+
 def test_without_a_service_nothing_is_set(tmp_path: Path) -> None:
     """The default; and the recipe's own name is the run's."""
     before = dict(os.environ)

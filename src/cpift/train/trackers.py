@@ -47,10 +47,12 @@ def tracking(
 
     Args:
         training: the recipe's settings.
-        out: the run folder; TensorBoard's files go to a folder of the stage in it, or in ``TENSORBOARD_LOGGING_DIR``.
+        out: the run folder; TensorBoard's files go to a folder of the stage in it, or to one of the run's and stage's
+            name in ``TENSORBOARD_LOGGING_DIR``.
         stage: its name.
         tasks: that it trains on.
-        resumed: does it resume a training that was cut off? If not, TensorBoard's files of an earlier one are removed.
+        resumed: does it resume a training that was cut off? If not, TensorBoard's files of an earlier one are removed
+            from the run folder.
 
     Yields:
         The settings to train with.
@@ -60,11 +62,17 @@ def tracking(
         yield dict(training)
         return
     group = run_name(training, out)
-    board = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or RunLayout(out).tensorboard) / stage
-    if "tensorboard" in asked and not resumed:
+    board = _boards(group, RunLayout(out)) / stage
+    if "tensorboard" in asked and not resumed and board.is_relative_to(out):  # elsewhere, others' files may lie there
         shutil.rmtree(board, ignore_errors=True)
     with _environment(_variables(group, stage, tasks, board)), _ended(asked):
         yield {**training, "run_name": f"{group}/{stage}"}
+
+
+def _boards(group: str, layout: RunLayout) -> Path:
+    """Where TensorBoard's files of a run lie; in a folder that is shared, under the run's name."""
+    shared = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    return Path(shared) / group if shared else layout.tensorboard
 
 
 def _variables(group: str, stage: str, tasks: Sequence[str], board: Path) -> dict[str, str]:
@@ -178,8 +186,9 @@ def _trackio(outcome: Outcome) -> None:
 
 def _tensorboard(outcome: Outcome) -> None:
     board = optional_library("torch.utils.tensorboard") or library("tensorboardX")
-    root = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or outcome.layout.tensorboard)
-    shutil.rmtree(root / "scores", ignore_errors=True)
+    root = _boards(outcome.name, outcome.layout)
+    if root == outcome.layout.tensorboard:
+        shutil.rmtree(root / "scores", ignore_errors=True)
     writer = board.SummaryWriter(log_dir=str(root / "scores"))
     for name, value in outcome.values.items():
         writer.add_scalar(name, value, 0)
