@@ -44,7 +44,8 @@ def small_copy(step: Step) -> Path:
     given = step.given_model
     assert given is not None
     need("transformers:AutoConfig", *(["gguf"] if given.suffix == ".gguf" else []))
-    return _once(step.scratch / f"small-{given.stem}", lambda out: _small(given, out))
+    place = step.results or step.scratch  # where it stays, for a call that resumes
+    return _once(place / f"small-{given.stem}", lambda out: _small(given, out))
 
 
 def _small(given: Path, out: Path) -> None:
