@@ -14,6 +14,7 @@ import torch
 from cpift.checkpoint.adapter_config import WEIGHTS
 from cpift.errors import CpiftError
 from cpift.evaluation import backends, scores
+from cpift.evaluation.opened import Opened
 from cpift.evaluation.scores import EvalTask, evaluate, generate
 from cpift.recipe.generation import GENERATION, Evaluate
 from cpift.recipe.recipe import Recipe
@@ -87,7 +88,7 @@ def test_the_precision_of_a_backend_stands_with_its_scores(
     monkeypatch.setattr(
         scores.accelerator, "scoring_precision", lambda dtype="auto": "bf16 autocast" if dtype == "auto" else "fp32"
     )
-    found = {dtype: evaluate(base, tasks(), generation="vllm", dtype=dtype) for dtype in ("auto", "float32")}
+    found = {dtype: evaluate(Opened(base, dtype=dtype), tasks(), generation="vllm") for dtype in ("auto", "float32")}
     assert [score.precision for score in found["auto"].values()] == ["bf16 weights", "bf16 autocast"]
     assert [score.precision for score in found["float32"].values()] == ["fp32", "fp32"]
     assert [call[1]["dtype"] for call in vllm if call[0] == "LLM"] == ["bfloat16", "float32"]

@@ -14,6 +14,7 @@ from judge_server import Judge, judge_server
 
 from cpift.data.rows import metric_of
 from cpift.errors import CpiftError
+from cpift.evaluation.opened import Opened
 from cpift.evaluation.scores import EvalTask, evaluate, left_out_warning, notes_message, scoring_identity
 from cpift.evaluation.timing import measure_scoring
 from cpift.metrics import METRICS, intervals, mean_unit
@@ -309,7 +310,7 @@ def test_plan_asks_no_judge(tmp_path: Path) -> None:
     """Scoring is timed without it."""
     with judge_server(lambda number, text: "Score: 5") as judge:
         task = EvalTask(ROWS, "judge", max_new_tokens=2, settings={"model": "m", "base_url": judge.url})
-        _, seconds = measure_scoring(tiny.base(tmp_path / "base"), {"t": task}, None)
+        _, seconds = measure_scoring(Opened(tiny.base(tmp_path / "base")), {"t": task}, None)
         assert seconds["t"] > 0
         assert judge.bodies == []
 

@@ -15,7 +15,6 @@ from cpift.data.row_checks import Row
 from cpift.data.rows import metric_of
 from cpift.data.sources import SourceFacts, file_settings, source_rows
 from cpift.data.store import RowWriter
-from cpift.data.templates import ChatSettings
 from cpift.distributed.sharing import ALONE, Share
 from cpift.errors import CpiftError
 from cpift.evaluation import neutral
@@ -128,12 +127,6 @@ def score_guard(
     guard: Sequence[Guarded],
     *,
     max_length: int | None = None,
-    trust_remote_code: bool = False,
-    chat: ChatSettings | None = None,
-    base: Path | None = None,
-    attention: str | None = None,
-    device_map: str | None = None,
-    dtype: str = "auto",
     record: Path | None = None,
     before: Path | None = None,
     share: Share = ALONE,
@@ -145,21 +138,14 @@ def score_guard(
     neutral text, a few rows, alone; all other rows are shared out.
 
     Args:
-        model: a checkpoint, or an adapter; or an open one, whose own settings count in place of those given here.
+        model: a checkpoint, or an adapter, loaded with all settings by default; or an open one.
         guard: the sets.
         max_length: tokens of a row that a loss is taken over; None: all.
-        trust_remote_code: run code that the model's repository carries.
-        chat: what the recipe sets of the tokenizer.
-        base: the base of an adapter; None: the one that it names.
-        attention: transformers' name of how attention is computed; None: its choice.
-        device_map: how transformers spreads the layers over several devices; None: one device.
-        dtype: ``float32``: not by bf16 autocast, where the device has it.
         record: where to write the logits on the neutral text, so that other models can be compared with this one.
         before: logits that another model has recorded, to measure the drift from it.
         share: of this process, where several score the model together; the first one returns the scores.
     """
-    if not isinstance(model, Opened):
-        model = Opened(Path(model), trust_remote_code, chat, base, attention, device_map, dtype)
+    model = Opened.of(model)
     found: GuardEntry = {"scores": {}}
     with model.scoring() as network:
         for entry in guard:

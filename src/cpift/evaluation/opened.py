@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cpift.data.templates import ChatSettings
+from cpift.recipe.recipe import Recipe
 from cpift.train import accelerator
 from cpift.train.malloc import kept_memory
 from cpift.train.models import load_model, load_tokenizer
@@ -38,6 +39,30 @@ class Opened:
     attention: str | None = None
     device_map: str | None = None
     dtype: str = "auto"
+
+    @classmethod
+    def of(cls, model: str | Path | Opened) -> Opened:
+        """A model by its folder, with all settings by default; one that is open stays as it is."""
+        return model if isinstance(model, Opened) else cls(Path(model))
+
+    @classmethod
+    def by(cls, recipe: Recipe, path: Path, base: Path | None = None) -> Opened:
+        """A model as a recipe has it loaded: for its tasks, its guard set and its plan alike.
+
+        Args:
+            recipe: the recipe.
+            path: the model's folder.
+            base: of an adapter; None: the one that it names.
+        """
+        return cls(
+            path,
+            recipe.trust_remote_code,
+            recipe.chat,
+            base,
+            recipe.attn_implementation,
+            recipe.device_map,
+            recipe.evaluate.dtype,
+        )
 
     @cached_property
     def network(self) -> Network:

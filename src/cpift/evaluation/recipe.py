@@ -17,6 +17,7 @@ from cpift.distributed.sharing import of_run
 from cpift.evaluation.backends import check_backend
 from cpift.evaluation.harness import check_own_rows
 from cpift.evaluation.known import Known
+from cpift.evaluation.opened import Opened
 from cpift.evaluation.scores import EvalTask, evaluate, left_out_warning, notes_message
 from cpift.files.findings import Finding
 from cpift.metrics.score import ScoreEntry
@@ -107,16 +108,10 @@ def score_model(
         **recipe.evaluate.identity(generates=True),
     }
     scores = evaluate(
-        model,
+        Opened.by(recipe, model, base),
         tasks,
         max_length=limit,
         progress=Counter(reporter, sum(len(task.rows) for task in tasks.values()), "rows"),
-        trust_remote_code=recipe.trust_remote_code,
-        chat=recipe.chat,
-        base=base,
-        attention=recipe.attn_implementation,
-        device_map=recipe.device_map,
-        dtype=recipe.evaluate.dtype,
         generation=recipe.evaluate.generation,
         known=Known(content_identity(model, base), settings, store) if store is not None and ranks.leads() else None,
         share=of_run(),

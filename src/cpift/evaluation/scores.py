@@ -9,7 +9,6 @@ from pathlib import Path
 from cpift.data.encoded import encode_rows
 from cpift.data.encoding import Encoded, forced_rows
 from cpift.data.healing import Start, starts
-from cpift.data.templates import ChatSettings
 from cpift.data.turns import stop_ids
 from cpift.distributed.sharing import ALONE, Share
 from cpift.errors import CpiftError, OutOfMemory, is_out_of_memory
@@ -48,12 +47,6 @@ def evaluate(
     *,
     max_length: int | None = None,
     progress: Callable[[int], None] = lambda rows: None,
-    trust_remote_code: bool = False,
-    chat: ChatSettings | None = None,
-    base: Path | None = None,
-    attention: str | None = None,
-    device_map: str | None = None,
-    dtype: str = "auto",
     generation: str = "transformers",
     known: Known | None = None,
     share: Share = ALONE,
@@ -65,16 +58,10 @@ def evaluate(
     prompt alone has other tokens than the prompt with its answer, or reasoning may come first, the answer is generated.
 
     Args:
-        model: a checkpoint, or an adapter; or an open one, whose own settings count in place of those given here.
+        model: a checkpoint, or an adapter, loaded with all settings by default; or an open one.
         tasks: what to score, by name.
         max_length: tokens of a row that a loss is taken over; None: all. Rows without any are left out and counted.
         progress: called with the number of rows done.
-        trust_remote_code: run code that the model's repository carries.
-        chat: what the recipe sets of the tokenizer.
-        base: the base of an adapter; None: the one that it names.
-        attention: transformers' name of how attention is computed; None: its choice.
-        device_map: how transformers spreads the layers over several devices; None: one device.
-        dtype: ``float32``: not by bf16 autocast, where the device has it.
         generation: by what answers are generated, a name in :data:`cpift.recipe.generation.GENERATION`.
         known: from earlier scoring of the same model; what is new is added to it. Where nothing is new, no model is loaded.
         share: of this process, where several score the model together. The first one's ``known`` counts, and it returns the
@@ -85,8 +72,7 @@ def evaluate(
         OutOfMemory: names the task, the row's length and the device, where there is no memory for one row.
     """
     known = known or Known()
-    if not isinstance(model, Opened):
-        model = Opened(Path(model), trust_remote_code, chat, base, attention, device_map, dtype)
+    model = Opened.of(model)
     scores = _scored_before(model, tasks, max_length, known, precision_of(generation, model.precision))
     progress = _counted(progress, sum(len(task.rows) for task in tasks.values()), share)
     for name in scores:

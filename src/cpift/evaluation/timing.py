@@ -5,23 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-
-import torch
 
 from cpift.data.encoding import encode, prompt_ids
 from cpift.data.row_checks import Row
-from cpift.data.templates import ChatSettings
 from cpift.evaluation.batching import batches, forced_room, generation_room
 from cpift.evaluation.harness import seconds_of
+from cpift.evaluation.opened import Opened
 from cpift.evaluation.scores import answers, forwarded_rows, score_task
 from cpift.evaluation.task import EvalTask
 from cpift.metrics.metric import Scoring
 from cpift.metrics.multiple_choice import options_of
-from cpift.train import accelerator
 from cpift.train.accelerator import frees_memory
-from cpift.train.malloc import kept_memory
-from cpift.train.models import load_model, load_tokenizer
 from cpift.typing import Network, Tokenizer
 
 TIMED_ROWS = 32  # answers that are generated on a processor to time it; elsewhere a batch
@@ -29,25 +23,19 @@ TIMED_ROWS = 32  # answers that are generated on a processor to time it; elsewhe
 
 @frees_memory
 def measure_scoring(
-    model: Path,
+    model: Opened,
     tasks: Mapping[str, EvalTask],
     max_length: int | None,
-    trust_remote_code: bool = False,
-    chat: ChatSettings | None = None,
-    attention: str | None = None,
-    dtype: str = "auto",
 ) -> tuple[float, dict[str, float]]:
     """Seconds that a model takes to load, and seconds a row of each task, timed on a batch of its rows.
 
     Of a task whose metric has rows of its own the seconds are those of all of them.
     """
     began = time.perf_counter()
-    network = load_model(model, trust_remote_code, None, attention)
-    tokenizer = load_tokenizer(model, trust_remote_code, chat)
-    accelerator.place(network)
+    tokenizer, _ = model.tokenizer, model.network
     loaded = time.perf_counter() - began
     found: dict[str, float] = {}
-    with torch.inference_mode(), kept_memory(), accelerator.scoring_autocast(network, dtype):
+    with model.scoring() as network:
         for name, task in tasks.items():
             if task.kind.brings_rows:
                 found[name] = seconds_of(network, tokenizer, task)

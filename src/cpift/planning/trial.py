@@ -18,6 +18,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.data.encoding import Encoded
 from cpift.evaluation.guard import read_guard, score_guard
+from cpift.evaluation.opened import Opened
 from cpift.evaluation.task import EvalTask
 from cpift.evaluation.timing import measure_scoring
 from cpift.files import manifest
@@ -170,28 +171,14 @@ def _merging(recipe: Recipe, base: Path, scratch: Path) -> MergingTrial:
     }
 
 
+@accelerator.frees_memory
 def _scoring(recipe: Recipe, model: Path, tests: Mapping[str, EvalTask]) -> ScoringTrial:
     reset_peak()
-    loaded, rows = measure_scoring(
-        model,
-        tests,
-        max_length(recipe.training),
-        recipe.trust_remote_code,
-        recipe.chat,
-        recipe.attn_implementation,
-        recipe.evaluate.dtype,
-    )
+    opened, limit = Opened.by(recipe, model), max_length(recipe.training)
+    loaded, rows = measure_scoring(opened, tests, limit)
     began = time.perf_counter()
     if recipe.guard:
-        score_guard(
-            model,
-            read_guard(recipe.guard, recipe.lm_eval_tasks),
-            max_length=max_length(recipe.training),
-            trust_remote_code=recipe.trust_remote_code,
-            chat=recipe.chat,
-            attention=recipe.attn_implementation,
-            dtype=recipe.evaluate.dtype,
-        )
+        score_guard(opened, read_guard(recipe.guard, recipe.lm_eval_tasks), max_length=limit)
     return {
         "load_seconds": loaded,
         "row_seconds": rows,

@@ -21,7 +21,6 @@ from cpift.metrics import named
 from cpift.metrics.metric import Scoring
 from cpift.metrics.store import Store
 from cpift.runs.identity import attention_of, content_of, settings_of
-from cpift.runs.loading import loading_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
 from cpift.runs.stages.guard import guard_stage, score_on_guard
 from cpift.train.accelerator import frees_memory
@@ -102,7 +101,7 @@ def score(run: Run, model: ModelRef, folders: Mapping[str, Path], before: str = 
     Returns:
         Facts of each; nothing in a process that does not lead.
     """
-    opened = Opened(model.path, **loading_of(run, model))
+    opened = Opened.by(run.recipe, model.path, model.base)
     parsed = {stage: name for stage in folders if (name := layout.parse(stage))}
     task_of = {stage: name.task for stage, name in parsed.items() if name.kind is layout.Kind.SCORE}
     facts = _score_tasks(run, model, opened, folders, task_of) if task_of else {}
