@@ -12,15 +12,6 @@ from cpift.cli.options import Address, EngineName, GpusPerJob, RecipePath, Sets,
 from cpift.cli.tables import list_entries
 
 
-def _trials(tune: int | None) -> int:
-    """``--tune`` as a number of trials; 0 where it is not given. Raises :class:`CpiftError` for fewer than two."""
-    from cpift.compare.tuning import factors
-
-    if tune is not None:
-        factors(tune)
-    return tune or 0
-
-
 class Lists(TyperCommand):
     """Lets ``--seeds 0 1 2`` stand for ``--seeds 0 --seeds 1 --seeds 2``, as people write it."""
 
@@ -108,7 +99,7 @@ def compare(
             reference=reference or REFERENCE,
             engine=workers,
             keep_models=keep_models,
-            tune=_trials(tune),
+            tune=tune,
             reporter=shown,
         )
     say(markdown(result))

@@ -45,7 +45,7 @@ def compare(
     reference: str = REFERENCE,
     engine: Engine | None = None,
     keep_models: bool = False,
-    tune: int = 0,
+    tune: int | None = None,
     reporter: Reporter | None = None,
 ) -> ComparisonRecord:
     """Train and score the methods, each with each seed; called again, it makes what is missing.
@@ -60,7 +60,8 @@ def compare(
         reference: the method that all others are set against.
         engine: where seeds are worked on side by side (:func:`cpift.distributed.engine.make_engine`); None: one by one, here.
         keep_models: keep the weights of what has been scored.
-        tune: number of learning rates that each method tries first, on rows held out from training; 0: none.
+        tune: number of learning rates that each method tries first, on rows held out from training, at least two; None: the
+            recipe's rates are used.
         reporter: receives progress and warnings; None prints nothing.
 
     Returns:
@@ -95,25 +96,14 @@ def compare(
         check(recipe.changed(overrides), out / "check")
     if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file() and not RunLayout(out).recipe.is_file():
         raise CpiftError(f"{out}: is not empty and holds no comparison; choose another --out")
-    if tune and len(budgets) > 1:
+    if tune is not None and len(budgets) > 1:
         raise CpiftError("--tune: give one --budget; a method may have another learning rate under each")
-    trials = trial_jobs(wanted, tune) if tune else []
+    trials = [] if tune is None else trial_jobs(wanted, tune)
 
     with engine or nullcontext(), alone(out):
         manifest.write_whole(RunLayout(out).recipe, recipe.dump())
-        tuned: dict[str, Trials] = {}
-        if trials:
-            place = out / TUNING
-            trial_recipe = held_out(recipe, place / "rows", seeds)
-            check(trial_recipe, out / "check")
-            reporter.message(f"tuning: {tune} learning rates for each method, on rows held out from training")
-            if engine and engine.elsewhere:
-                _by_workers(engine, [_worker_job(trial_recipe, place.absolute(), trials, False)], reporter)
-            else:
-                _seed(trial_recipe, place, trials, False, reporter)
-            results = {job: read_result(trial_recipe, place, job) for job in trials}
-            tuned = chosen({job: result for job, result in results.items() if result is not None})
-            wanted = with_factors(wanted, tuned)
+        tuned = _tuned(recipe, out, trials, seeds, engine, reporter) if trials else {}
+        wanted = with_factors(wanted, tuned)
         record = Record(recipe, out, wanted, reference, tuned)
         by_seed = {seed: [job for job in wanted if job.seed == seed] for seed in seeds}
         if engine and (len(seeds) > 1 or engine.elsewhere):
@@ -125,6 +115,22 @@ def compare(
         written = record.write()
         report(out, reporter)
         return written
+
+
+def _tuned(
+    recipe: Recipe, out: Path, trials: Sequence[Job], seeds: Sequence[int], engine: Engine | None, reporter: Reporter
+) -> dict[str, Trials]:
+    """Run the trials on rows held out from training; the outcome of each method's."""
+    place = out / TUNING
+    held = held_out(recipe, place / "rows", seeds)
+    check(held, out / "check")
+    reporter.message(f"tuning: {len(trials)} trials of a learning rate, on rows held out from training")
+    if engine and engine.elsewhere:
+        _by_workers(engine, [_worker_job(held, place.absolute(), trials, False)], reporter)
+    else:
+        _seed(held, place, trials, False, reporter)
+    results = {job: read_result(held, place, job) for job in trials}
+    return chosen({job: result for job, result in results.items() if result is not None})
 
 
 def _by_workers(
