@@ -120,11 +120,10 @@ def put_in(model: Any, adapter: Adapter, frozen: Region | None, seed: int) -> Me
         for name, module in model.named_modules()
         if _is_linear(module) and adapter.adapts(name) and module.weight.dim() == 2
     }
-    tied = {id(p) for p in model.parameters()} if adapter.kind.four_bit else set()
-    owners = Counter(id(m.weight) for m in model.modules() if id(getattr(m, "weight", None)) in tied)
-    for name, module in modules.items():
-        if owners[id(module.weight)] > 1:
-            raise CpiftError(f"adapter.type: {adapter.type} does not take {name}, whose weight another module shares")
+    owners = Counter(id(module.weight) for module in model.modules() if hasattr(module, "weight"))
+    shared = [name for name, module in modules.items() if owners[id(module.weight)] > 1]
+    if shared and adapter.kind.four_bit:
+        raise CpiftError(f"adapter.type: {adapter.type} does not take {shared[0]}, whose weight another module shares")
     if not modules:
         raise CpiftError(f"adapter.target_modules: {adapter.target_modules} are the ends of no linear layer's name")
     positions: dict[int, np.ndarray] = {}
