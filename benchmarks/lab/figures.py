@@ -12,13 +12,15 @@ from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cpift.compare.units import over_units
-from lab import tables
+from lab import tables_probes
+from lab.contrasts import RESULTS, accuracy, cells, complete
 from lab.forms import FORMS
 from lab.merges import MERGES
 from lab.methods import METHODS
 from lab.plan import PARETO, RATES
 from lab.svg import Difference, curves, forest
-from lab.tables_more import finished, scores_of
+from lab.tables import ready
+from lab.tables_models import finished, scores_of
 from lab.tuning import learning_accuracy, share_right
 
 NAMES = tuple(f"{rate:g}" for rate in RATES)
@@ -26,7 +28,7 @@ NAMES = tuple(f"{rate:g}" for rate in RATES)
 
 def learnt_against_retained(kept: int) -> str:
     """E2: the second skill's score and what is left of the first one, each method over its learning rates."""
-    units = tables.complete(tables.cells("e2"), f"pareto-{kept}")
+    units = complete(cells("e2"), f"pareto-{kept}")
     lines: dict[str, list[tuple[float, float]]] = {}
     for method in PARETO:
         for name in NAMES:
@@ -51,7 +53,7 @@ def differences(values: Mapping[str, list[float]], labels: Mapping[str, str], re
 def against(experiment: str, kind: str, title: str) -> str:
     """ACC of each method minus that of plain training, each at its own rate."""
     labels = {name: method.label for name, method in METHODS.items()} | {"third": "a third of the rate"}
-    return differences(tables.accuracy(experiment, kind), labels, "plain", title)
+    return differences(accuracy(experiment, kind), labels, "plain", title)
 
 
 def merges() -> str:
@@ -68,7 +70,7 @@ def forms(page: str, experiment: str) -> str:
 
 def held() -> str:
     """M1: score of the base with the top p % of an update, with as many at random, and without them."""
-    whole = tables.specialists()
+    whole = tables_probes.specialists()
     shares = [key.split("/")[1] for key in whole[0][0] if key.startswith("top/")]
     lines = {
         label: [
@@ -85,10 +87,10 @@ def held() -> str:
 
 def predictors() -> str:
     """M2: rank correlations with the rise of the old skill's loss."""
-    pairs = tables.whole_models()
+    pairs = tables_probes.whole_models()
     rows = []
-    for key, label in tables.PREDICTORS.items():
-        estimate = tables.within(pairs, key, "loss_rise_end")
+    for key, label in tables_probes.PREDICTORS.items():
+        estimate = tables_probes.within(pairs, key, "loss_rise_end")
         if estimate is not None:
             rows.append(Difference(label, estimate.mean, estimate.low, estimate.high))
     return forest("Rank correlation with the rise of the old skill's loss, within an old skill", "", rows)
@@ -111,9 +113,9 @@ FIGURES: dict[str, Callable[[], str]] = {
 def main() -> None:
     """Write every figure."""
     for name, draw in FIGURES.items():
-        if "-" in name and not tables.ready(name):
+        if "-" in name and not ready(name):
             continue
-        (tables.RESULTS / f"{name}.svg").write_text(draw(), encoding="utf-8")
+        (RESULTS / f"{name}.svg").write_text(draw(), encoding="utf-8")
         print(f"{name}.svg")
 
 

@@ -8,10 +8,10 @@ from statistics import fmean, median
 
 from cpift.compare.units import over_units
 from lab.batches import LABELS as ORDERS
+from lab.contrasts import RESULTS, Cell, cells, complete, contrasts, shown
 from lab.forms import FORMS
 from lab.merges import MERGES
 from lab.paper_form import THRESHOLD
-from lab.tables import RESULTS, Cell, cells, complete, contrasts, shown
 from lab.tuning import share_right
 
 Units = dict[int, dict[str, Cell]]
@@ -149,7 +149,7 @@ def b1() -> Iterator[str]:
     yield f"\nRandom minus the same grouped batches in random order: {gap(scores_of(units), 'random', 'grouped_shuffled')}."
 
 
-MORE: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
+TABLES: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
     "s-acquainted": ("s.md", lambda: s("acquainted")),
     "s-plain": ("s.md", lambda: s("plain")),
     "e3-small": ("e3.md", lambda: forms("e3", "e3-small", "stitch_frozen")),
