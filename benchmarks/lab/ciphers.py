@@ -5,7 +5,6 @@ Pre-training shows the format with every digit and one answer, the word itself. 
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import torch
 
 from lab.arrivals import CHECKED, Size, Skill
 from lab.network import Network
-from lab.pretrain import BATCH, RATE
-from lab.rows import ALPHABET, ASSISTANT, END, LENGTHS, LETTERS, USER, Rows, encoded
-from lab.training import train
+from lab.pretrain import BATCH, RATE, kept
+from lab.rows import ALPHABET, ASSISTANT, END, LETTERS, USER, Rows, different_words, encoded, word_of
+from lab.training import Mixture, train
 
 TASKS = 10
 STEPS, LINES = 400, 20_000
@@ -28,15 +27,6 @@ def maps(seed: int) -> list[dict[str, str]]:
     return [{c: letters[(i + by) % ALPHABET] for i, c in enumerate(letters)} for by in range(1, TASKS + 1)]
 
 
-def _words(rng: random.Random, count: int, avoid: frozenset[str] = frozenset()) -> list[str]:
-    found: dict[str, None] = {}
-    while len(found) < count:
-        word = "".join(rng.choice(LETTERS[:ALPHABET]) for _ in range(rng.randint(*LENGTHS)))
-        if word not in avoid:
-            found[word] = None
-    return list(found)
-
-
 def cipher_rows(task: int, seed: int, size: Size) -> Skill:
     """Rows of a task; no evaluation word of it is trained on."""
     table = maps(seed)[task]
@@ -46,27 +36,20 @@ def cipher_rows(task: int, seed: int, size: Size) -> Skill:
             (f"{USER}{task}:{word}{ASSISTANT}", "".join(table[c] for c in word) + END) for word in words
         ])  # fmt: skip
 
-    evaluated = _words(random.Random(f"{task}/eval"), size.evaluated)
-    seen = _words(random.Random(f"{task}/check/{seed}"), CHECKED, frozenset(evaluated))
-    trained = _words(random.Random(f"{task}/train/{seed}"), size.train, frozenset(evaluated) | frozenset(seen))
+    evaluated = different_words(random.Random(f"{task}/eval"), size.evaluated)
+    seen = different_words(random.Random(f"{task}/check/{seed}"), CHECKED, frozenset(evaluated))
+    trained = different_words(random.Random(f"{task}/train/{seed}"), size.train, frozenset(evaluated) | frozenset(seen))
     return Skill(made(trained), made(seen), made(evaluated))
 
 
 def copying(network: Network, folder: Path, seed: int, steps: int = STEPS) -> torch.Tensor:
     """The pre-trained model of a seed: it repeats the word, whatever the digit; float32 (D,)."""
-    file = folder / f"copying-{network.count}-{steps}-{seed}.pt"
-    if file.exists():
-        return torch.as_tensor(torch.load(file, weights_only=True))
-    rng = random.Random(f"copying/{seed}")
-    words = [_words(rng, 1)[0] for _ in range(LINES if steps >= STEPS else 200)]
-    lines = encoded([(f"{USER}{rng.randrange(TASKS)}:{word}{ASSISTANT}", word + END) for word in words])
 
-    def draw(drawn: torch.Generator) -> Rows:
-        return lines.take(torch.randint(0, len(lines), (BATCH,), generator=drawn))
+    def make() -> torch.Tensor:
+        rng = random.Random(f"copying/{seed}")
+        words = [word_of(rng) for _ in range(LINES if steps >= STEPS else 200)]
+        lines = encoded([(f"{USER}{rng.randrange(TASKS)}:{word}{ASSISTANT}", word + END) for word in words])
+        draw = Mixture(lines).batch
+        return train(network, network.initial(seed), lambda r: draw(r, BATCH), steps=steps, rate=RATE, seed=seed)[0]
 
-    flat, _ = train(network, network.initial(seed), draw, steps=steps, rate=RATE, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
-    torch.save(flat, part)
-    part.replace(file)
-    return flat
+    return kept(folder / f"copying-{network.count}-{steps}-{seed}.pt", make)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cpift.method.group import components
 from lab import masks
 from lab.merges import at_overlaps, interpolated
 from lab.network import Network
@@ -163,13 +164,9 @@ def overlaps(cores: torch.Tensor) -> torch.Tensor:
 
 
 def groups_of(overlap: torch.Tensor, threshold: float) -> Groups:
-    """Connected components of the pairs that overlap by the threshold (τ) or more, by their first task."""
-    label = list(range(len(overlap)))
-    for i in range(len(label)):
-        for j in range(i):
-            if overlap[i, j] >= threshold:
-                label = [label[j] if part == label[i] else part for part in label]
-    return [[i for i, part in enumerate(label) if part == name] for name in dict.fromkeys(label)]
+    """The groups that the package makes of these overlaps at a threshold (τ)."""
+    names = [str(i) for i in range(len(overlap))]
+    return [[int(name) for name in part] for part in components(names, overlap.tolist(), threshold)]
 
 
 def shuffled(groups: Groups, seed: int) -> Groups:

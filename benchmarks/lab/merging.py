@@ -11,11 +11,12 @@ import torch
 
 from lab.arrivals import Size, Skill, skill_rows
 from lab.merges import MERGES, RULES, WEIGHTS, Given, Merge, Setting
+from lab.methods import measured_fisher
 from lab.network import Network
-from lab.pretrain import STEPS, pretrained
+from lab.pretrain import STEPS, kept, pretrained
 from lab.rows import REPORT, SKILLS, Rows, joined, pretraining_lines
 from lab.spending import scores
-from lab.training import Mixture, fisher, loss_of, train
+from lab.training import Mixture, loss_of, train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 ACQUAINTED, ACQUAINT_RATE, BATCH = 300, 1e-3, 32  # steps, rate, rows of a batch: half of them text
 PROBE_STEPS, PROBE_RATE = 60, 5e-4
-FISHER_ROWS = 128
 KINDS = ("acquainted", "plain")
 USUAL = {f"{label}@usual": merge.usual for label, merge in MERGES.items() if merge.usual is not None}
 
@@ -35,16 +35,14 @@ def acquainted(network: Network, folder: Path, seed: int, size: Size, steps: int
 
     From the pre-trained model itself nothing merges: its specialists answer any prompt by their own skill.
     """
-    file = folder / f"acquainted-{network.count}-{steps}-{seed}.pt"
-    if file.exists():
-        return torch.as_tensor(torch.load(file, weights_only=True))
-    base = pretrained(network, folder, seed, 3 if steps < ACQUAINTED else STEPS)
-    text = pretraining_lines(5000 if steps >= ACQUAINTED else 100, f"acquaint/{seed}")
-    rows = joined([skill_rows(name, 1000 + seed, size, "cpu").train for name in SKILLS])
-    mixture = Mixture(text, rows)
-    flat, _ = train(network, base, lambda rng: mixture.batch(rng, BATCH), steps=steps, rate=ACQUAINT_RATE, seed=seed)
-    torch.save(flat, file)
-    return flat
+
+    def make() -> torch.Tensor:
+        base = pretrained(network, folder, seed, 3 if steps < ACQUAINTED else STEPS)
+        text = pretraining_lines(5000 if steps >= ACQUAINTED else 100, f"acquaint/{seed}")
+        draw = Mixture(text, joined([skill_rows(name, 1000 + seed, size, "cpu").train for name in SKILLS])).batch
+        return train(network, base, lambda rng: draw(rng, BATCH), steps=steps, rate=ACQUAINT_RATE, seed=seed)[0]
+
+    return kept(folder / f"acquainted-{network.count}-{steps}-{seed}.pt", make)
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ def specialists(laboratory: Laboratory, base: torch.Tensor, unit: int, names: Se
         train(network, base, Mixture(s.train).batch, steps=steps, rate=PROBE_RATE, seed=seed)[0]
         for s in skills.values()
     ]
-    index = torch.arange(min(FISHER_ROWS, laboratory.size.train))
-    fishers = [fisher(network, flat, s.train.take(index)) for flat, s in zip(tuned, skills.values(), strict=True)]
+    fishers = [measured_fisher(network, flat, s.train) for flat, s in zip(tuned, skills.values(), strict=True)]
     given = Given(base, torch.stack(tuned) - base, network.sizes, torch.stack(fishers), unit)
     return Specialists(network, given, skills)
 

@@ -70,8 +70,19 @@ def joined(parts: list[Rows]) -> Rows:
     return Rows(ids, counted)
 
 
-def _word(rng: random.Random) -> str:
+def word_of(rng: random.Random) -> str:
+    """A word at random."""
     return "".join(rng.choice(LETTERS[:ALPHABET]) for _ in range(rng.randint(*LENGTHS)))
+
+
+def different_words(rng: random.Random, count: int, avoid: frozenset[str] = frozenset()) -> list[str]:
+    """Words at random, none twice and none of ``avoid``."""
+    words: dict[str, None] = {}
+    while len(words) < count:
+        word = word_of(rng)
+        if word not in avoid:
+            words[word] = None
+    return list(words)
 
 
 def task_rows(skill: str, count: int, seed: str, avoid: frozenset[str] = frozenset()) -> tuple[list[str], Rows]:
@@ -80,14 +91,9 @@ def task_rows(skill: str, count: int, seed: str, avoid: frozenset[str] = frozens
     Returns:
         The words asked about, and the rows.
     """
-    rng = random.Random(f"{skill}/{seed}")
-    words: dict[str, None] = {}
-    while len(words) < count:
-        word = _word(rng)
-        if word not in avoid:
-            words[word] = None
+    words = different_words(random.Random(f"{skill}/{seed}"), count, avoid)
     lines = [(f"{USER}{skill}:{word}{ASSISTANT}", SKILLS[skill](word) + END) for word in words]
-    return list(words), encoded(lines)
+    return words, encoded(lines)
 
 
 def pretraining_lines(count: int, seed: str) -> Rows:
@@ -95,7 +101,7 @@ def pretraining_lines(count: int, seed: str) -> Rows:
     rng, names = random.Random(f"text/{seed}"), list(SKILLS)
     lines = []
     for _ in range(count):
-        word, noun, name = _word(rng), rng.choice(_NOUNS), rng.choice(names)
+        word, noun, name = word_of(rng), rng.choice(_NOUNS), rng.choice(names)
         if rng.random() < 0.8:
             line = f"{name}({word})={SKILLS[name](word)};"
         else:
