@@ -1,20 +1,20 @@
 """Adapters on a base in 4 bit, by bitsandbytes on a processor: frozen positions keep the bits of the weights themselves.
 
-bitsandbytes is not among the tests' packages; without it these are skipped, but for the one that says so.
+bitsandbytes is not among the tests' packages; without it these are skipped, but for the one that says so. Trainings
+that write whole weights and resume: tests/test_merged_adapters.py, by both types of adapter.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import adapters
 import numpy as np
 import pytest
 import tiny
 import torch
-from test_merged_adapters import some_region, train
+from test_merged_adapters import needs_bitsandbytes, some_region, some_steps
 from transformers import AutoModelForCausalLM
 
 from cpift.checkpoint.reader import open_checkpoint
@@ -25,7 +25,6 @@ from cpift.recipe.recipe import Recipe
 from cpift.runs.pipeline import run
 from cpift.train.merged_adapters import put_in
 
-needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 QLORA = {"type": "qlora", "r": 4}
 
 
@@ -50,12 +49,7 @@ def test_the_forward_pass_has_the_weights_of_4_bit_and_the_model_the_whole_ones(
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     whole = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     made = put_in(model, Adapter(**QLORA), region, seed=0)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, weight_decay=0.1)
-    rows = torch.arange(24).view(4, 6)
-    for _ in range(3):
-        model(rows, labels=rows).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    some_steps(model)
     used = {name: module.weight.detach().clone() for name, module in made.modules.items()}
     assert made.merge() == 0
     moved = 0
@@ -71,40 +65,6 @@ def test_the_forward_pass_has_the_weights_of_4_bit_and_the_model_the_whole_ones(
         assert torch.allclose(module.weight - origin, used[name] - rounded, atol=1e-6)
         moved += int((module.weight[~frozen] != origin[~frozen]).sum())
     assert moved > 1000
-
-
-@needs_bitsandbytes
-@pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": True}], ids=["plain", "checkpointing"])
-def test_a_training_writes_whole_weights_and_keeps_the_region(settings: dict[str, Any], tmp_path: Path) -> None:
-    base = tiny.base(tmp_path / "base")
-    region = some_region(base)
-    after = train(base, tmp_path / "out", region, settings, adapter=Adapter(**QLORA))
-    before = open_checkpoint(base)
-    for name, positions in region.positions.items():
-        kept = before.raw(name)[positions].view(np.int32)
-        assert np.array_equal(kept, after[name].ravel()[positions].view(np.int32))
-    assert {n for n in after if not np.array_equal(before.raw(n), after[n].ravel())} == {
-        n for n in after if "_proj" in n
-    }
-
-
-@needs_bitsandbytes
-def test_a_training_cut_off_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    class Cut(Exception):
-        pass
-
-    def cut(event: Any) -> None:
-        if event["step"] == 3:
-            raise Cut
-
-    base = tiny.base(tmp_path / "base")
-    more: dict[str, Any] = {"training": {"save_steps": 2, "save_strategy": "steps"}, "frozen": some_region(base)}
-    more["adapter"] = Adapter(**QLORA)
-    whole = train(base, tmp_path / "whole", work=tmp_path / "w1", **more)
-    with pytest.raises(Cut):
-        train(base, tmp_path / "cut", work=tmp_path / "w2", tick=cut, **more)
-    resumed = train(base, tmp_path / "cut", work=tmp_path / "w2", **more)
-    assert all(np.array_equal(whole[n], resumed[n]) for n in whole)
 
 
 @needs_bitsandbytes

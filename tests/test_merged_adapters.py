@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ from cpift.train.fine_tune import fine_tune
 from cpift.train.merged_adapters import put_in
 from cpift.train.spec import TrainSpec
 
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+ADAPTERS = [
+    pytest.param(Adapter(r=4), id="lora"),
+    pytest.param(Adapter(type="qlora", r=4), id="qlora", marks=needs_bitsandbytes),
+]
 SETTINGS: dict[str, Any] = {"per_device_train_batch_size": 4, "bf16": False, "learning_rate": 1e-2}
 
 
@@ -35,18 +41,24 @@ def some_region(base: Path, share: float = 0.3) -> Region:
     return Region({n: p for n, p in positions.items() if len(p)}, made.total)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
-def test_merged_and_unmerged_logits_are_the_same_bits(architecture: str, tmp_path: Path) -> None:
-    base = adapters.base(tmp_path / "base", architecture)
-    region = some_region(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    made = put_in(model, Adapter(r=3), region, seed=0)
+def some_steps(model: Any) -> torch.Tensor:
+    """Train what is trained in three steps of AdamW; the rows."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, weight_decay=0.1)
     rows = torch.arange(24).view(4, 6)
     for _ in range(3):
         model(rows, labels=rows).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    return rows
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_merged_and_unmerged_logits_are_the_same_bits(architecture: str, tmp_path: Path) -> None:
+    base = adapters.base(tmp_path / "base", architecture)
+    region = some_region(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    made = put_in(model, Adapter(r=3), region, seed=0)
+    rows = some_steps(model)
     with torch.inference_mode():
         unmerged = model.eval()(rows).logits
     assert made.merge() == 0
@@ -88,11 +100,17 @@ def train(
     return load_file(out / "model.safetensors")
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": True}], ids=["plain", "checkpointing"])
-def test_a_training_writes_whole_weights_and_keeps_the_region(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_training_writes_whole_weights_and_keeps_the_region(
+    settings: dict[str, Any], adapter: Adapter, tmp_path: Path
+) -> None:
     base = tiny.base(tmp_path / "base")
     region = some_region(base)
-    after, before = train(base, tmp_path / "out", region, settings), load_file(base / "model.safetensors")
+    after, before = (
+        train(base, tmp_path / "out", region, settings, adapter=adapter),
+        load_file(base / "model.safetensors"),
+    )
     assert after.keys() == before.keys()
     for name, positions in region.positions.items():
         assert np.array_equal(
@@ -101,7 +119,8 @@ def test_a_training_writes_whole_weights_and_keeps_the_region(settings: dict[str
     assert {n for n in before if not np.array_equal(before[n], after[n])} == {n for n in before if "_proj" in n}
 
 
-def test_a_training_cut_off_resumes_to_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_training_cut_off_resumes_to_the_same_bits(adapter: Adapter, tmp_path: Path) -> None:
     class Cut(Exception):
         pass
 
@@ -111,6 +130,7 @@ def test_a_training_cut_off_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
     base = tiny.base(tmp_path / "base")
     more: dict[str, Any] = {"training": {"save_steps": 2, "save_strategy": "steps"}, "frozen": some_region(base)}
+    more["adapter"] = adapter
     whole = train(base, tmp_path / "whole", work=tmp_path / "w1", **more)
     with pytest.raises(Cut):
         train(base, tmp_path / "cut", work=tmp_path / "w2", tick=cut, **more)
