@@ -206,13 +206,6 @@ def test_what_cannot_work_is_refused_by_name(place: Path, changes: dict[str, Any
         Recipe.parse({**recipe, **changes})
 
 
-def test_an_update_without_its_origin_is_refused(place: Path, tmp_path: Path) -> None:
-    data = {**arrivals(place, ["upper"], []), "protect": {"by": "update"}, "base": None}
-    with pytest.raises(CpiftError, match="needs base"):
-        run(Recipe.parse(data), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_base_of_another_shape_is_refused_before_anything_is_written(place: Path, tmp_path: Path) -> None:
     tiny.base(tmp_path / "wide", hidden_size=64)
     with pytest.raises(CpiftError, match=r"^base: .*"):

@@ -91,6 +91,13 @@ def test_a_damaged_or_strange_checkpoint_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_update_without_its_origin_is_refused(place: Path, tmp_path: Path) -> None:
+    data = {**arrivals(place, ["upper"], []), "protect": {"by": "update"}, "base": None}
+    with pytest.raises(CpiftError, match="needs base"):
+        run(Recipe.parse(data), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 PLACES: list[tuple[str, list[str], str]] = [
     ("{place}/mine/out", [], "lies within the model's own folder"),
     ("{place}/mine", [], "is not empty and holds no run"),
