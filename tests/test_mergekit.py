@@ -212,10 +212,11 @@ def test_what_mergekit_cannot_say_is_refused_before_anything_is_fused(models: li
         CliRunner().invoke(cli.app, [*command, "--write-mergekit", str(tmp_path / "w.yaml")], catch_exceptions=False)
     with pytest.raises(CpiftError, match="slerp takes no weight for each task; linear, sum do"):
         CliRunner().invoke(cli.app, [*command, "--weight", "a=0.5,b=0.2"], catch_exceptions=False)
-    with pytest.raises(CpiftError, match="must hold each task once, and differs in b"):
-        CliRunner().invoke(
-            cli.app, [*command, "--interpolation", "linear", "--weight", "a=0.5"], catch_exceptions=False
-        )
+    for more in ([], ["--write-mergekit", str(tmp_path / "w.yaml")]):
+        with pytest.raises(CpiftError, match="must hold each task once, and differs in b"):
+            CliRunner().invoke(
+                cli.app, [*command, "--interpolation", "linear", "--weight", "a=0.5", *more], catch_exceptions=False
+            )
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "w.yaml").exists()
     call(*command, "--interpolation", "sum", "--weight", "a=0.5,b=0.2", "--write-mergekit", tmp_path / "w.yaml")

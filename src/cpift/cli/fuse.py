@@ -104,8 +104,8 @@ def fuse(
             backbone=backbone,
             regions=bool(region),
             interpolation=interpolation,
-            space=space,
-            vector=vector,
+            space=options.space,
+            vector=options.vector,
             weight=share,
             dtype=dtype,
         )

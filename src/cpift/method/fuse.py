@@ -18,10 +18,10 @@ from cpift.checkpoint.writer import CheckpointWriter, parse_size
 from cpift.errors import CpiftError
 from cpift.kernels.threads import check_threads
 from cpift.method.fusion.inputs import open_inputs
-from cpift.method.fusion.options import FusionOptions
+from cpift.method.fusion.options import FusionOptions, WeightOfTasks, in_order
 from cpift.method.fusion.report import FusionReport, fusion_report
 from cpift.method.fusion.stream import FusionStream
-from cpift.method.interpolations import Space, Weight
+from cpift.method.interpolations import Space
 from cpift.method.region import Region
 
 
@@ -36,7 +36,7 @@ def fuse(
     interpolation: str = "slerp",
     space: Space = "weights",
     vector: Literal["tensor", "model"] = "tensor",
-    weight: Literal["equal"] | float | Mapping[str, float] = "equal",
+    weight: WeightOfTasks = "equal",
     vocabulary: Vocabulary = "same",
     max_shard_size: str | int = "5GB",
     dtype: str | None = None,
@@ -80,7 +80,14 @@ def fuse(
     out = Path(out)
     check_threads(threads)
     options = FusionOptions(
-        overlap, interpolation, space, vector, _weight(weight, tuned), vocabulary, dtype, parse_size(max_shard_size)
+        overlap,
+        interpolation,
+        space,
+        vector,
+        in_order(weight, list(tuned)),
+        vocabulary,
+        dtype,
+        parse_size(max_shard_size),
     )
     inputs = open_inputs(base, backbone, tuned, regions or {}, vocabulary == "union", stored_as)
     parameters = inputs.layout(dtype)
@@ -101,13 +108,3 @@ def fuse(
         writer.discard()  # nothing half-written stays
         raise
     return report
-
-
-def _weight(weight: Literal["equal"] | float | Mapping[str, float], tuned: Mapping[str, str | Path]) -> Weight:
-    """The weights of tasks in the order of these."""
-    if not isinstance(weight, Mapping):
-        return weight
-    if weight.keys() != tuned.keys():
-        odd = ", ".join(sorted(weight.keys() ^ tuned.keys()))
-        raise CpiftError(f"weight: must hold each task once, and differs in {odd}")
-    return tuple(float(weight[task]) for task in tuned)

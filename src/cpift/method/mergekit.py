@@ -11,13 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from cpift.errors import CpiftError
+from cpift.method.fusion.options import WeightOfTasks
 
-WeightOfTasks = Literal["equal"] | float | Mapping[str, float]
 _KNOWN = ("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source")
 _METHODS = {
     "linear": ("weight", "normalize"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import yaml
 
 from cpift.checkpoint.library import Untyped
 from cpift.errors import CpiftError
-from cpift.method.mergekit import WeightOfTasks
+from cpift.method.fusion.options import WeightOfTasks, in_order
+from cpift.method.interpolations import INTERPOLATIONS, Space
+from cpift.method.interpolations.vectors import Vectors
 
 
 def write_merge(
@@ -18,7 +21,7 @@ def write_merge(
     backbone: str | None = None,
     regions: bool = False,
     interpolation: str = "slerp",
-    space: str = "weights",
+    space: Space = "weights",
     vector: str = "tensor",
     weight: WeightOfTasks = "equal",
     dtype: str | None = None,
@@ -37,20 +40,20 @@ def write_merge(
         dtype: as in ``fuse``.
 
     Raises:
-        CpiftError: mergekit has no word for it; says what.
+        CpiftError: mergekit has no word for it; says what. A weight that lacks a task.
     """
     start = backbone or base
     if regions:
         raise CpiftError("--write-mergekit: mergekit transplants no core regions; leave --region out")
     if interpolation == "sum" and start == base:
-        each = _each(weight, list(tuned), 1.0)
+        shares = _shares(interpolation, space, weight, list(tuned), without_start=True)
         merge: dict[str, Untyped] = {"merge_method": "task_arithmetic", "base_model": base}
-        merge["models"] = [_entry(path, each[name]) for name, path in tuned.items()]
+        merge["models"] = [_entry(path, share) for path, share in zip(tuned.values(), shares[1:], strict=True)]
     elif interpolation == "linear":
-        shares = _linear_shares(weight, list(tuned), space == "updates" and start == base)
+        shares = _shares(interpolation, space, weight, list(tuned), without_start=start == base)
         merge = {"merge_method": "linear", "parameters": {"normalize": False}}
-        models = {"": start, **tuned}
-        merge["models"] = [_entry(models[name], share) for name, share in shares.items() if share]
+        models = zip([start, *tuned.values()], shares, strict=True)
+        merge["models"] = [_entry(model, share) for model, share in models if share]
     elif interpolation == "slerp" and len(tuned) == 1 and (space, vector) == ("weights", "tensor"):
         share = 0.5 if weight == "equal" else weight
         merge = {
@@ -71,21 +74,19 @@ def _entry(model: str, weight: float) -> dict[str, Untyped]:
     return {"model": model, "parameters": {"weight": weight}}
 
 
-def _each(weight: WeightOfTasks, tasks: Sequence[str], equal: float) -> dict[str, float]:
-    if isinstance(weight, Mapping):
-        return {task: float(weight[task]) for task in tasks}
-    return dict.fromkeys(tasks, equal if weight == "equal" else float(weight))
+def _shares(
+    interpolation: str, space: Space, weight: WeightOfTasks, tasks: Sequence[str], *, without_start: bool
+) -> list[float]:
+    """Share of the start and of each task, by the interpolation itself; of these two it does not depend on the vectors.
 
-
-def _linear_shares(weight: WeightOfTasks, tasks: Sequence[str], without_start: bool) -> dict[str, float]:
-    """Share of the start, under "", and of each task: one after the other, or as given."""
-    if isinstance(weight, Mapping):
-        each = _each(weight, tasks, 0.0)
-        return {"": 1.0 - sum(each.values()), **each}
-    if weight == "equal":
-        names = [*tasks] if without_start else ["", *tasks]
-        return dict.fromkeys(names, 1 / len(names))
-    shares = {"": 1.0}
-    for task in tasks:
-        shares = {name: share * (1 - float(weight)) for name, share in shares.items()} | {task: float(weight)}
-    return shares
+    Args:
+        interpolation: linear or sum.
+        space: as in ``fuse``.
+        weight: as in ``fuse``.
+        tasks: in order.
+        without_start: is the start the base, whose update is zero?
+    """
+    gram = np.eye(len(tasks) + 2)
+    gram[1, 1] = 0.0 if without_start else 1.0
+    found = INTERPOLATIONS[interpolation].shares(Vectors(gram, 1, space), in_order(weight, tasks))
+    return [float(share) for share in found.values]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
@@ -13,6 +13,7 @@ from cpift.method.interpolations import INTERPOLATIONS, Space, Weight, check_wei
 from cpift.method.overlap_rules import OVERLAP_RULES, OverlapRule
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+WeightOfTasks = Literal["equal"] | float | Mapping[str, float]
 BASE = "base"  # the type that the base has, tensor by tensor
 
 
@@ -68,3 +69,21 @@ class FusionOptions:
     def to_dict(self) -> Mapping[str, object]:
         """For ``fusion.json`` and the key of a half-written output."""
         return asdict(self)
+
+
+def in_order(weight: WeightOfTasks, tasks: Sequence[str]) -> Weight:
+    """A weight as interpolations take it: those of tasks in the order of the tasks.
+
+    Args:
+        weight: "equal", a number, or a number by task.
+        tasks: names, in order.
+
+    Raises:
+        CpiftError: a task that has none, or one that is not there.
+    """
+    if not isinstance(weight, Mapping):
+        return weight
+    if weight.keys() != set(tasks):
+        odd = ", ".join(sorted(weight.keys() ^ set(tasks)))
+        raise CpiftError(f"weight: must hold each task once, and differs in {odd}")
+    return tuple(float(weight[task]) for task in tasks)
