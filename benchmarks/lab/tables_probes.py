@@ -76,12 +76,13 @@ def m2() -> Iterator[str]:
         f"{models} models, {most} ordered pairs each. After {EARLY} steps the old skill has lost {early:.1f} points, at the end "
         f"{points:.1f}. Intervals are over the old skills: within each, the new skills are ranked.\n"
     )
-    yield "| predictor | with the rise of the old loss, all pairs | within an old skill | with the early rise, within an old skill |"
-    yield "|---|---|---|---|"
+    yield "| predictor | with the rise of the old loss, all pairs | within an old skill | with the early rise, within an old skill | with the points lost, within an old skill |"
+    yield "|---|---|---|---|---|"
     for key, label in PREDICTORS.items():
         whole = rank_correlation(*columns(pairs, key, "loss_rise_end"))
-        late, soon = (within(pairs, key, f"loss_rise_{when}") for when in ("end", "early"))
-        yield f"| {label} | {whole:+.2f} | {shown(late, 2)} | {shown(soon, 2)} |"
+        seen = ("loss_rise_end", "loss_rise_early", "points_lost_end")
+        cells_shown = [shown(within(pairs, key, observed), 2) for observed in seen]
+        yield f"| {label} | {whole:+.2f} | {' | '.join(cells_shown)} |"
 
 
 def columns(pairs: Sequence[Cell], predictor: str, observed: str) -> tuple[np.ndarray, np.ndarray]:
