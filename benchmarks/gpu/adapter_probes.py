@@ -33,6 +33,7 @@ def work(step: Step) -> None:
 
 
 def _compare(step: Step, place: Path) -> None:
+    from cpift.evaluation.opened import Opened
     from cpift.evaluation.scores import EvalTask, evaluate
     from cpift.method.identify import identify
 
@@ -55,7 +56,7 @@ def _compare(step: Step, place: Path) -> None:
         record.add(f"{name}: training", time.monotonic() - began, "s")
     record.add("base: loss", _loss(evaluate(base, tasks, max_length=MAX_LENGTH)), "nats")
     for name, probe in probes.items():
-        record.add(f"{name}: loss", _loss(evaluate(probe, tasks, max_length=MAX_LENGTH, base=base)), "nats")
+        record.add(f"{name}: loss", _loss(evaluate(Opened(probe, base=base), tasks, max_length=MAX_LENGTH)), "nats")
     began = time.monotonic()
     regions = identify(base, probes, "1")
     record.add("identify", time.monotonic() - began, "s")
