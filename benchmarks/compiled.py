@@ -14,8 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import files
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -23,20 +26,22 @@ import numpy as np
 from cpift import fuse
 from cpift.method.fusion import block, coefficients
 
+Stored = np.ndarray[Any, Any]
 PART = 2**16  # elements in work at a time: three float64 rows of it stay in the cache
-TYPES = {2: ctypes.c_uint16, 4: ctypes.c_float, 8: ctypes.c_double}
+TYPES: dict[int, Any] = {2: ctypes.c_uint16, 4: ctypes.c_float, 8: ctypes.c_double}
 
 
-def _numbers(stored: np.ndarray, kind: type) -> np.ndarray:
+def _numbers(stored: Stored, kind: type) -> Stored:
     values = (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored
-    return values.astype(kind, copy=False)
+    result: Stored = values.astype(kind, copy=False)
+    return result
 
 
-def _at(address: int, itemsize: int, size: int) -> np.ndarray:
+def _at(address: int, itemsize: int, size: int) -> Stored:
     return np.ctypeslib.as_array((TYPES[int(itemsize)] * size).from_address(int(address)))
 
 
-def add_gram(addresses, itemsizes, size, core, start, total):
+def add_gram(addresses: Stored, itemsizes: Stored, size: int, core: Any, start: int, total: Stored) -> int:
     stored = [_at(*place, size) for place in zip(addresses, itemsizes, strict=True)]
     rows = np.empty((len(stored), PART))
     for low in range(0, size, PART):
@@ -48,7 +53,7 @@ def add_gram(addresses, itemsizes, size, core, start, total):
     return 0
 
 
-def combine(addresses, itemsizes, factors, out):
+def combine(addresses: Stored, itemsizes: Stored, factors: Stored, out: Stored) -> None:
     stored = [_at(*place, len(out)) for place in zip(addresses, itemsizes, strict=True)]
     for low in range(0, len(out), PART):
         total = sum(f * _numbers(s[low : low + PART], np.float64) for f, s in zip(factors, stored, strict=True))
@@ -59,11 +64,11 @@ def combine(addresses, itemsizes, factors, out):
         out[low : low + PART] = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
 
 
-def all_finite(stored):
+def all_finite(stored: Stored) -> bool:
     return bool(np.isfinite(_numbers(stored, np.float64 if stored.dtype == np.float64 else np.float32)).all())
 
 
-def seconds(work, runs: int = 3) -> list[float]:
+def seconds(work: Callable[[], None], runs: int = 3) -> list[float]:
     taken = []
     for _ in range(runs + 1):  # the first one warms up
         began = time.process_time()
@@ -78,7 +83,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     base, tuned = given.folder / "base", {p.name: p for p in sorted(given.folder.glob("task*"))}
-    plain = [
+    plain: list[tuple[ModuleType, dict[str, Any]]] = [
         (coefficients, {"add_gram": add_gram}), (block, {"combine": combine, "all_finite": all_finite}),
     ]  # fmt: skip
 

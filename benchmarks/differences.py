@@ -11,16 +11,16 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
 from cpift.compare.statistics import Results, difference
+from cpift.metrics.comparison import Difference
 
 
 def at_arrivals(results: Results, old: bool) -> Results:
     """Each task at each arrival as a task of its own, whose items are what they gained by it."""
-    found = {}
+    found: dict[str, Any] = {}
     for seed, result in results.items():
         arrivals, scores = result["arrivals"], {}
         for i in range(1, len(arrivals)):
@@ -32,16 +32,16 @@ def at_arrivals(results: Results, old: bool) -> Results:
     return found
 
 
-def gained(first: Results, second: Results, old: bool) -> Mapping[str, float]:
+def gained(first: Results, second: Results, old: bool) -> Difference:
     """First minus second of :func:`at_arrivals`, each task at each arrival alike, with its interval."""
     mine, theirs = at_arrivals(first, old), at_arrivals(second, old)
     names = next(iter(mine.values()))["scores"]
-    mean: Mapping[str, float] = difference(mine, theirs, {name: {"metric": "exact_match"} for name in names})["mean"]
-    return mean
+    rows = {name: len(score["items"]) for name, score in names.items()}
+    return difference(mine, theirs, {name: {"metric": "exact_match", "rows": rows[name]} for name in names})["mean"]
 
 
-def _points(entry: Mapping[str, float]) -> str:
-    low, middle, high = (100 * entry[key] for key in ("low", "difference", "high"))
+def _points(entry: Difference) -> str:
+    low, middle, high = 100 * entry["low"], 100 * entry["difference"], 100 * entry["high"]
     return f"{middle:+.1f} ({low:+.1f} … {high:+.1f})"
 
 

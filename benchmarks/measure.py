@@ -74,4 +74,4 @@ def spread(values: Sequence[float], unit: str = "", digits: int = 2) -> str:
 
 
 def median(runs: Sequence[Measured], what: str) -> float:
-    return statistics.median(getattr(r, what) for r in runs)
+    return float(statistics.median(getattr(r, what) for r in runs))

@@ -20,6 +20,7 @@ import cpift.checkpoint.safetensors
 import cpift.checkpoint.writer
 import cpift.kernels.reading
 import cpift.kernels.scan
+import cpift.method.candidates
 import cpift.method.fuse
 import cpift.method.fusion.block
 import cpift.method.fusion.coefficients
@@ -32,8 +33,8 @@ PARTS = {
         ("blocks", cpift.method.identify, "_scan"),
         ("— read into the cache", cpift.kernels.reading, "read_into"),
         ("— scan updates (subtract, compare)", cpift.kernels.scan, "scan"),
-        ("collect candidates", cpift.method.identify.Candidates, "add"),
-        ("cut to k, unpack positions", cpift.method.identify.Candidates, "take"),
+        ("collect candidates", cpift.method.candidates.Candidates, "add"),
+        ("cut to k, unpack positions", cpift.method.candidates.Candidates, "take"),
     ],
     "fuse": [
         ("blocks, Gram matrices", cpift.method.fusion.stream, "block_gram"),
@@ -42,7 +43,7 @@ PARTS = {
         ("blocks, sums", cpift.method.fusion.stream, "fused_block"),
         ("— sum and round (multiply)", cpift.method.fusion.block, "combine"),
         ("write", cpift.checkpoint.writer.Shard, "write"),
-        ("sync to the disk", cpift.checkpoint.writer.os, "fsync"),
+        ("sync to the disk", os, "fsync"),
     ],
 }
 

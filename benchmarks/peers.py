@@ -54,7 +54,7 @@ def straightforward(folders: list[Path], percent: float) -> None:
     from safetensors import safe_open
 
     def tensors(folder: Path) -> dict[str, torch.Tensor]:
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, "pt") as stream:
                 found |= {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118

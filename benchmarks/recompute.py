@@ -10,11 +10,11 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cpift.compare.statistics import adjusted, difference, forgetting, summary
 from cpift.compare.table import markdown
-from cpift.metrics.comparison import ComparisonRecord
+from cpift.metrics.comparison import ComparisonRecord, MethodDifference
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 THREE = "backbone.from=multi_task,fuse.space=updates,refine.data=mixed"
@@ -46,7 +46,10 @@ def anew(old: ComparisonRecord) -> ComparisonRecord:
         record["summary"][budget] = {m: summary(results, tasks, special) for m, results in methods.items()}
         record["differences"][budget] = adjusted(
             [
-                {"method": m, "against": reference, **difference(results, methods[reference], tasks)}
+                cast(
+                    MethodDifference,
+                    {"method": m, "against": reference, **difference(results, methods[reference], tasks)},
+                )
                 for m, results in methods.items()
                 if m != reference and reference in methods
             ]

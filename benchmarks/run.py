@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import growth
@@ -103,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = Sizes(args.quick)
     for part, limit, quick in PARTS:
         if quick or not args.quick:
-            bench.part(limit, lambda part=part: part(bench, sizes, mergekit))
+            bench.part(limit, partial(part, bench, sizes, mergekit))
     shutil.rmtree(args.scratch / "regions", ignore_errors=True)
     bench.say(f"\nThe whole took {(time.perf_counter() - began) / 60:.1f} minutes.")
 

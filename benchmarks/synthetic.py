@@ -110,7 +110,7 @@ def make(folder: Path, size: str, dtype: torch.dtype, tasks: int, shards: int = 
         if (out / "config.json").is_file():
             continue
         out.mkdir(parents=True, exist_ok=True)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for shard in range(shards):
             file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
             numbers = range(shard * len(names) // shards, (shard + 1) * len(names) // shards)

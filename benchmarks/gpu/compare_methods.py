@@ -55,7 +55,7 @@ def work(step: Step, what: str) -> None:
         merges = False
         step.record.leave_out("merges", str(error).partition(";")[0])
     methods = methods_of(what, merges)
-    seeds = range(1, UNITS + 1) if what == "arrivals" else SEEDS
+    seeds: Sequence[int] = range(1, UNITS + 1) if what == "arrivals" else SEEDS
     if step.tiny:
         methods, seeds = (methods[:2] if what == "arrivals" else [methods[1], "multi_task"]), (0,)
     jobs = min(default_jobs(step, is_cuda()), len(seeds))

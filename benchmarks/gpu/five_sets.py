@@ -32,7 +32,7 @@ def work(step: Step) -> None:
     place.mkdir(parents=True, exist_ok=True)
     most = (16, 4) if step.tiny else (TRAIN, EVAL)
     began = time.monotonic()
-    planned: dict[str, Any] = plan(Recipe.parse(recipe_of(step, place, names, *most)), measure=True, gpus=1)
+    planned: Mapping[str, Any] = plan(Recipe.parse(recipe_of(step, place, names, *most)), measure=True, gpus=1)
     step.record.add("trial of the plan", time.monotonic() - began, "s")
     share = share_that_fits(planned, 0.8 * step.left())
     train, evaluate = (max(min(FEWEST, rows), int(rows * share)) for rows in most)
@@ -73,7 +73,7 @@ def share_that_fits(planned: Mapping[str, Any], seconds: float) -> float:
     """Share of the rows with which the run takes so long, by a measured plan with all rows; at most 1."""
     fixed = fixed_seconds(planned)
     growing = max(planned["seconds"] - fixed, 1e-6)
-    return min(1.0, max(0.0, seconds - fixed) / growing)
+    return float(min(1.0, max(0.0, seconds - fixed) / growing))
 
 
 def fixed_seconds(planned: Mapping[str, Any]) -> float:

@@ -28,7 +28,9 @@ def work(step: Step) -> None:
     options = ["--out", str(out), "--units", str(1 if step.tiny else UNITS), "--device", "cuda" if is_cuda() else "cpu"]
     options += ["--tiny"] if step.tiny else []
     experiments = EXPERIMENTS[:2] if step.tiny else EXPERIMENTS
-    commands = {name: [sys.executable, "-u", str(SCRIPT), name, *options] for name in experiments}
+    commands: dict[str, Sequence[str]] = {
+        name: [sys.executable, "-u", str(SCRIPT), name, *options] for name in experiments
+    }
     (step.scratch / "lab-models").mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     link(out / "models", step.scratch / "lab-models")  # they need not stay

@@ -89,7 +89,7 @@ def _make(out: Path, size: str) -> int:
         )  # fmt: skip
     model.save_pretrained(out)
     words.save_pretrained(out)
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count: int = sum(parameter.numel() for parameter in model.parameters())
     del model
     release()
     return count

@@ -21,7 +21,7 @@ from lab.training import Mixture, loss_of, train
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lab.outcomes import Log
+    from lab.outcomes import Log, Stage, Value
     from lab.run import Laboratory
 
 ACQUAINTED, ACQUAINT_RATE, BATCH = 300, 1e-3, 32  # steps, rate, rows of a batch: half of them text
@@ -134,7 +134,7 @@ def _unit(laboratory: Laboratory, log: Log, kind: str, unit: int) -> None:
     found = specialists(laboratory, base, unit, REPORT)
 
     def add(label: str, outcomes: dict[str, str], **more: Any) -> None:
-        where = {"experiment": f"s-{kind}", "unit": unit, "model": unit, "label": label}
+        where: dict[str, Value | list[Stage]] = {"experiment": f"s-{kind}", "unit": unit, "model": unit, "label": label}
         log.add(f"s-{kind}/{unit}/{label}", {**where, "right": outcomes, **more})
 
     def evaluated(merge: Merge, setting: Setting) -> dict[str, str]:

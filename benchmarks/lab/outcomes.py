@@ -52,7 +52,7 @@ class Log:
 
     def add(self, cell: str, outcome: dict[str, Value | list[Stage]]) -> None:
         """Append a finished cell."""
-        line = {"cell": cell, **outcome}
+        line: dict[str, object] = {"cell": cell, **outcome}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(line) + "\n")

@@ -12,7 +12,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "small"))
 from skills import EXPLORE, LETTERS, REPORT, SKILLS
 
-__all__ = ["EXPLORE", "REPORT", "SKILLS", "Rows", "joined", "pretraining_lines", "task_rows", "vocabulary_size"]
+__all__ = [
+    "EXPLORE",
+    "LETTERS",
+    "REPORT",
+    "SKILLS",
+    "Rows",
+    "joined",
+    "pretraining_lines",
+    "task_rows",
+    "vocabulary_size",
+]
 
 USER, ASSISTANT, END = "<", ">", "."
 CHARACTERS = "~" + USER + ASSISTANT + END + "abcdefghijklmnopqrstuvwxyz0123456789 ,:;=()"  # "~" is padding

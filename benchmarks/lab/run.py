@@ -34,8 +34,9 @@ class Laboratory:
 
     def __init__(self, folder: Path, device: str = "cpu", *, tiny: bool = False) -> None:
         self.folder, self.device, self.tiny = folder, device, tiny
-        small = {"layers": 1, "width": 32, "heads": 2, "inner": 64}
-        self.network = Network(vocabulary_size(), **(small if tiny else {}))
+        characters = vocabulary_size()
+        small = Network(characters, layers=1, width=32, heads=2, inner=64) if tiny else None
+        self.network = small or Network(characters)
         self.size = Size(64, 16, 16) if tiny else Size()
         self.pretraining = 3 if tiny else STEPS
         self.firsts: dict[tuple[object, ...], torch.Tensor] = {}

@@ -68,7 +68,12 @@ def spent(
             alone = zip(updates, skills.items(), strict=True)
             outcomes = {s[0]: scores(trial.network, trial.base + u, dict([s]))[s[0]] for u, s in alone}
             jaccard = overlaps(trial.cores(updates))
-            more = {"overlaps": [round(float(x), 4) for x in jaccard[tuple(torch.triu_indices(*jaccard.shape, 1))]]}
+            more = {
+                "overlaps": [
+                    round(float(x), 4)
+                    for x in jaccard[tuple(torch.triu_indices(jaccard.shape[0], jaccard.shape[1], 1))]
+                ]
+            }
         else:
             flat, tokens = trial.run(FORMS[label], rates[label], groups[label])
             outcomes, more = scores(trial.network, flat, skills), {}

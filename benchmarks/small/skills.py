@@ -10,7 +10,9 @@ import argparse
 import json
 import random
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Any
 
 TRAIN, FEW, EVAL = 1000, 100, 200
 LETTERS = "abcdefghijklmnopqrst"
@@ -52,9 +54,10 @@ def text(skill: str, rng: random.Random) -> str:
     return f"{skill}({word})={SKILLS[skill](word)};\n"
 
 
-def rows(skill: str, count: int, seed: str, avoid: set[str] = frozenset()) -> list[dict]:  # type: ignore[assignment]
+def rows(skill: str, count: int, seed: str, avoid: AbstractSet[str] = frozenset()) -> list[dict[str, Any]]:
     """Chat rows, all different, none of whose words is in ``avoid``."""
-    rng, made = random.Random(f"{skill}/{seed}"), {}
+    rng = random.Random(f"{skill}/{seed}")
+    made: dict[str, dict[str, Any]] = {}
     while len(made) < count:
         word = _word(rng)
         if word not in avoid:

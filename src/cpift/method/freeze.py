@@ -174,7 +174,7 @@ def freeze(model: nn.Module, region: Region, optimizer: torch.optim.Optimizer) -
 
     handles: list[Any] = []
     for part in parts:
-        handles.append(part.parameter.register_post_accumulate_grad_hook(part.clear_gradient))  # type: ignore[no-untyped-call]
+        handles.append(part.parameter.register_post_accumulate_grad_hook(part.clear_gradient))
     for part in parts:
         part.clear_gradient()  # of a backward pass made before entry
     try:
