@@ -23,11 +23,13 @@ from cpift.evaluation import harness
 from cpift.evaluation.guard import guard_identity, questions, read_guard, score_guard
 from cpift.evaluation.harness import check_own_rows
 from cpift.evaluation.harness_batches import likelihood_batches, share_requests
+from cpift.evaluation.known import Known
 from cpift.evaluation.scores import score_task
-from cpift.evaluation.task import EvalTask
+from cpift.evaluation.task import EvalTask, Score
 from cpift.files import layout
 from cpift.metrics import lm_eval as entry
 from cpift.metrics import packages
+from cpift.metrics.store import Store
 from cpift.planning.plan import plan
 from cpift.recipe.recipe import Recipe
 from cpift.runs.pipeline import run
@@ -269,6 +271,31 @@ def test_a_plan_and_the_data_command_take_it(place: Path, tmp_path: Path) -> Non
     began = time.perf_counter()
     with torch.inference_mode():
         assert 0 < harness.seconds_of(network, tokenizer, timed) <= time.perf_counter() - began
+
+
+@pytest.mark.parametrize("name", ["tiny_choice", "tiny_exact"])
+def test_what_lm_eval_asked_before_is_not_asked_again(place: Path, tmp_path: Path, name: str) -> None:
+    """Of a later call with more items only the new ones; of the same call none; each as lm-eval alone has it."""
+    network, tokenizer = load_model(place / "base"), load_tokenizer(place / "base")
+    passes: list[int] = []
+    network.register_forward_pre_hook(lambda module, given: passes.append(1))
+
+    def scored(limit: int | None, model: str = "one") -> Score:
+        task = EvalTask([], f"lm_eval:{name}", folder=str(place / "tasks"), settings={"limit": limit} if limit else {})
+        passes.clear()
+        with torch.inference_mode():
+            return score_task(network, tokenizer, task, None, known=Known(model, {}, Store(tmp_path)))
+
+    assert len(scored(4).items) == 4
+    some = len(passes)
+    whole = scored(None)
+    assert passes, "new items"
+    assert whole.items == by_lm_eval(place, name)
+    assert (whole.reused, scored(None).reused) == (0, len(whole.items))
+    assert scored(None).items == whole.items
+    assert not passes
+    scored(4, "another")
+    assert len(passes) == some, "another model has nothing of this one"
 
 
 def requests(count: int) -> list[tuple[None, list[int], list[int]]]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import lru_cache
+from importlib.metadata import version
 from io import StringIO
 from numbers import Real
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from cpift.distributed.sharing import ALONE, Share
 from cpift.errors import CpiftError
 from cpift.evaluation.harness_batches import share_requests
+from cpift.evaluation.known import Known
 from cpift.evaluation.task import EvalTask, Score
 from cpift.files.manifest import file_hash
 from cpift.metrics import brings_rows
@@ -73,7 +75,9 @@ def own_rows_identity(recipe: Recipe, metric: str) -> dict[str, object]:
     return {"lm_eval_tasks": task_files(recipe.lm_eval_tasks)} if brings_rows(metric) else {}
 
 
-def score_lm_eval(network: Network, tokenizer: Tokenizer, task: EvalTask, share: Share = ALONE) -> Score:
+def score_lm_eval(
+    network: Network, tokenizer: Tokenizer, task: EvalTask, share: Share = ALONE, known: Known | None = None
+) -> Score:
     """The score of a task of lm-eval, or of a group of them: the mean over all items.
 
     Of several metrics of a task ``acc_norm`` counts, then ``exact_match``, then ``acc``, then the first; of several
@@ -84,15 +88,16 @@ def score_lm_eval(network: Network, tokenizer: Tokenizer, task: EvalTask, share:
         tokenizer: its tokenizer, which is left as it is.
         task: its metric is ``lm_eval:NAME``.
         share: of this process; all processes get the score.
+        known: of the model; what it has of lm-eval's requests is not asked for again.
 
     Raises:
         CpiftError: lm-eval or the task is missing, its data cannot be loaded, or no metric is a score from 0 to 1.
     """
-    result = _evaluated(network, tokenizer, task, task.asked.chosen(LmEvalSettings).limit, share)
+    result, new = _evaluated(network, tokenizer, task, task.asked.chosen(LmEvalSettings).limit, share, known)
     items = [value for samples in result["samples"].values() for value in _outcomes(task.metric, samples, result)]
     if not items:
         raise CpiftError(f"{task.metric}: has no item")
-    return Score(task.metric, sum(items) / len(items), items, [1] * len(items))
+    return Score(task.metric, sum(items) / len(items), items, [1] * len(items), reused=0 if new else len(items))
 
 
 def seconds_of(network: Network, tokenizer: Tokenizer, task: EvalTask) -> float:
@@ -108,7 +113,8 @@ def seconds_of(network: Network, tokenizer: Tokenizer, task: EvalTask) -> float:
     """
     limit = task.asked.chosen(LmEvalSettings).limit
     began = time.perf_counter()
-    counts = _evaluated(network, tokenizer, task, min(limit or _TIMED, _TIMED))["n-samples"].values()
+    result, _ = _evaluated(network, tokenizer, task, min(limit or _TIMED, _TIMED))
+    counts = result["n-samples"].values()
     seconds = time.perf_counter() - began
     all_items: int = sum(min(count["original"], limit or count["original"]) for count in counts)
     timed: int = sum(count["effective"] for count in counts)
@@ -116,16 +122,22 @@ def seconds_of(network: Network, tokenizer: Tokenizer, task: EvalTask) -> float:
 
 
 def _evaluated(
-    network: Network, tokenizer: Tokenizer, task: EvalTask, limit: int | None, share: Share = ALONE
-) -> Mapping[str, Any]:
-    """What lm-eval returns."""
+    network: Network,
+    tokenizer: Tokenizer,
+    task: EvalTask,
+    limit: int | None,
+    share: Share = ALONE,
+    known: Known | None = None,
+) -> tuple[Mapping[str, Any], int]:
+    """What lm-eval returns, and how many of its requests were asked for."""
     manager = _manager(task.metric, task.folder)
     batch = _BATCH if network.device.type == "cpu" else _BATCH_ON_DEVICE
     with _quiet():
         model = load("lm_eval.models.huggingface", EXTRA).HFLM(
             pretrained=network, tokenizer=copy.deepcopy(tokenizer), batch_size=batch
         )
-        share_requests(model, batch, share)
+        settings = {"version": version("lm_eval"), "batch": batch}
+        asked = share_requests(model, batch, share, known, settings)
         try:
             tasks = manager.load([task.metric.removeprefix(PREFIX)])
             for one in tasks["tasks"].values():  # as its simple_evaluate does, which returns in one process alone
@@ -138,7 +150,7 @@ def _evaluated(
         except (OSError, ValueError, KeyError, ImportError, ConnectionError) as error:
             said = " ".join(str(error).split())[:300]
             raise CpiftError(f"{task.metric}: lm-eval cannot evaluate it ({type(error).__name__}: {said})") from error
-    return result
+    return result, sum(asked)
 
 
 def _outcomes(name: str, samples: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[float]:

@@ -1,12 +1,21 @@
-"""Requests of lm-eval in batches that several processes share out: the batches of one process, and so the same bits."""
+"""Requests of lm-eval, in batches that several processes share out: the batches of one process, and so the same bits.
+
+What was answered before is not asked for again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from cpift.distributed.sharing import Share
+from cpift.evaluation.known import Known
+from cpift.metrics.store import digest
+
+T = TypeVar("T")
+Answer = tuple[str | float, int]
+"""A likelihood and whether greedy decoding gives it; or a text, and 1."""
 
 Likelihood = tuple[tuple[str, str] | None, list[int], list[int]]
 """A request for a likelihood: its texts, the tokens before, and those whose likelihood is asked for."""
@@ -20,32 +29,62 @@ class TextRequest(Protocol):
         """The prompt, and how it is continued."""
 
 
-def share_requests(model: Any, batch: int, share: Share) -> None:
+def share_requests(
+    model: Any, batch: int, share: Share, known: Known | None = None, settings: Mapping[str, object] | None = None
+) -> list[int]:
     """Have a model of lm-eval answer its requests batch by batch, each process its share of the batches.
 
     Args:
         model: lm-eval's ``HFLM``. All processes must ask it for the same.
         batch: rows of a forward pass, as the model was made with.
         share: of this process.
+        known: of the model. Requests whose answers it has are not asked for; new answers are added. That of the first
+            process counts.
+        settings: what an answer depends on beside the model and the request.
+
+    Returns:
+        The number of requests that were asked for, of each call; it grows while the model is used.
     """
+    known, asked = known or Known(), list[int]()
     likelihoods, texts = model._loglikelihood_tokens, model.generate_until
 
-    def all_likelihoods(requests: list[Likelihood], **options: Any) -> list[tuple[float, bool]]:
-        def work(rows: list[int]) -> list[Any]:
-            answers: list[Any] = likelihoods([requests[i] for i in rows], **options)
-            return answers
+    def answered(
+        kind: str, requests: Sequence[T], keys: list[str], ask: Callable[[list[T]], list[Answer]]
+    ) -> list[Answer]:
+        section = known.section({"lm_eval": kind, **(settings or {})})
+        before = share.gather({key: section.values[key] for key in keys if key in section.values})[0]
+        new = {key: request for key, request in zip(keys, requests, strict=True) if key not in before}
+        asked.append(len(new))
+        found = dict(zip(new, ask(list(new.values())), strict=True))
+        section.keep(found)
+        return [before[key] if key in before else found[key] for key in keys]
 
-        return [(value, greedy) for value, greedy in _answers(likelihood_batches(requests, batch), work, share)]
+    def all_likelihoods(requests: list[Likelihood], **options: Any) -> list[tuple[float, bool]]:
+        def ask(some: list[Likelihood]) -> list[Answer]:
+            def work(rows: list[int]) -> list[Any]:
+                answers: list[Any] = likelihoods([some[i] for i in rows], **options)
+                return answers
+
+            return [(value, int(greedy)) for value, greedy in _answers(likelihood_batches(some, batch), work, share)]
+
+        keys = [digest([before, wanted]) for _, before, wanted in requests]
+        found = answered("likelihoods", requests, keys, ask)
+        return [(float(value), bool(greedy)) for value, greedy in found]
 
     def all_texts(requests: list[TextRequest], **options: Any) -> list[str]:
-        def work(rows: list[int]) -> list[Any]:
-            answers: list[Any] = texts([requests[i] for i in rows], **options)
-            return answers
+        def ask(some: list[TextRequest]) -> list[Answer]:
+            def work(rows: list[int]) -> list[Any]:
+                answers: list[Any] = texts([some[i] for i in rows], **options)
+                return answers
 
-        lengths = [len(model.tok_encode(request.args[0])) for request in requests]
-        return _answers(text_batches(requests, lengths, batch), work, share)
+            lengths = [len(model.tok_encode(request.args[0])) for request in some]
+            return [(text, 1) for text in _answers(text_batches(some, lengths, batch), work, share)]
+
+        keys = [digest(list(request.args)) for request in requests]
+        return [str(text) for text, _ in answered("texts", requests, keys, ask)]
 
     model._loglikelihood_tokens, model.generate_until = all_likelihoods, all_texts
+    return asked
 
 
 def _answers(batches: list[list[int]], work: Callable[[list[int]], list[Any]], share: Share) -> list[Any]:

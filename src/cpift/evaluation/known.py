@@ -77,7 +77,7 @@ class Known:
         Args:
             longest: tokens at which an answer is cut off.
         """
-        return self._section({"texts": longest})
+        return self.section({"texts": longest})
 
     def outcomes(self, task: EvalTask, max_length: int | None) -> Section:
         """Outcomes of forward passes, by :func:`row_key`.
@@ -89,9 +89,14 @@ class Known:
         limit = max_length if task.kind.cuts_rows else None
         identity = dict(task.kind.identity(task.asked))
         chosen = task.asked.chosen(task.kind.settings).identity()
-        return self._section({"metric": task.metric, "max_length": limit, **identity, **chosen})
+        return self.section({"metric": task.metric, "max_length": limit, **identity, **chosen})
 
-    def _section(self, settings: Mapping[str, object]) -> Section:
+    def section(self, settings: Mapping[str, object]) -> Section:
+        """What is known under these settings.
+
+        Args:
+            settings: beside those of the model, the device and the libraries.
+        """
         key = digest([self.model, dict(self.settings), dict(settings), *_context()])
         if key not in self._sections:
             kept = None if self.store is None else self.store.get(key)

@@ -123,7 +123,7 @@ def _scored_before(
         return scores
     for name, task in tasks.items():
         if task.kind.brings_rows:
-            continue  # lm-eval scores all of its items each time
+            continue  # what its items are, lm-eval finds out beside the model
         if task.kind.scoring is not Scoring.GENERATED:
             section, keys = known.outcomes(task, max_length), [row_key(row) for row in task.rows]
             if not section.missing(keys):
@@ -167,7 +167,7 @@ def score_task(
     Its precision is left empty, but of a backend's answers. In a process that does not lead it is empty.
     """
     if task.kind.brings_rows:
-        return score_lm_eval(network, tokenizer, task, share)
+        return score_lm_eval(network, tokenizer, task, share, known)
     known = known or Known()
     encoded: list[Encoded] | None = None
     if task.kind.scoring is not Scoring.OPTIONS:
