@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ class Bench:
     out: Path
     lines: list[str] = field(default_factory=list)
     ends: float = float("inf")  # of the part that is running, by the clock of time.perf_counter
+    failed: bool = False  # a part
     kept: str = ""  # what others wrote at the end of the page
 
     def __post_init__(self) -> None:
@@ -68,9 +70,17 @@ class Bench:
         return self.ends - time.perf_counter()
 
     def part(self, limit: float, work: Callable[[], None]) -> None:
-        """Run one part, which looks at :attr:`left`; what it cannot do in time is said, not waited for."""
+        """Run one part, which looks at :attr:`left`; what it cannot do in time is named, not waited for.
+
+        One that fails is named, too, and the next one runs.
+        """
         began, self.ends = time.perf_counter(), time.perf_counter() + limit
-        work()
+        try:
+            work()
+        except (Exception, SystemExit) as error:
+            self.failed = True
+            self.say(f"\nThe part failed: {type(error).__name__}: {' '.join(str(error).split())[-300:]}")
+            traceback.print_exc()
         self.say(f"\n({time.perf_counter() - began:.0f} s; limit {limit:.0f} s)")
 
     def checkpoints(self, size: str, dtype: str, tasks: int = 3) -> list[Path]:
@@ -130,10 +140,10 @@ class Bench:
             f"| {name} | {spread([r.wall for r in whole])} | {spread([r.cpu for r in whole])} | {memory:.2f} | {note} |"
         )
 
-    def identify(self, folders: Sequence[Path], *more: str, base: Path | None = None) -> Entry:
+    def identify(self, folders: Sequence[Path], *more: str, base: Path | None = None, rounds: int = 3) -> Entry:
         out = self.scratch / "regions"
         arguments = self.arguments(folders, base)
-        return Entry([*CPIFT, "identify", *arguments, "--percent", PERCENT, "--out", str(out), *more], out)
+        return Entry([*CPIFT, "identify", *arguments, "--percent", PERCENT, "--out", str(out), *more], out, rounds)
 
     def fuse(self, folders: Sequence[Path], *more: str, base: Path | None = None) -> Entry:
         out = self.scratch / "fused"

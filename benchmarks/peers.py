@@ -13,7 +13,6 @@ from pathlib import Path
 import yaml
 
 MERGEKIT = ("mergekit==0.1.5", "torch==2.13.0")  # the newest in November 2026
-METHODS = ("multislerp", "karcher", "ties")
 
 
 def read_alone(folders: list[Path], threads: int) -> None:

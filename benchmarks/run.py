@@ -63,13 +63,13 @@ def regions(bench: Bench, sizes: Sizes, mergekit: Path | None) -> None:
 
 # The most important first: each with its limit in seconds, and whether --quick has it.
 PARTS: tuple[tuple[Part, float, bool], ...] = (
-    (side_by_side.small, 260, True),
-    (side_by_side.large, 430, True),
-    (side_by_side.single, 90, True),
-    (growth.growth, 170, True),
-    (growth.adapters, 60, True),
-    (freezing, 90, False),
-    (regions, 40, False),
+    (side_by_side.small, 370, True),
+    (side_by_side.large, 370, True),
+    (side_by_side.single, 80, True),
+    (growth.growth, 150, True),
+    (growth.adapters, 55, True),
+    (freezing, 80, False),
+    (regions, 35, False),
 )
 
 
@@ -107,6 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
             bench.part(limit, partial(part, bench, sizes, mergekit))
     shutil.rmtree(args.scratch / "regions", ignore_errors=True)
     bench.say(f"\nThe whole took {(time.perf_counter() - began) / 60:.1f} minutes.")
+    if bench.failed:
+        raise SystemExit("a part failed; see above")
 
 
 if __name__ == "__main__":

@@ -5,42 +5,42 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import HEAD, HERE, PEERS, PERCENT, Bench, Entry, ratios, size_of
 from measure import Measured, median, run, spread
-from peers import METHODS, mergekit_command
+from peers import mergekit_command
 
 if TYPE_CHECKING:
     from run import Sizes
 
-ROUNDS = {"multislerp": 3, "karcher": 2, "ties": 1}  # the slowest in fewer
-
 
 def small(bench: Bench, sizes: Sizes, mergekit: Path | None) -> None:
     """Of 0.4B, in bf16."""
-    _all_of(bench, sizes.small, "bfloat16", mergekit)
+    _all_of(bench, sizes.small, "bfloat16", mergekit, {"multislerp": 3, "karcher": 2, "ties": 1})
 
 
 def single(bench: Bench, sizes: Sizes, mergekit: Path | None) -> None:
     """The same in fp32, without peers."""
-    _all_of(bench, sizes.small, "float32", None)
+    _all_of(bench, sizes.small, "float32", None, {})
 
 
-def _all_of(bench: Bench, size: str, dtype: str, mergekit: Path | None) -> None:
+def _all_of(bench: Bench, size: str, dtype: str, mergekit: Path | None, peers: Mapping[str, int]) -> None:
     folders = _begin(bench, size, dtype)
     alone(bench, folders)
-    ours(bench, folders, mergekit)
+    ours(bench, folders, mergekit, peers)
     reads_once(bench, folders)
     bench.drop(size, dtype)
 
 
 def large(bench: Bench, sizes: Sizes, mergekit: Path | None) -> None:
-    """Of 1.1B, in bf16, with the profile."""
+    """Of 1.1B, in bf16, with the profile; without TIES, which alone would take minutes."""
     folders = _begin(bench, sizes.large, "bfloat16")
     alone(bench, folders)
-    ours(bench, folders, mergekit)
+    ours(bench, folders, mergekit, {"multislerp": 2, "karcher": 1})
     profile(bench, folders)
     bench.drop(sizes.large, "bfloat16")
 
@@ -65,7 +65,7 @@ def alone(bench: Bench, folders: list[Path]) -> None:
         return
     seconds = {what: median(found, "inner") for what, found in runs.items()}
     read, floor = seconds["read"], seconds["read"] + seconds["write"]
-    shares = [f"{a.inner / b.inner:.2f}" for a, b in zip(runs["read"], runs["identify"], strict=True)]
+    shares = [f"{a.inner / b.inner:.2f}" for a, b in zip(runs["read"], runs["identify"], strict=False)]
     notes = {
         "read": f"all files, into a buffer that stays in the cache: {size_of(folders) / read / 1e9:.1f} GB/s",
         "identify": f"{read / seconds['identify']:.2f} of the speed of reading (pair by pair {', '.join(shares)})",
@@ -77,31 +77,48 @@ def alone(bench: Bench, folders: list[Path]) -> None:
     bench.say()
 
 
-def ours(bench: Bench, folders: list[Path], mergekit: Path | None) -> None:
-    """The commands, and mergekit's merges of the same files in turn with them."""
+def ours(bench: Bench, folders: list[Path], mergekit: Path | None, peers: Mapping[str, int]) -> None:
+    """The commands, and mergekit's merges of the same files in turn with them.
+
+    Args:
+        bench: the settings.
+        folders: the base and the tasks.
+        mergekit: its command; None: no peers.
+        peers: in how many rounds each of its methods takes part. One of a single round comes last, in a turn with fuse
+            alone, so that it leaves the others their time.
+    """
     bench.say(HEAD)
     found = bench.in_turn({"identify": bench.identify(folders)})
     bench.row("cpift identify", found["identify"])
-    found = bench.in_turn({"spilled": bench.identify(folders, "--max-memory", "100MB")})
+    found = bench.in_turn({"spilled": bench.identify(folders, "--max-memory", "100MB", rounds=1)})
     bench.row("cpift identify --max-memory 100MB", found["spilled"], "scratch file")
     made = bench.scratch / "regions"
     given = [f"--region={folder.name}={made / folder.name}.region.safetensors" for folder in folders[1:]]
     merged = bench.scratch / "merged"
-    entries = {"fuse": bench.fuse(folders), "with regions": bench.fuse(folders, *given)}
-    if mergekit is not None:
-        for method in METHODS:
-            command = mergekit_command(mergekit, method, folders, merged / method, bench.threads)
-            entries[method] = Entry(command, merged / method, ROUNDS[method], warm_up=False)
-    found = bench.in_turn(entries)
+    theirs = {} if mergekit is None else {
+        method: Entry(
+            mergekit_command(mergekit, method, folders, merged / method, bench.threads), merged / method, rounds, False
+        )
+        for method, rounds in peers.items()
+    }  # fmt: skip
+    often = {method: entry for method, entry in theirs.items() if entry.rounds > 1}
+    found = bench.in_turn({"fuse": bench.fuse(folders), "with regions": bench.fuse(folders, *given), **often})
     bench.row("cpift fuse, SLERP", found["fuse"])
     note = f"{ratios(found['with regions'], found['fuse'])} the time without"
     bench.row("cpift fuse, SLERP, with regions", found["with regions"], note)
-    for method in METHODS if mergekit else ():
-        note = f"{ratios(found[method], found['fuse'])} the time of cpift fuse"
-        if None in found[method]:
-            note += "; stopped at the part's limit"
-        bench.row(f"mergekit {method}", found[method], note + _memory(found[method], found["fuse"]))
+    for method in often:
+        _peer(bench, method, found[method], found["fuse"])
+    for method in theirs.keys() - often.keys():
+        found = bench.in_turn({"fuse": replace(bench.fuse(folders), rounds=1, warm_up=False), method: theirs[method]})
+        _peer(bench, method, found[method], found["fuse"])
     shutil.rmtree(merged, ignore_errors=True)
+
+
+def _peer(bench: Bench, method: str, theirs: list[Measured | None], own: list[Measured | None]) -> None:
+    note = f"{ratios(theirs, own)} the time of cpift fuse"
+    if None in theirs:
+        note += "; stopped at the part's limit"
+    bench.row(f"mergekit {method}", theirs, note + _memory(theirs, own))
 
 
 def _memory(theirs: list[Measured | None], own: list[Measured | None]) -> str:

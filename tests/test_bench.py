@@ -57,6 +57,25 @@ def test_commands_run_in_turn_and_what_would_not_end_in_time_is_left_out(
     assert len(order) == 9, "nothing begins where no time is left"
 
 
+def test_a_part_that_fails_is_named_and_the_next_one_runs(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, 1, 1, tmp_path / "b.md")
+
+    def stops() -> None:
+        raise SystemExit("mergekit: exit code 1")
+
+    bench.part(9, stops)
+    bench.part(9, lambda: bench.say("the next one"))
+    assert bench.failed
+    assert re.search("The part failed: SystemExit: mergekit: exit code 1(.|\n)*the next one", bench.out.read_text())
+
+
+def test_the_limits_of_all_parts_are_within_twenty_minutes() -> None:
+    """With a minute for what is removed between them."""
+    from run import PARTS
+
+    assert sum(limit for _, limit, _ in PARTS) <= 19 * 60
+
+
 @pytest.mark.long
 def test_all_of_it_at_tiny_size(tmp_path: Path) -> None:
     """Every table is there, and nothing is left behind but the regions' files."""
