@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cpift.compare.table import markdown
 from cpift.compare.tuning import chosen, factors, held_out, scaled
 from cpift.errors import CpiftError
 from cpift.recipe.recipe import Recipe
+from cpift.report.tuning import tuning_table
 
 
 def made(folder: Path, **changes: Any) -> Recipe:
@@ -63,6 +65,8 @@ def test_no_row_that_is_evaluated_decides(tmp_path: Path) -> None:
     }
     assert settings == pytest.approx(1e-2 * trials["factor"])
     assert f"| `multi_task` | × {trials['factor']:.4g}" in markdown(found)
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert all(f"{score:.3f}" in page[page.index("tuning-part") :] for score in trials["scores"].values())
 
 
 def test_the_highest_score_is_taken_and_its_edge_named() -> None:
@@ -74,6 +78,23 @@ def test_the_highest_score_is_taken_and_its_edge_named() -> None:
     assert (found["factor"], found["at_the_edge"]) == (1.0, False)  # of equal ones the lower
     found = chosen(dict(zip(jobs, map(result, (0.2, 0.5, 0.6)), strict=True)))["multi_task"]
     assert (found["factor"], found["at_the_edge"]) == (3.0, True)
+
+
+def test_the_page_shows_each_trial_under_its_factor() -> None:
+    """Two methods with one factor in common: no score in another's column; without tuning there is no table."""
+    tuned = {
+        "a": {"scores": {"0.3333": 0.25, "1.0": 0.5}, "factor": 1.0, "at_the_edge": True},
+        "b": {"scores": {"1.0": 0.125}, "factor": 1.0, "at_the_edge": False},
+    }
+    note, table = map(str, tuning_table({"tuning": tuned}))  # type: ignore[typeddict-item]
+    cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", table)
+    assert [re.sub(r"<[^>]*>", "", cell) for cell in cells] == [
+        "method", "chosen", "× 0.3333", "× 1",
+        "a", "× 1 (at the edge)", "0.250", "0.500",
+        "b", "× 1", "–", "0.125",
+    ]  # fmt: skip
+    assert "a higher --tune" in note
+    assert tuning_table({}) == []  # type: ignore[typeddict-item]
 
 
 @pytest.mark.parametrize(("trials", "expected"), [(2, [1 / 3, 1]), (3, [1 / 3, 1, 3]), (4, [1 / 9, 1 / 3, 1, 3])])

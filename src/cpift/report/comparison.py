@@ -14,6 +14,7 @@ from cpift.report.figures_comparison import SPECIALIST, unit
 from cpift.report.html import Html, element, heading, paragraph, table
 from cpift.report.parts import Clause, Figure, Parts, Section
 from cpift.report.provenance import comparison_provenance, without_path
+from cpift.report.tuning import tuning_table
 
 KEYS = ("state", "recipe", "tasks", "seeds", "reference", "budgets", "summary", "differences")
 _BUDGETS = {"equal_tokens": "equal tokens", "paper": "the paper's settings", "incremental": "tasks arriving one by one"}
@@ -40,6 +41,8 @@ def comparison_parts(record: ComparisonRecord, name: str) -> Parts:
         kept = [part for part in content if part]
         if kept:
             sections.append(Section(f"{budget}-part", f"Comparison: {title}", kept))
+    if tried := tuning_table(record):
+        sections.append(Section("tuning-part", "Learning rates", tried))
     sections.append(Section("provenance-part", "Provenance", comparison_provenance(record, name)))
     state = "finished" if record["state"] == "done" else "running"
     model = without_path(str(record["recipe"].get("model", "")))
