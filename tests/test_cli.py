@@ -71,7 +71,7 @@ OPTIONS = {
     "protect": {
         "model", "out", "base", "rows", "by", "percent", "unit", "only", "exclude", "max_length", "threads",
     },
-    "diff": {"base", "tuned", "percent", "threshold", "exclude", "html", "as_json", "max_memory", "threads"},
+    "diff": {"as_json", "base", "exclude", "html", "max_length", "max_memory", "max_rows", "percent", "rows", "seed", "threads", "threshold", "tuned"},
     "plan": {"recipe", "sets", "measure", "gpus", "as_json", "out"},
     "identify": {"base", "tuned", "out", "percent", "include", "exclude", "max_memory", "vocabulary", "threads"},
     "group": {"regions", "threshold", "out", "seed"},

@@ -12,7 +12,9 @@ import typer
 from cpift.errors import CpiftError
 
 if TYPE_CHECKING:
+    from cpift.evaluation.collisions import Skill
     from cpift.method.compare_updates import Comparison
+    from cpift.metrics.collision import Prediction
 
 
 def diff(
@@ -34,21 +36,40 @@ def diff(
         str | None, typer.Option(help="Above this size, candidates go to a scratch file: 4GB.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Worker threads; by default one a core.")] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rows",
+            metavar="NAME=ROWS",
+            help="Rows of what a checkpoint has learnt: predicts which of the others would harm it most. Loads the models.",
+        ),
+    ] = None,
+    max_rows: Annotated[int, typer.Option(min=1, help="Rows drawn of each --rows, at most.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the draw of --max-rows.")] = 0,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens after which a row of --rows is cut.")] = 1024,
 ) -> None:
     """Which of these fine-tunes collide, and where.
 
     For each pair: overlap of the core regions beside chance, sign agreement, cosine of the updates. For each model: where
     in the model its region lies. Reads every checkpoint once and writes nothing, but for --html. Needs no GPU.
+
+    These describe. With --rows it predicts, too: by the loss of each checkpoint on the rows of another.
     """
     from cpift.checkpoint.hub import checkpoint_place
     from cpift.checkpoint.reader import open_checkpoint
     from cpift.checkpoint.writer import parse_size
-    from cpift.cli.options import write_text
-    from cpift.console.terminal import Terminal, byte_progress, say
+    from cpift.cli.options import named_paths, write_text
+    from cpift.console.terminal import BesideJson, Terminal, byte_progress, say
     from cpift.method.compare_updates import compare_updates
 
     places = {name: checkpoint_place(path) for name, path in named_models(tuned).items()}
     origin = checkpoint_place(base)
+    skills: list[Skill] = []
+    if rows:  # with the libraries of training, which take seconds to import
+        from cpift.evaluation.collisions import predict_collisions, read_skills
+
+        files = named_paths(rows, "--rows")
+        skills = read_skills(origin, places, files, rows=max_rows, seed=seed, max_length=max_length)
     first = open_checkpoint(origin)
     total = first.nbytes + sum(open_checkpoint(path, first).nbytes for path in places.values())
     found = compare_updates(
@@ -63,14 +84,21 @@ def diff(
     )
     for text in found.warnings:
         Terminal().warning(text)
+    predictions: list[Prediction] = []
+    if skills:
+        shown = Terminal()
+        try:
+            predictions = predict_collisions(origin, places, skills, BesideJson() if as_json else shown)
+        finally:
+            shown.close()
     if html is not None:
-        from cpift.report.diff_page import diff_page  # with the libraries of training, which take seconds to import
+        from cpift.report.diff_page import diff_page  # with the libraries of training, too
 
-        write_text(html, diff_page(found, _short(base)))
+        write_text(html, diff_page(found, _short(base), predictions))
     if as_json:
-        print(json.dumps(found.to_dict(), indent=1))
+        print(json.dumps({**found.to_dict(), **(_prediction(predictions) if predictions else {})}, indent=1))
     else:
-        _show(found)
+        _show(found, predictions)
         if html is not None:
             say(f"wrote {html}")
 
@@ -94,9 +122,9 @@ def _short(path: str) -> str:
     return Path(path).resolve().name if Path(path).exists() else path.rstrip("/").rpartition("/")[2]
 
 
-def _show(found: Comparison) -> None:
+def _show(found: Comparison, predictions: Sequence[Prediction]) -> None:
     from cpift.console.terminal import numbers_table, say
-    from cpift.method.overlap_meaning import MEANING, times
+    from cpift.method.overlap_meaning import meaning, times
 
     say(f"{found.total} parameters counted; core regions of {found.percent} %")
     if found.pairs:
@@ -121,4 +149,29 @@ def _show(found: Comparison) -> None:
     numbers_table(["core region of", "positions", *kinds], [*rows, whole])
     if found.pairs:
         say(f"\ngroups at τ = {found.threshold:g}: " + " | ".join(", ".join(members) for members in found.groups))
-    say("\n" + "\n".join(MEANING))
+    if predictions:
+        _show_predictions(predictions, [model.name for model in found.models])
+    say("\n" + "\n".join(meaning(bool(predictions))))
+
+
+def _prediction(predictions: Sequence[Prediction]) -> dict[str, object]:
+    """What ``--json`` prints of the predictions, with the evidence behind them."""
+    from cpift.metrics.collision import EVIDENCE
+
+    by = "loss of each fine-tune on the rows of another's skill, nats a token; the highest is predicted to harm it most"
+    return {"prediction": {"by": by, "evidence": list(EVIDENCE), "skills": [one.to_dict() for one in predictions]}}
+
+
+def _show_predictions(predictions: Sequence[Prediction], names: Sequence[str]) -> None:
+    from cpift.console.terminal import numbers_table, say
+    from cpift.metrics.collision import EVIDENCE, sentence
+
+    say("\nprediction, by the loss on the old skill's rows (nats a token, 95 % over rows)")
+    table = []
+    for found in predictions:
+        losses = {loss.model: loss.text for loss in (found.own, *found.others)}
+        table.append([f"{found.old} ({found.rows})", found.base.text, *(losses[name] for name in names)])
+    numbers_table(["rows of", "base", *names], table)
+    for found in predictions:
+        say(sentence(found))
+    say("\n".join(EVIDENCE))

@@ -6,26 +6,29 @@ from collections.abc import Sequence
 
 from cpift.method.compare_updates import Comparison
 from cpift.method.group import Grouping
-from cpift.method.overlap_meaning import MEANING, times
+from cpift.method.overlap_meaning import meaning, times
+from cpift.metrics.collision import Prediction
 from cpift.report import figures_regions, wording
 from cpift.report.html import Html, bullets, paragraph, table
 from cpift.report.page import page
 from cpift.report.parts import Figure, Parts, Section
+from cpift.report.predictions import prediction_parts
 
 
-def diff_page(found: Comparison, base: str) -> str:
+def diff_page(found: Comparison, base: str, predictions: Sequence[Prediction] = ()) -> str:
     """The whole page, self-contained.
 
     Args:
         found: the comparison.
         base: name of the base, as people know it.
+        predictions: of harm, where rows were given.
     """
     names = [model.name for model in found.models]
     cores = {model.name: model.core for model in found.models}
     layered = figures_regions.by_layer(_percent(found), cores, found.sizes) if _percent(found) else None
     where: list[Html | Figure] = [figures_regions.shares(cores), *([layered] if layered else [])]
     sections = [
-        Section("meaning-part", "What these numbers say", [bullets(MEANING)]),
+        Section("meaning-part", "What these numbers say", [bullets(meaning(bool(predictions)))]),
         Section("models-part", "The updates", [_models(found)]),
         Section("regions-part", "Where the core regions lie", where),
     ]
@@ -37,6 +40,9 @@ def diff_page(found: Comparison, base: str) -> str:
             _where(found),
         ]
         sections.insert(1, Section("overlap-part", "Two by two", overlaps))
+    if predictions:
+        title = "Which is predicted to harm which"
+        sections.insert(0, Section("prediction-part", title, prediction_parts(predictions)))
     return page(
         Parts(
             title=f"{wording.names(names)}: cpift diff",

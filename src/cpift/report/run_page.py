@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cpift.console.terminal import duration
 from cpift.files import layout
 from cpift.metrics.metric import Unit
-from cpift.report import figures_cost, figures_fusion, figures_regions, figures_scores, wording
+from cpift.report import figures_cost, figures_fusion, figures_regions, figures_scores, predictions, wording
 from cpift.report.facts import RunFacts
 from cpift.report.forgetting import drops, transitions
 from cpift.report.guard import guard_parts, guard_sentence
@@ -28,6 +28,7 @@ def run_parts(run: RunFacts) -> Parts:
         _section("forgetting-part", "Forgetting", [figures_scores.forgetting(run)]),
         _section("guard-part", "General ability", [*guard_parts(run)]),
         _section("overlap-part", "Overlap", _overlap(run)),
+        _section("prediction-part", "Predicted collisions", [*predictions.run_parts(run)]),
         _section(
             "regions-part",
             "Core regions",
