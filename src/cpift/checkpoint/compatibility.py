@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from cpift.checkpoint.completeness import silent
 from cpift.checkpoint.files import read_json
-from cpift.checkpoint.library import optional_library
+from cpift.checkpoint.library import optional_library, silent
 from cpift.checkpoint.stream import Checkpoint
 from cpift.checkpoint.tokens import Tokens, chat_template, compare_tokens, rest_of_tokenizer
 from cpift.errors import CpiftError

@@ -5,15 +5,14 @@ transformers initialises a missing weight at random and continues. Here that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
 from cpift.checkpoint.buffers import is_parameter
-from cpift.checkpoint.library import Untyped, library, optional_library
+from cpift.checkpoint.library import Untyped, library, optional_library, silent
 from cpift.checkpoint.names import plain_name, plain_names
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import Checkpoint
@@ -200,21 +199,6 @@ def _load(
             **options,
         )
     return loaded
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Without the library's warnings and bars: what matters of them is raised as an error."""
-    logging = library("transformers").utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _listed(names: list[str]) -> str:

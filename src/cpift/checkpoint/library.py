@@ -6,6 +6,8 @@ something open.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from cpift.extras import load
@@ -25,3 +27,18 @@ def optional_library(name: str) -> Untyped | None:
         return load(name)
     except ImportError:
         return None
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without transformers' warnings and bars: what matters of them is raised as an error."""
+    logging = library("transformers").utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -74,7 +74,8 @@ def add(
 
     The result is OUT/model. It carries its regions, so that the next cpift add --model OUT protects them, too.
     """
-    from cpift.console.terminal import numbers_table, say
+    from cpift.console.tables import numbers_table
+    from cpift.console.terminal import say
     from cpift.metrics.addition import addition_table
     from cpift.recipe.recipe import Recipe
     from cpift.report.arrivals import summary_lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -112,11 +111,12 @@ def show_example(example: Example) -> None:
     Args:
         example: the row.
     """
+    from rich.console import Console
     from rich.text import Text
 
-    from cpift.console.terminal import clean, console
+    from cpift.console.terminal import clean, is_live
 
-    colour = console.is_terminal and not os.environ.get("NO_COLOR")
+    console, colour = Console(highlight=False), is_live()
     opening, closing = ("", "") if colour else ("⟦", "⟧") if _writes("⟦⟧") else ("[[", "]]")
     shown = Text()
     for piece in example.pieces:

@@ -123,7 +123,8 @@ def _short(path: str) -> str:
 
 
 def _show(found: Comparison, predictions: Sequence[Prediction]) -> None:
-    from cpift.console.terminal import numbers_table, say
+    from cpift.console.tables import numbers_table
+    from cpift.console.terminal import say
     from cpift.method.overlap_meaning import meaning, times
 
     say(f"{found.total} parameters counted; core regions of {found.percent} %")

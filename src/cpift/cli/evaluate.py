@@ -158,7 +158,8 @@ def _metrics(values: Sequence[str], tasks: Mapping[str, str]) -> dict[str, objec
 
 
 def _show(result: SideBySide) -> None:
-    from cpift.console.terminal import numbers_table, say
+    from cpift.console.tables import numbers_table
+    from cpift.console.terminal import say
 
     if len(result.scores) == 1:
         for line in result.lines():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from cpift.cli.checkpoints import RowsOf, Threads, vocabulary_of
 from cpift.cli.options import named_paths, write_text
 from cpift.errors import CpiftError
+
+if TYPE_CHECKING:
+    from cpift.method.interpolations import Space
 
 
 def fuse(
@@ -68,12 +70,10 @@ def fuse(
     """
     from cpift.checkpoint.hub import checkpoint_place
     from cpift.checkpoint.reader import open_checkpoint
+    from cpift.checkpoint.writer import parse_size
     from cpift.console.terminal import Terminal, byte_progress, say
     from cpift.method.fuse import fuse as combine
-    from cpift.method.mergekit import read_merge
-    from cpift.method.mergekit_writing import write_merge
-    from cpift.recipe.recipe import check_part
-    from cpift.recipe.stages import Fuse
+    from cpift.method.fusion.options import FusionOptions, in_order
 
     rows = vocabulary_of(vocabulary)
     if from_mergekit is not None:
@@ -85,6 +85,8 @@ def fuse(
         }
         if beside := [name for name, value in given.items() if value]:
             raise CpiftError(f"--from-mergekit: {from_mergekit} says what {beside[0]} would; leave one of them out")
+        from cpift.method.mergekit import read_merge
+
         merge = read_merge(from_mergekit)
         base, named, interpolation, share = merge.base, merge.tuned, merge.interpolation, merge.weight
         dtype = dtype or merge.dtype
@@ -95,9 +97,19 @@ def fuse(
     origin = checkpoint_place(base)
     models = {name: checkpoint_place(path) for name, path in named.items()}
     start = None if backbone is None else checkpoint_place(backbone)
-    choices = {"overlap": overlap, "interpolation": interpolation, "space": space, "vector": vector}
-    options = check_part(Fuse, {**choices, "weight": "equal" if isinstance(share, Mapping) else share})
+    options = FusionOptions(
+        overlap,
+        interpolation,
+        cast("Space", space),
+        cast("Literal['tensor', 'model']", vector),
+        in_order(share, list(named)),
+        rows,
+        dtype,
+        parse_size(max_shard_size),
+    )
     if write_mergekit is not None:
+        from cpift.method.mergekit_writing import write_merge
+
         text = write_merge(
             base,
             named,

@@ -1,62 +1,21 @@
-"""The entry point: the table of commands, and what becomes of their errors."""
+"""The entry point: the program, and what becomes of its errors."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from cpift import __version__
-from cpift.cli.add import add
-from cpift.cli.checkpoints import group, identify
-from cpift.cli.compare import Lists, compare
-from cpift.cli.data import data
-from cpift.cli.diff import diff
-from cpift.cli.evaluate import evaluate
-from cpift.cli.exports import apply, export
-from cpift.cli.fuse import fuse
-from cpift.cli.patch import patch
-from cpift.cli.protect import protect
-from cpift.cli.push import push
-from cpift.cli.runs import init, plan, report, run, status
-from cpift.cli.tables import DataHelp, EvaluateHelp, FuseHelp
+from cpift.cli.commands import Commands
 from cpift.console import stopping
 from cpift.errors import CpiftError, OutOfMemory, is_disk_full
 from cpift.extras import remedy
 
-COMMANDS: tuple[Callable[..., None], ...] = (
-    run,
-    add,
-    plan,
-    identify,
-    group,
-    fuse,
-    evaluate,
-    compare,
-    data,
-    diff,
-    protect,
-    export,
-    apply,
-    push,
-    status,
-    report,
-    init,
-)
-"""In the order of ``cpift --help``; a function's name is the command's."""
-PARSERS: dict[Callable[..., None], type[TyperCommand]] = {
-    compare: Lists,
-    data: DataHelp,
-    evaluate: EvaluateHelp,
-    fuse: FuseHelp,
-}
-"""Commands whose arguments are read, or whose help is written, in a way of their own."""
-
 app = typer.Typer(
+    cls=Commands,
     help="Fine-tune one language model on several unlike tasks without the seesaw (CPI-FT, arXiv:2508.21741).\n\n"
     "Start with: cpift init, then cpift plan recipe.yaml, then cpift run recipe.yaml --out runs/mine.",
     no_args_is_help=True,
@@ -64,9 +23,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in COMMANDS:
-    app.command(cls=PARSERS.get(command))(command)
-app.add_typer(patch, name="patch")
 
 
 def _print_version(asked: bool) -> None:

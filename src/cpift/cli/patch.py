@@ -16,6 +16,7 @@ Out = Annotated[Path, typer.Option(help="The checkpoint to write, a new folder."
 patch = typer.Typer(
     help="Skills that come off again: what a model changed inside a region, as a file to apply and to remove.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

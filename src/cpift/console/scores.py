@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from cpift.console.terminal import clean, for_tables, is_live
+from cpift.console.drawn import for_tables
+from cpift.console.terminal import clean, is_live
 from cpift.metrics import described
 from cpift.metrics.change import Change
 from cpift.metrics.intervals import of_score

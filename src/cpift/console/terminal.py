@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from cpift.console import stopping
 from cpift.console.format import duration as duration
@@ -19,9 +15,12 @@ from cpift.console.progress import Counter
 from cpift.console.reporter import Reporter
 from cpift.console.time_left import TimeLeft
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+if TYPE_CHECKING:
+    from cpift.console.bar import Bar
+
 PLAIN_EVERY = 20.0  # seconds between two lines of progress where there is no terminal
+FILE_WIDTH = 200  # letters of a line of a table where there is no terminal
+BAR_AFTER = 0.5  # seconds of reading before a bar is shown
 
 
 def clean(text: str) -> str:
@@ -30,13 +29,26 @@ def clean(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """One message, as it is: never taken for markup."""
-    console.print(clean(text), markup=False, soft_wrap=True)
+    """One message, as it is; above the bar, where one moves."""
+    print(clean(text), flush=True)
+
+
+def say_aside(text: str) -> None:
+    """One message on standard error."""
+    print(clean(text), file=sys.stderr, flush=True)
 
 
 def is_live() -> bool:
     """May bars move and letters be bold? An empty NO_COLOR counts as none."""
-    return console.is_terminal and not os.environ.get("NO_COLOR")
+    return is_terminal() and not os.environ.get("NO_COLOR")
+
+
+def is_terminal() -> bool:
+    """Does standard output go to a terminal? FORCE_COLOR and TTY_COMPATIBLE decide it as they do for rich."""
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    compatible = os.environ.get("TTY_COMPATIBLE", "")
+    return compatible == "1" if compatible in ("0", "1") else sys.stdout.isatty()
 
 
 class Terminal(Reporter):
@@ -44,8 +56,7 @@ class Terminal(Reporter):
 
     def __init__(self) -> None:
         self._live = is_live()
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._bar: Bar | None = None
         self._last = time.monotonic()
         self._left = TimeLeft()
 
@@ -56,15 +67,9 @@ class Terminal(Reporter):
         self._last = time.monotonic()
         self._left = TimeLeft()
         if self._live:
-            columns = (
-                TextColumn("  {task.percentage:>3.0f} %"),
-                BarColumn(),
-                TextColumn("{task.description}"),
-                TextColumn("{task.fields[left]}"),
-            )
-            self._bar = Progress(*columns, console=console, transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task("", total=None, left="")
+            from cpift.console.bar import Bar  # noqa: PLC0415 - rich takes longer to import than many a command runs
+
+            self._bar = Bar()
 
     def progress(self, done: float, total: float, detail: str = "") -> None:
         """Within the stage: a moving bar, or a line now and then."""
@@ -72,8 +77,8 @@ class Terminal(Reporter):
         now = time.monotonic()
         seconds = self._left.after(now, done, total)
         left = "" if seconds is None else f"{duration(seconds)} left"
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, description=clean(detail), left=left)
+        if self._bar is not None:
+            self._bar.move(done, total, clean(detail), left)
         elif now - self._last > PLAIN_EVERY:
             self._last = now
             say("  ".join(filter(None, (f"  {done / max(total, 1e-9):.0%}", detail, left))))
@@ -96,7 +101,7 @@ class Terminal(Reporter):
 
     def warning(self, text: str) -> None:
         """A line on standard error."""
-        errors.print(f"warning: {clean(text)}", markup=False, soft_wrap=True)
+        say_aside(f"warning: {text}")
 
     def close(self) -> None:
         """Take the bar away."""
@@ -110,24 +115,23 @@ class BesideJson(Reporter):
 
     def message(self, text: str) -> None:
         """A line on standard error."""
-        errors.print(clean(text), markup=False, soft_wrap=True)
+        say_aside(text)
 
     def warning(self, text: str) -> None:
         """A line on standard error."""
-        errors.print(f"warning: {clean(text)}", markup=False, soft_wrap=True)
+        say_aside(f"warning: {text}")
 
 
 class _Reading(Terminal):
-    """Of a command of its own: the bar comes with the first bytes, and goes with the last."""
+    """Of a command of its own: a bar for what takes long enough to be looked at, gone with the last byte."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._begun = False
+        self._begun = time.monotonic()
 
     def progress(self, done: float, total: float, detail: str = "") -> None:
-        if not self._begun and self._live:
+        if self._live and self._bar is None and done < total and time.monotonic() - self._begun > BAR_AFTER:
             self.stage("", "reading")
-        self._begun = True
         super().progress(done, total, detail)
         if done >= total:
             self.close()
@@ -136,20 +140,3 @@ class _Reading(Terminal):
 def byte_progress(total: int) -> Counter:
     """A callback for a command of its own that shows bytes and throughput."""
     return Counter(_Reading(), total)
-
-
-def numbers_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose first column holds names, and the others numbers."""
-    table = Table(box=None, pad_edge=False, header_style="bold" if is_live() else "none")
-    for i, header in enumerate(headers):
-        table.add_column(clean(header), justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(clean(cell)) for cell in row))
-    wide = for_tables()
-    wide.print()
-    wide.print(table)
-
-
-def for_tables() -> Console:
-    """A file has no width: tables are not folded there."""
-    return console if console.is_terminal else Console(highlight=False, width=200)

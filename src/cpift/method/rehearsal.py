@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from cpift.checkpoint.completeness import silent
+from cpift.checkpoint.library import silent
 from cpift.checkpoint.names import plain_name
 from cpift.checkpoint.stream import Checkpoint
 from cpift.errors import CpiftError
