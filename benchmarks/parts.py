@@ -14,12 +14,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cpift.checkpoint.safetensors
 import cpift.checkpoint.writer
-import cpift.kernels.reading
-import cpift.kernels.scan
+import cpift.kernels.native
 import cpift.method.candidates
 import cpift.method.fuse
 import cpift.method.fusion.block
@@ -27,21 +27,24 @@ import cpift.method.fusion.coefficients
 import cpift.method.fusion.stream
 import cpift.method.identify
 
+LOOPS = SimpleNamespace(**{name: cpift.kernels.native.loop(name) for name in cpift.kernels.native.LOOPS})
+setattr(cpift.kernels.native, "loop", lambda name: getattr(LOOPS, name))  # so that a part can be timed by its name
+
 PARTS = {
     "identify": [
         ("guess the first bound", cpift.method.identify, "_first_bounds"),
         ("blocks", cpift.method.identify, "_scan"),
-        ("— read into the cache", cpift.kernels.reading, "read_into"),
-        ("— scan updates (subtract, compare)", cpift.kernels.scan, "scan"),
+        ("— read into the cache", LOOPS, "read_into"),
+        ("— scan updates (subtract, compare)", LOOPS, "scan"),
         ("collect candidates", cpift.method.candidates.Candidates, "add"),
         ("cut to k, unpack positions", cpift.method.candidates.Candidates, "take"),
     ],
     "fuse": [
         ("blocks, Gram matrices", cpift.method.fusion.stream, "block_gram"),
         ("— map pages", cpift.checkpoint.safetensors, "map_ahead"),
-        ("— Gram matrices (multiply)", cpift.method.fusion.coefficients, "add_gram"),
+        ("— Gram matrices (multiply)", LOOPS, "add_gram"),
         ("blocks, sums", cpift.method.fusion.stream, "fused_block"),
-        ("— sum and round (multiply)", cpift.method.fusion.block, "combine"),
+        ("— sum and round (multiply)", LOOPS, "combine"),
         ("write", cpift.checkpoint.writer.Shard, "write"),
         ("sync to the disk", os, "fsync"),
     ],

@@ -8,7 +8,7 @@ from cpift.checkpoint.stream import native
 from cpift.errors import CpiftError
 from cpift.kernels.lazy import compiled
 
-_as_float64, _rounded = compiled("stored", "as_float64"), compiled("stored", "rounded")
+_as_float64, _rounded = compiled("as_float64"), compiled("rounded")
 
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 """Types by the names that users write, and as safetensors names them."""

@@ -16,7 +16,7 @@ import numpy as np
 from cpift.checkpoint.tensor import FLOATING, Tensor, widen
 from cpift.kernels.lazy import compiled
 
-_add_low_rank = compiled("low_rank", "add_low_rank")
+_add_low_rank = compiled("add_low_rank")
 
 _TILE = 2**20  # elements in work at a time where norms are taken
 
@@ -159,7 +159,8 @@ class LowRankSum(Tensor):
             rows = factors[top:bottom]
         base = np.array(read_wide(self.base, start, stop))  # writable, as all arrays here: one compiled form
         matrices = np.ascontiguousarray(up, np.float64), np.ascontiguousarray(down, np.float64)
-        _add_low_rank(base, *matrices, self.scale, np.array(rows), np.array(columns), start - top * width, out)
+        scale = np.array([self.scale], np.float64)
+        _add_low_rank(base, *matrices, scale, np.array(rows), np.array(columns), start - top * width, out)
 
 
 def _matrix(tensor: Tensor, top: int, bottom: int) -> np.ndarray:

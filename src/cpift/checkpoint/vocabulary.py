@@ -21,7 +21,7 @@ from cpift.checkpoint.tokens import Tokens, new_tokens
 from cpift.errors import CpiftError
 from cpift.kernels.lazy import compiled
 
-_as_float64 = compiled("stored", "as_float64")
+_as_float64 = compiled("as_float64")
 
 Vocabulary = Literal["same", "union"]
 

@@ -164,7 +164,8 @@ def _prediction(predictions: Sequence[Prediction]) -> dict[str, object]:
 
 
 def _show_predictions(predictions: Sequence[Prediction], names: Sequence[str]) -> None:
-    from cpift.console.terminal import numbers_table, say
+    from cpift.console.tables import numbers_table
+    from cpift.console.terminal import say
     from cpift.metrics.collision import EVIDENCE, sentence
 
     say("\nprediction, by the loss on the old skill's rows (nats a token, 95 % over rows)")

@@ -2,8 +2,8 @@
 
 Each works on a strip of elements at a time, so that all that is done with a strip happens in the cache. Models come as
 the addresses of their stored elements and the sizes of one: 2 is bf16, 4 float32, 8 float64. Core positions come as
-``core``, three int64 arrays, (tasks,): addresses of each task's sorted positions, their item sizes (4 is int32, 8 int64)
-and their numbers; ``start`` is the position of the first element of the block.
+``places``, ``widths`` and ``counts``, int64 (tasks,): addresses of each task's sorted positions, their item sizes (4 is
+int32, 8 int64) and their numbers; ``start`` is the position of the first element of the block.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from cpift.kernels.intrinsics import number, pointer
+from cpift.kernels.intrinsics import number, pointer, stack
 from cpift.kernels.stored import STRIP, element, store, typed, widen_strip
 
 SUM_STRIP = 512  # of the weighted sum, whose bits do not depend on it; those of the Gram matrix do depend on STRIP
 NONE = np.iinfo(np.int64).max
 
-_jit = numba.njit(nogil=True, cache=True)
-_jit_sum = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})  # lets sums run in vector registers
+_jit = numba.njit(error_model="numpy")
+_jit_sum = numba.njit(error_model="numpy", fastmath={"reassoc", "contract"})  # lets sums run in vector registers
 
 
 @_jit
@@ -69,18 +69,20 @@ def _inner_4(x, a, b, c, d, n):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def add_gram(addresses, itemsizes, size, core, start, total):  # type: ignore[no-untyped-def]
+def add_gram(addresses, itemsizes, size, places, widths, counts, start, total):  # type: ignore[no-untyped-def]
     """Add to the lower triangle of ``total`` the inner products of θ⁰ and of all updates, outside the core positions.
 
     Products and sums are float64; sums are taken strip by strip, in order. Returns the number of core positions.
 
-    addresses, itemsizes: int64 (m,), of θ⁰ and the m - 1 tuned models; ``size`` elements of each. core, start: see above.
+    addresses, itemsizes: int64 (m,), of θ⁰ and the m - 1 tuned models; ``size`` elements of each. places, widths, counts, start: see above.
     total: float64 (m, m); all NaN where a core value is no number.
     """
-    models, tasks = addresses.size, core[2].size
-    rows = np.empty((models, STRIP))
-    seen = np.zeros(STRIP, np.bool_)
-    at = np.zeros(tasks, np.int64)
+    models, tasks, core = addresses.size, counts.size, (places, widths, counts)
+    rows = numba.carray(stack(8 * models * STRIP), (models, STRIP), np.float64)
+    seen = numba.carray(stack(STRIP), (STRIP,), np.uint8)
+    at = numba.carray(stack(8 * tasks), (tasks,), np.int64)
+    seen[:] = 0
+    at[:] = 0
     positions = 0
     for low in range(0, size, STRIP):
         n = min(STRIP, size - low)
@@ -93,8 +95,8 @@ def add_gram(addresses, itemsizes, size, core, start, total):  # type: ignore[no
             here = _position(core, task, at[task]) - start
             while here < low + n:
                 j = here - low
-                positions += np.int64(not seen[j])
-                seen[j] = True
+                positions += np.int64(seen[j] == 0)
+                seen[j] = 1
                 for a in range(models):
                     if not np.isfinite(rows[a, j]):
                         total[:] = np.nan
@@ -102,7 +104,7 @@ def add_gram(addresses, itemsizes, size, core, start, total):  # type: ignore[no
                 at[task] += 1
                 here = _position(core, task, at[task]) - start
         if positions > first:
-            seen[:] = False
+            seen[:] = 0
         _add_products(rows, models, n, total)
     return positions
 
@@ -135,7 +137,8 @@ def add_update_gram(addresses, itemsizes, size, total):  # type: ignore[no-untyp
     addresses, itemsizes: int64 (1 + m,), of θ⁰ and the m tuned models; ``size`` elements of each. total: float64 (m, m).
     """
     updates = addresses.size - 1
-    origin, rows = np.empty(STRIP), np.empty((updates, STRIP))
+    origin = numba.carray(stack(8 * STRIP), (STRIP,), np.float64)
+    rows = numba.carray(stack(8 * updates * STRIP), (updates, STRIP), np.float64)
     for low in range(0, size, STRIP):
         n = min(STRIP, size - low)
         widen_strip(addresses[0], itemsizes[0], low, n, origin[:n])
@@ -154,15 +157,24 @@ def _sum_4(w, x, y, z, factors, total):  # type: ignore[no-untyped-def]
 
 
 @_jit
+def _all_of_size(itemsizes, first, size):  # type: ignore[no-untyped-def]
+    same = True
+    for i in range(first):
+        same &= itemsizes[i] == size
+    return same
+
+
+@_jit
 def combine(addresses, itemsizes, coefficients, out):  # type: ignore[no-untyped-def]
     """``out`` (n,) becomes Σ coefficient · stored, summed in float64 in the order of models, rounded once.
 
     addresses, itemsizes, coefficients: (m,). out: uint16 (bf16), float32 or float64.
     """
     models = addresses.size
-    total, strip = np.empty(SUM_STRIP), np.empty(SUM_STRIP)
-    halves = models >= 4 and np.all(itemsizes[:4] == 2)
-    singles = models >= 4 and np.all(itemsizes[:4] == 4)
+    total = numba.carray(stack(8 * SUM_STRIP), (SUM_STRIP,), np.float64)
+    strip = numba.carray(stack(8 * SUM_STRIP), (SUM_STRIP,), np.float64)
+    halves = models >= 4 and _all_of_size(itemsizes, 4, 2)
+    singles = models >= 4 and _all_of_size(itemsizes, 4, 4)
     for low in range(0, out.size, SUM_STRIP):
         n = min(SUM_STRIP, out.size - low)
         done = 0
@@ -199,18 +211,22 @@ def combine(addresses, itemsizes, coefficients, out):  # type: ignore[no-untyped
 
 
 @_jit
-def gather_core(addresses, itemsizes, core, start, positions, values, won, contested, claimed, claims, sizes):  # type: ignore[no-untyped-def]
+def gather_core(
+    addresses, itemsizes, places, widths, counts, start, positions, values, won, contested, claimed, claims, sizes
+):  # type: ignore[no-untyped-def]
     r"""Walk the core positions of all tasks once, in order.
 
-    addresses, itemsizes: int64 (1 + tasks,), of θ⁰ and each task. core, start: see above.
+    addresses, itemsizes: int64 (1 + tasks,), of θ⁰ and each task. places, widths, counts, start: see above.
     Out, n positions and c of them of several tasks: positions: int64 (≥ n,), within the block. values: float64 (≥ n,), of
     the one task that claims it. won: int64 (tasks,), added to: positions of one task alone. contested: int64 (≥ c,),
     which of the positions several claim. claimed: bool (tasks, ≥ c). claims: float64 (tasks, ≥ c), the tasks' values.
     sizes: float32 (tasks, ≥ c), \|Δ\|; -1 where a task does not claim it.
     Returns n and c.
     """
-    tasks = core[2].size
-    at, heads = np.zeros(tasks, np.int64), np.empty(tasks, np.int64)
+    tasks, core = counts.size, (places, widths, counts)
+    at = numba.carray(stack(8 * tasks), (tasks,), np.int64)
+    heads = numba.carray(stack(8 * tasks), (tasks,), np.int64)
+    at[:] = 0
     for task in range(tasks):
         heads[task] = _position(core, task, 0)
     n = c = 0
@@ -248,10 +264,12 @@ def gather_core(addresses, itemsizes, core, start, positions, values, won, conte
 @_jit
 def scatter(values, positions, out):  # type: ignore[no-untyped-def]
     """``out[positions]`` becomes ``values``, float64, each rounded once."""
-    rounded = np.empty(values.size, out.dtype)
-    store(values, rounded)
-    for i in range(values.size):
-        out[positions[i]] = rounded[i]
+    rounded = numba.carray(stack(8 * SUM_STRIP), (SUM_STRIP,), out.dtype)
+    for low in range(0, values.size, SUM_STRIP):
+        n = min(SUM_STRIP, values.size - low)
+        store(values[low : low + n], rounded[:n])
+        for i in range(n):
+            out[positions[low + i]] = rounded[i]
 
 
 @_jit

@@ -11,6 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 WIDTH = 64
+_LINE = 64  # bytes of a line of the cache
 _BIT, _INT, _LONG = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
 
@@ -96,6 +97,21 @@ def _sum(builder: Any, vector: Any) -> Any:
         )
         values = builder.add(lower, upper)
     return builder.sext(builder.extract_element(values, ir.Constant(_INT, 0)), _LONG)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def stack(typing: object, nbytes: object) -> Any:
+    """Memory of the running call, for ``numba.carray``: what numba itself allocates would need numba to be freed.
+
+    To be called once in a call, not in a loop.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        room = builder.alloca(ir.IntType(8), size=args[0])
+        room.align = _LINE
+        return room
+
+    return types.voidptr(types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""Compiled loops that are imported when they are first called: numba takes longer to import than most commands run."""
+"""Compiled loops that are imported when they are first called: a command that has no need of them starts without."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from importlib import import_module
 from typing import Any
 
 
-def compiled(module: str, name: str) -> Callable[..., Any]:
-    """A loop by its name.
-
-    Args:
-        module: of this package.
-        name: of the loop in that module.
-    """
+def compiled(name: str) -> Callable[..., Any]:
+    """A loop by its name in :data:`cpift.kernels.native.LOOPS`."""
 
     def call(*arguments: object) -> Any:
-        return getattr(import_module(f"cpift.kernels.{module}"), name)(*arguments)
+        return import_module("cpift.kernels.native").loop(name)(*arguments)
 
     return call

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 
 from cpift.kernels import plain
@@ -40,16 +40,5 @@ def loops_for(updates: int) -> Loops:
             plain.count_common,
             plain.add_update_gram,
         )
-    names = ("reading", "scan", "selection", "fusion")
-    reading, scan, selection, fusion = (import_module(f"cpift.kernels.{name}") for name in names)
-    return Loops(
-        reading.read_into,
-        scan.scan,
-        selection.take_in,
-        selection.keep_best,
-        selection.count_keys,
-        selection.unpack_best,
-        scan.count_unchanged_rows,
-        selection.count_common,
-        fusion.add_update_gram,
-    )
+    loop = import_module("cpift.kernels.native").loop
+    return Loops(**{field.name: loop(field.name) for field in fields(Loops)})

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from cpift.kernels.intrinsics import stack
+
 _STRIP = 512  # columns in work at a time: what is read of ``down`` for them stays in the cache
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(error_model="numpy")
 def add_low_rank(base, up, down, scale, rows, columns, first, out):  # type: ignore[no-untyped-def]
     """Compute out = rows · columns · (base + scale · up @ down), element by element, over a run of row-major elements.
 
@@ -16,11 +18,11 @@ def add_low_rank(base, up, down, scale, rows, columns, first, out):  # type: ign
     the place where the run begins nor the machine.
 
     base: float32 or float64, (n,). up: float64, (m, r), of the rows that the run touches. down: float64, (r, width).
-    scale: float64. rows: float64, (m,), a factor for each row. columns: float64, (width,), a factor for each column.
+    scale: float64, (1,). rows: float64, (m,), a factor for each row. columns: float64, (width,), a factor for each column.
     first: column of the run's first element. out: float32 or float64, (n,).
     """
     width, rank = down.shape[1], up.shape[1]
-    update = np.empty(_STRIP)
+    update = numba.carray(stack(8 * _STRIP), (_STRIP,), np.float64)
     for low in range(0, width, _STRIP):
         for row in range(up.shape[0]):
             begin = row * width - first  # of the row, as an element of the run
@@ -49,4 +51,4 @@ def add_low_rank(base, up, down, scale, rows, columns, first, out):  # type: ign
                 columns[left:right],
             )
             for j in range(n):
-                after[j] = rows[row] * factors[j] * (np.float64(before[j]) + scale * sums[j])
+                after[j] = rows[row] * factors[j] * (np.float64(before[j]) + scale[0] * sums[j])

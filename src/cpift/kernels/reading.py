@@ -10,7 +10,7 @@ from cpift.kernels.intrinsics import pointer
 _pread = types.ExternalFunction("pread", types.int64(types.int32, types.voidptr, types.uint64, types.int64))
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(error_model="numpy")
 def read_into(descriptors, offsets, sizes, addresses):  # type: ignore[no-untyped-def]
     """Read ``sizes`` bytes of open files, from ``offsets`` on, to ``addresses``: all int64, (n,).
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from cpift.kernels.intrinsics import WIDTH, bits_of, compare_groups, lowest, number
+from cpift.kernels.intrinsics import WIDTH, bits_of, compare_groups, lowest, number, stack
 from cpift.kernels.stored import STRIP, typed
 
-_jit = numba.njit(nogil=True, cache=True)
+GROUPS = STRIP // WIDTH + 1
+
+_jit = numba.njit(error_model="numpy")
 
 
 @_jit
@@ -64,8 +66,9 @@ def scan(addresses, itemsizes, size, first, bounds, candidates, found, zeros, sa
     of position. found, zeros: int64 (tasks,), brought up to date: number of candidates; of updates that are zero.
     samples: int64 (tasks, 2**16), added to: upper 16 bits of \|Δ\| of every ``every``-th update.
     """
-    origin = np.empty(STRIP, np.float32)
-    hits, masks = np.empty(STRIP // WIDTH + 1, np.int32), np.empty(STRIP // WIDTH + 1, np.uint64)
+    origin = numba.carray(stack(4 * STRIP), (STRIP,), np.float32)
+    hits = numba.carray(stack(4 * GROUPS), (GROUPS,), np.int32)
+    masks = numba.carray(stack(8 * GROUPS), (GROUPS,), np.uint64)
     for low in range(0, size, STRIP):
         n = min(STRIP, size - low)
         if itemsizes[0] == 2:

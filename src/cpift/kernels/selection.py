@@ -8,7 +8,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-_jit = numba.njit(nogil=True, cache=True)
+_jit = numba.njit(error_model="numpy")
 
 
 @_jit

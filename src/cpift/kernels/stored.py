@@ -10,11 +10,11 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from cpift.kernels.intrinsics import number, pointer
+from cpift.kernels.intrinsics import number, pointer, stack
 
 STRIP = 2048
 
-_jit = numba.njit(nogil=True, cache=True)
+_jit = numba.njit(error_model="numpy")
 
 
 @_jit
@@ -57,8 +57,8 @@ def round_to_bf16(values, out):  # type: ignore[no-untyped-def]
 
     By way of float32 a value beside a tie would be rounded onto it, and then to the wrong side.
     """
-    strip = np.empty(STRIP, np.float32)
-    bits = strip.view(np.uint32)
+    room = stack(4 * STRIP)
+    strip, bits = numba.carray(room, (STRIP,), np.float32), numba.carray(room, (STRIP,), np.uint32)
     for low in range(0, values.size, STRIP):
         n = min(STRIP, values.size - low)
         source, target = values[low : low + n], out[low : low + n]

@@ -11,7 +11,7 @@ from cpift.kernels.lazy import compiled
 from cpift.method.overlap_rules import Claims, OverlapRule
 from cpift.method.region import Region
 
-_gather_core, _as_float64 = compiled("fusion", "gather_core"), compiled("stored", "as_float64")
+_gather_core, _as_float64 = compiled("gather_core"), compiled("as_float64")
 
 
 class Cores:
@@ -90,7 +90,17 @@ def transplant(
     claims, sizes = np.empty((tasks, several)), np.empty((tasks, several), np.float32)
     if most:
         n, c = _gather_core(
-            addresses, itemsizes, cores.table, cores.start, positions, values, counts, contested, claimed, claims, sizes
+            addresses,
+            itemsizes,
+            *cores.table,
+            cores.start,
+            positions,
+            values,
+            counts,
+            contested,
+            claimed,
+            claims,
+            sizes,
         )
         positions, values = positions[:n], values[:n]
         if c:

@@ -6,8 +6,7 @@ import numpy as np
 
 from cpift.checkpoint.stream import Block, native
 from cpift.errors import CpiftError
-from cpift.kernels.fusion import all_finite, combine, scatter
-from cpift.kernels.stored import rounded
+from cpift.kernels.lazy import compiled
 from cpift.kernels.threads import thread_local_scratch
 from cpift.method.fusion.coefficients import addresses
 from cpift.method.fusion.inputs import Inputs
@@ -15,6 +14,8 @@ from cpift.method.fusion.options import DTYPES
 from cpift.method.overlap_rules import OverlapRule
 from cpift.method.transplant import Cores, transplant
 
+_all_finite, _combine = compiled("all_finite"), compiled("combine")
+_rounded, _scatter = compiled("rounded"), compiled("scatter")
 _TORCH_NAME = {short: long for long, short in DTYPES.items()}
 _KERNEL_TYPE = {"F32": np.float32, "BF16": np.uint16, "F16": np.float64, "F64": np.float64}  # numba has no float16
 
@@ -52,19 +53,19 @@ def fused_block(
         }
         summed = np.flatnonzero(coefficients).tolist()
         if summed:
-            combine(*addresses([stored[i] for i in summed]), coefficients[summed], out)
+            _combine(*addresses([stored[i] for i in summed]), coefficients[summed], out)
         else:
             out[:] = 0
         if cores.most:
             claimed = [stored.get(i, stored[0]) for i in (0, *range(2, len(inputs.models)))]
             positions, values, counts = transplant(cores, *addresses(claimed), rule)
-            scatter(values, positions, out)
+            _scatter(values, positions, out)
     for start, values in inputs.rows.parts(block, inputs.base):
         copied = np.empty(len(values), out.dtype)
-        rounded(values, copied)
+        _rounded(values, copied)
         out[start : start + len(values)] = copied
     with np.errstate(over="ignore"):
         data = out.astype(np.float16) if dtype == "F16" else out
-    if not (np.isfinite(data).all() if dtype == "F16" else all_finite(out)):
+    if not (np.isfinite(data).all() if dtype == "F16" else _all_finite(out)):
         raise CpiftError(f"{block.name}: holds a value that {_TORCH_NAME[dtype]} cannot hold; choose a wider --dtype")
     return data, counts

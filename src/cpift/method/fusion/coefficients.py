@@ -10,11 +10,13 @@ import xxhash
 
 from cpift.checkpoint.stream import Block, native
 from cpift.errors import CpiftError
-from cpift.kernels.fusion import add_gram
+from cpift.kernels.lazy import compiled
 from cpift.method.fusion.inputs import Inputs
 from cpift.method.fusion.options import FusionOptions
 from cpift.method.interpolations import Combination, combination
 from cpift.method.transplant import Cores
+
+_add_gram = compiled("add_gram")
 
 
 class BlockGram(NamedTuple):
@@ -88,7 +90,7 @@ def block_gram(inputs: Inputs, block: Block) -> BlockGram:
     total = np.zeros((len(stored), len(stored)))
     cores = Cores(inputs.regions, inputs.tasks, block)
     size = block.stop - block.start
-    core = add_gram(*addresses(stored), size, cores.table, cores.start, total)
+    core = _add_gram(*addresses(stored), size, *cores.table, cores.start, total)
     gram = np.tril(total) + np.tril(total, -1).T
     if inputs.backbone is inputs.base:
         gram = np.insert(np.insert(gram, 1, 0.0, axis=0), 1, 0.0, axis=1)
