@@ -28,7 +28,7 @@ import cpift.method.fusion.stream
 import cpift.method.identify
 
 LOOPS = SimpleNamespace(**{name: cpift.kernels.native.loop(name) for name in cpift.kernels.native.LOOPS})
-setattr(cpift.kernels.native, "loop", lambda name: getattr(LOOPS, name))  # so that a part can be timed by its name
+cpift.kernels.native.__dict__["loop"] = lambda name: getattr(LOOPS, name)  # so that a part can be timed by its name
 
 PARTS = {
     "identify": [
