@@ -75,3 +75,19 @@ def test_regions_are_frozen_beside_the_versions_that_other_trainers_pin(wheel: P
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize(("extra", "brought"), [("train", {"transformers", "trl"}), ("adapters", {"peft", "trl"})])
+def test_the_extras_of_the_readme_resolve(wheel: Path, tmp_path: Path, extra: str, brought: set[str]) -> None:
+    """pip finds versions that fit together, and warns of nothing. Its plan: nothing is installed."""
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed"]
+    done = subprocess.run(
+        [*command, "--report", str(report), f"{wheel}[{extra}]"], capture_output=True, text=True, check=False
+    )
+    if "No matching distribution found" in done.stderr and "cpift" not in done.stderr.partition("No matching")[2]:
+        pytest.skip(f"the index lacks a package: {done.stderr[-300:]}")
+    assert done.returncode == 0, done.stderr
+    assert "does not provide the extra" not in done.stderr
+    chosen = {item["metadata"]["name"].lower() for item in json.loads(report.read_text())["install"]}
+    assert brought | {"cpift", "torch", "numpy"} <= chosen

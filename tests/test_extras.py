@@ -164,6 +164,22 @@ def test_each_package_of_the_table_is_in_the_extra_that_the_line_names() -> None
             assert {canonicalize_name(name) for name in names.get(package, [package])} & brought, (extra, package)
 
 
+def test_every_extra_that_a_page_names_exists() -> None:
+    """Where the package is published, pip would only warn of one that does not, and install cpift alone."""
+    root, known = Path(__file__).parents[1], set(PROJECT["optional-dependencies"])
+    pages = [root / "README.md", root / "CONTRIBUTING.md", root / "Dockerfile", *root.glob("docs/**/*.md")]
+    named = {
+        (page.relative_to(root).as_posix(), extra.strip())
+        for page in [*pages, *root.glob("src/**/*.py"), *root.glob("examples/*")]
+        for extras in re.findall(r"cpift\[([a-z, ]+)\]", page.read_text(encoding="utf-8"))
+        for extra in extras.split(",")
+    }
+    assert {extra for page, extra in named if page == "README.md"} == {"train", "adapters"}
+    assert not {(page, extra) for page, extra in named if extra not in known}
+    listed = set(re.findall(r"^\| `cpift\[(\w+)\]`", (root / "docs/install.md").read_text(encoding="utf-8"), re.M))
+    assert listed == known - {"demo", "dev", "docs", "browser"}  # these serve a checkout
+
+
 def test_a_package_of_another_version_is_named_with_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As beside tools that pin trl 0.23: the import of a name that it does not have."""
     (tmp_path / "wants_more.py").write_text("from trl import ATrainerOfTomorrow\n")

@@ -89,3 +89,50 @@ def test_diff_imports_no_training(models: list[Path]) -> None:
     assert not (TRAINING | COMPILED | BESIDE) & modules
     assert not OTHERS & modules
     assert not {"cpift.recipe", "cpift.runs", "cpift.data", "cpift.train", "cpift.report"} & modules
+
+
+MISTAKES = [
+    ({"model": "path-or-hub-id"}, "model: path-or-hub-id stands for yours; give a folder"),
+    ({"tasks": {"a": {"train": "a.csv", "eval": 1}}}, "a.csv is missing; did you mean a.jsonl?"),
+    ({"tasks": {"a": {"train": "b.csv", "eval": 1}}}, "b.csv is missing; paths count from the recipe's folder"),
+    ({"tasks": {"a": {"train": "a.jsonl"}}}, "tasks.a: eval is missing"),
+    ({"tasks": {"a": {"train": [{"path": "a.jsonl"}, {"path": "b.tsv"}], "eval": 1}}}, "b.tsv is missing"),
+    ({"tasks": {"a": {"train": "a.jsonl", "eval": "b.json"}}}, "b.json is missing"),
+]
+
+
+COMMANDS = ["data", "plan", "run --out {0}/out", "compare --out {0}/out --methods cpi_ft"]
+
+
+def test_a_mistake_in_a_recipe_is_reported_before_the_libraries_are_loaded(tmp_path: Path) -> None:
+    """On a busy machine they take a minute. One process sees all mistakes, by all commands."""
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    given = {"model": "org/base", "tasks": {"a": {"train": "a.jsonl", "eval": 1}}}
+    calls, expected = [], []
+    for number, (changes, words) in enumerate(MISTAKES):
+        (tmp_path / f"{number}.yaml").write_text(json.dumps({**given, **changes}))
+        for name, *options in (command.format(tmp_path).split() for command in COMMANDS):
+            calls.append([name, f"{tmp_path}/{number}.yaml", *options])
+            expected.append(words)
+    done = subprocess.run([sys.executable, "-c", ALL, json.dumps(calls)], capture_output=True, text=True, check=True)
+    for line, words in zip(done.stderr.splitlines(), expected, strict=True):
+        assert line.startswith("cpift: ")
+        assert words in line
+    codes, modules = json.loads(done.stdout)
+    assert codes == [2] * len(calls)
+    assert not (TRAINING - {"yaml"}) & set(modules)
+    assert not (tmp_path / "out").exists()
+
+
+ALL = """
+import json, sys
+from cpift.cli.main import main
+codes = []
+for call in json.loads(sys.argv[1]):
+    sys.argv = ["cpift", *call]
+    try:
+        main()
+    except SystemExit as end:
+        codes.append(end.code)
+print(json.dumps([codes, sorted(sys.modules)]))
+"""

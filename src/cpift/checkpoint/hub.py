@@ -94,7 +94,8 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool, weights: bo
         if kind == "RevisionNotFoundError":
             raise CpiftError(f"model: {name} has no revision {revision}; give a branch, a tag or a commit") from error
         raise CpiftError(
-            f"model: {name}{at} is no local folder and cannot be fetched ({' '.join(str(error).split())})"
+            f"model: {name}{at} is no local folder and cannot be fetched; without a network give the folder of a copy, made "
+            f"elsewhere by: hf download {name} --local-dir DIR ({' '.join(str(error).split())})"
         ) from error
     if weights and not any(place.glob("*.safetensors")) and not (place / "adapter_config.json").is_file():
         raise CpiftError(

@@ -74,13 +74,8 @@ def add(
 
     The result is OUT/model. It carries its regions, so that the next cpift add --model OUT protects them, too.
     """
-    from cpift.console.tables import numbers_table
-    from cpift.console.terminal import say
-    from cpift.metrics.addition import addition_table
+    from cpift.data.presence import check_presence
     from cpift.recipe.recipe import Recipe
-    from cpift.report.arrivals import summary_lines
-    from cpift.runs.alternatives import check_alternatives, compare_additions
-    from cpift.runs.pipeline import run as run_all
 
     if as_patch and len(task) > 1:
         raise CpiftError("--as-patch: takes one --task; a patch fits the model that it was made on")
@@ -88,6 +83,7 @@ def add(
     loaded = Recipe.from_data(data, Path.cwd(), overrides(sets), "cpift add")
     if as_patch:
         loaded = loaded.changed({"arrivals.train": "inside"})
+    check_presence(loaded)
     if recipe is not None:
         if recipe.exists():
             raise CpiftError(f"{recipe}: exists; name another file, or remove it")
@@ -95,6 +91,13 @@ def add(
         copy = f" --mirror {mirror}" if mirror is not None else ""
         print(f"wrote {recipe}; edit it, then: cpift run {recipe} --out {out}{copy}")
         return
+    from cpift.console.tables import numbers_table
+    from cpift.console.terminal import say
+    from cpift.metrics.addition import addition_table
+    from cpift.report.arrivals import summary_lines
+    from cpift.runs.alternatives import check_alternatives, compare_additions
+    from cpift.runs.pipeline import run as run_all
+
     if compare:
         check_alternatives()
     with terminal() as shown:

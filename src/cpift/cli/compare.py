@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from cpift.cli.options import Address, EngineName, GpusPerJob, RecipePath, Sets, overrides, terminal
+from cpift.cli.options import Address, EngineName, GpusPerJob, RecipePath, Sets, load_recipe, terminal
 from cpift.cli.tables import list_entries
 
 
@@ -80,18 +80,18 @@ def compare(
 
     Write the recipe's path before the lists. Any method may have settings: cpi_ft:KEY=VALUE.
     """
+    loaded = load_recipe(recipe, sets)
     from cpift.compare import FILE
     from cpift.compare import compare as run_all
     from cpift.compare.methods import REFERENCE
     from cpift.compare.table import markdown
     from cpift.console.terminal import say
     from cpift.distributed.engine import make_engine
-    from cpift.recipe.recipe import Recipe
 
     workers = make_engine(engine, jobs, address, gpus_per_job, say)
     with terminal() as shown:
         result = run_all(
-            Recipe.load(recipe, overrides(sets)),
+            loaded,
             out,
             methods,
             seeds or [0],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpift.cli.options import RecipePath, Sets, overrides
+from cpift.cli.options import RecipePath, Sets, load_recipe
 
 if TYPE_CHECKING:
     from cpift.data.lengths import Lengths
@@ -31,11 +31,10 @@ def data(
     NO_COLOR. Needs the model's tokenizer, not its weights. Changes no file; encoded sets of
     10,000 rows or more are cached, see docs/data.md.
     """
-    from cpift.recipe.recipe import Recipe
+    loaded = load_recipe(recipe, sets)
     from cpift.runs.survey import mixture_lines, survey
     from cpift.train.config import max_length
 
-    loaded = Recipe.load(recipe, overrides(sets))
     limit, tasks = max_length(loaded.training), survey(loaded, examples)
     if as_json:
         print(

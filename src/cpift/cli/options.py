@@ -13,6 +13,7 @@ from cpift.errors import CpiftError, is_disk_full
 
 if TYPE_CHECKING:
     from cpift.console.terminal import Terminal
+    from cpift.recipe.recipe import Recipe
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file; cpift init writes one.")]
 Mirror = Annotated[
@@ -88,6 +89,24 @@ def overrides(values: Sequence[str] | None) -> dict[str, object]:
         except yaml.YAMLError as error:
             raise CpiftError(f"--set {value}: the value is not YAML") from error
     return keys
+
+
+def load_recipe(path: Path, sets: Sequence[str] | None) -> Recipe:
+    """A recipe and what it names, checked in seconds: call it before anything that imports torch.
+
+    Args:
+        path: the recipe.
+        sets: the values of ``--set``.
+
+    Raises:
+        CpiftError: a mistake in the recipe, or a file or model that is not there.
+    """
+    from cpift.data.presence import check_presence
+    from cpift.recipe.recipe import Recipe
+
+    recipe = Recipe.load(path, overrides(sets))
+    check_presence(recipe)
+    return recipe
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from cpift.cli.options import Address, EngineName, GpusPerJob, Mirror, RecipePath, Sets, overrides, terminal, write_text
+from cpift.cli.options import (
+    Address,
+    EngineName,
+    GpusPerJob,
+    Mirror,
+    RecipePath,
+    Sets,
+    load_recipe,
+    overrides,
+    terminal,
+    write_text,
+)
 from cpift.errors import CpiftError
 from cpift.files.layout import RunLayout
 
@@ -46,10 +57,9 @@ def run(
     """
     from cpift.console.scores import scores_table
     from cpift.console.terminal import say
-    from cpift.recipe.recipe import Recipe
     from cpift.recipe.yaml import origins
 
-    loaded = Recipe.load(recipe, overrides(sets))  # a mistake in it is reported before torch is imported
+    loaded = load_recipe(recipe, sets)
     from cpift.distributed.engine import make_engine
     from cpift.runs.mirror import Mirror as Copy
     from cpift.runs.pipeline import check
@@ -94,12 +104,12 @@ def plan(
 
     Writes nothing without --out. Rows are loaded and tokenized to count them.
     """
+    loaded = load_recipe(recipe, sets)
     from cpift.console.terminal import say
     from cpift.planning.plan import plan as make_plan
     from cpift.planning.show import show
-    from cpift.recipe.recipe import Recipe
 
-    result = make_plan(Recipe.load(recipe, overrides(sets)), measure=measure, gpus=gpus)
+    result = make_plan(loaded, measure=measure, gpus=gpus)
     if out is not None:
         write_text(RunLayout(out).plan, json.dumps(result) + "\n")
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import gzip
 import io
 import json
@@ -53,7 +54,7 @@ def read_file(path: Path, kind: FileKind) -> Iterator[Located]:
         CpiftError: the file is missing, no file, damaged, or not UTF-8; with file and line where one is known.
     """
     if not os.path.lexists(path):
-        raise CpiftError(f"{path} is missing; paths count from the recipe's folder")
+        raise CpiftError(missing(path))
     if not os.path.isfile(path):  # a pipe or a device would keep us waiting
         raise CpiftError(f"{path} is no file")
     try:
@@ -62,6 +63,15 @@ def read_file(path: Path, kind: FileKind) -> Iterator[Located]:
         raise CpiftError(f"{path}: not UTF-8 text ({error.reason})") from error
     except (OSError, EOFError, zlib.error) as error:
         raise CpiftError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def missing(path: Path) -> str:
+    """What to report of a file that is not there; the file beside it that differs in its ending alone is named."""
+    stem = path.name.partition(".")[0]
+    twin = next(
+        (file.name for file in sorted(path.parent.glob(f"{glob.escape(stem)}.*")) if is_file_name(file.name)), ""
+    )
+    return f"{path} is missing; " + (f"did you mean {twin}?" if twin else "paths count from the recipe's folder")
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from cpift.metrics import METRICS
 from cpift.recipe.backbones import BACKBONES
 from cpift.table import Entry
 
+PLACEHOLDER = "path-or-hub-id"  # what stands for the model there
+
 # A comment of template.yaml that holds <KEY> shows the names of this table there.
 TABLES: Mapping[str, Mapping[str, Entry]] = {
     "metrics": METRICS,
