@@ -12,9 +12,10 @@ import numba
 import numpy as np
 
 from cpift.kernels.intrinsics import number, pointer, stack
-from cpift.kernels.stored import STRIP, element, store, typed, widen_strip
+from cpift.kernels.stored import element, store, typed, widen_strip
 
-SUM_STRIP = 512  # of the weighted sum, whose bits do not depend on it; those of the Gram matrix do depend on STRIP
+SUM_STRIP = 512  # elements of the weighted sum at a time; its bits do not depend on it
+GRAM_STRIP = 512  # of the Gram matrix, whose last bits do: five rows of float64 stay in the nearest cache
 NONE = np.iinfo(np.int64).max
 
 _jit = numba.njit(error_model="numpy")
@@ -33,9 +34,20 @@ def _position(core, task, i):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _subtract(row, origin, n):  # type: ignore[no-untyped-def]
-    for j in range(n):
-        row[j] -= origin[j]
+def _differences(stored, origin, out):  # type: ignore[no-untyped-def]
+    for j in range(out.size):
+        out[j] = np.float64(number(stored[j])) - origin[j]
+
+
+@_jit
+def _update_strip(address, itemsize, low, n, origin, out):  # type: ignore[no-untyped-def]
+    """Elements ``low`` to ``low + n`` of what is stored at ``address``, less ``origin``, as float64."""
+    if itemsize == 2:
+        _differences(typed(address, low, n, np.uint16), origin, out)
+    elif itemsize == 4:
+        _differences(typed(address, low, n, np.float32), origin, out)
+    else:
+        _differences(typed(address, low, n, np.float64), origin, out)
 
 
 @_jit_sum
@@ -68,6 +80,42 @@ def _inner_4(x, a, b, c, d, n):  # type: ignore[no-untyped-def]
     return p, q, r, s
 
 
+@_jit_sum
+def _corner_4(a, b, c, d, n):  # type: ignore[no-untyped-def]
+    """The ten inner products of four rows, in the order of the lower triangle: each element is loaded once."""
+    aa = ba = bb = ca = cb = cc = da = db = dc = dd = 0.0
+    for j in range(n):
+        w, x, y, z = a[j], b[j], c[j], d[j]
+        aa += w * w
+        ba += x * w
+        bb += x * x
+        ca += y * w
+        cb += y * x
+        cc += y * y
+        da += z * w
+        db += z * x
+        dc += z * y
+        dd += z * z
+    return aa, ba, bb, ca, cb, cc, da, db, dc, dd
+
+
+@_jit_sum
+def _tile_2_4(x, y, a, b, c, d, n):  # type: ignore[no-untyped-def]
+    """The inner products of two rows with four others."""
+    xa = xb = xc = xd = ya = yb = yc = yd = 0.0
+    for j in range(n):
+        v, w = x[j], y[j]
+        xa += v * a[j]
+        xb += v * b[j]
+        xc += v * c[j]
+        xd += v * d[j]
+        ya += w * a[j]
+        yb += w * b[j]
+        yc += w * c[j]
+        yd += w * d[j]
+    return (xa, xb, xc, xd), (ya, yb, yc, yd)
+
+
 @_jit
 def add_gram(addresses, itemsizes, size, places, widths, counts, start, total):  # type: ignore[no-untyped-def]
     """Add to the lower triangle of ``total`` the inner products of θ⁰ and of all updates, outside the core positions.
@@ -78,18 +126,17 @@ def add_gram(addresses, itemsizes, size, places, widths, counts, start, total): 
     total: float64 (m, m); all NaN where a core value is no number.
     """
     models, tasks, core = addresses.size, counts.size, (places, widths, counts)
-    rows = numba.carray(stack(8 * models * STRIP), (models, STRIP), np.float64)
-    seen = numba.carray(stack(STRIP), (STRIP,), np.uint8)
+    rows = numba.carray(stack(8 * models * GRAM_STRIP), (models, GRAM_STRIP), np.float64)
+    seen = numba.carray(stack(GRAM_STRIP), (GRAM_STRIP,), np.uint8)
     at = numba.carray(stack(8 * tasks), (tasks,), np.int64)
     seen[:] = 0
     at[:] = 0
     positions = 0
-    for low in range(0, size, STRIP):
-        n = min(STRIP, size - low)
-        for a in range(models):
-            widen_strip(addresses[a], itemsizes[a], low, n, rows[a, :n])
-            if a:
-                _subtract(rows[a], rows[0], n)
+    for low in range(0, size, GRAM_STRIP):
+        n = min(GRAM_STRIP, size - low)
+        widen_strip(addresses[0], itemsizes[0], low, n, rows[0, :n])
+        for a in range(1, models):
+            _update_strip(addresses[a], itemsizes[a], low, n, rows[0], rows[a, :n])
         first = positions
         for task in range(tasks):
             here = _position(core, task, at[task]) - start
@@ -112,15 +159,31 @@ def add_gram(addresses, itemsizes, size, places, widths, counts, start, total): 
 @_jit
 def _add_products(rows, count, n, total):  # type: ignore[no-untyped-def]
     """Add the inner products of the first ``count`` rows, n elements each, to the lower triangle of ``total``."""
-    for a in range(count):
-        b = 0
-        while b + 4 <= a + 1:
-            p, q, r, s = _inner_4(rows[a], rows[b], rows[b + 1], rows[b + 2], rows[b + 3], n)
-            total[a, b] += p
-            total[a, b + 1] += q
-            total[a, b + 2] += r
-            total[a, b + 3] += s
-            b += 4
+    whole = count // 4 * 4
+    for a in range(0, whole, 4):
+        corner = _corner_4(rows[a], rows[a + 1], rows[a + 2], rows[a + 3], n)
+        total[a, a] += corner[0]
+        total[a + 1, a] += corner[1]
+        total[a + 1, a + 1] += corner[2]
+        total[a + 2, a] += corner[3]
+        total[a + 2, a + 1] += corner[4]
+        total[a + 2, a + 2] += corner[5]
+        total[a + 3, a] += corner[6]
+        total[a + 3, a + 1] += corner[7]
+        total[a + 3, a + 2] += corner[8]
+        total[a + 3, a + 3] += corner[9]
+        for c in range(a, a + 4, 2):
+            for b in range(0, a, 4):
+                tile = _tile_2_4(rows[c], rows[c + 1], rows[b], rows[b + 1], rows[b + 2], rows[b + 3], n)
+                for k in range(4):
+                    total[c, b + k] += tile[0][k]
+                    total[c + 1, b + k] += tile[1][k]
+    for a in range(whole, count):
+        for b in range(0, whole, 4):
+            products = _inner_4(rows[a], rows[b], rows[b + 1], rows[b + 2], rows[b + 3], n)
+            for k in range(4):
+                total[a, b + k] += products[k]
+        b = whole
         if b + 2 <= a + 1:
             p, q = _inner_2(rows[a], rows[b], rows[b + 1], n)
             total[a, b] += p
@@ -137,14 +200,13 @@ def add_update_gram(addresses, itemsizes, size, total):  # type: ignore[no-untyp
     addresses, itemsizes: int64 (1 + m,), of θ⁰ and the m tuned models; ``size`` elements of each. total: float64 (m, m).
     """
     updates = addresses.size - 1
-    origin = numba.carray(stack(8 * STRIP), (STRIP,), np.float64)
-    rows = numba.carray(stack(8 * updates * STRIP), (updates, STRIP), np.float64)
-    for low in range(0, size, STRIP):
-        n = min(STRIP, size - low)
+    origin = numba.carray(stack(8 * GRAM_STRIP), (GRAM_STRIP,), np.float64)
+    rows = numba.carray(stack(8 * updates * GRAM_STRIP), (updates, GRAM_STRIP), np.float64)
+    for low in range(0, size, GRAM_STRIP):
+        n = min(GRAM_STRIP, size - low)
         widen_strip(addresses[0], itemsizes[0], low, n, origin[:n])
         for a in range(updates):
-            widen_strip(addresses[a + 1], itemsizes[a + 1], low, n, rows[a, :n])
-            _subtract(rows[a], origin, n)
+            _update_strip(addresses[a + 1], itemsizes[a + 1], low, n, origin, rows[a, :n])
         _add_products(rows, updates, n, total)
 
 
