@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpift.kernels import compile as compile_
 from cpift.kernels import native
 
 
@@ -57,6 +58,23 @@ def test_code_that_is_not_what_was_kept_is_made_anew(
     assert common(native.Loop("count_common")) == (2, 1)
     assert made == ["count_common"]
     assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("function", ["NRT_MemInfo_alloc_aligned", "a_function_that_there_is_not"])
+def test_code_that_needs_numba_is_called_by_numba(folder: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    """Loaded alone it would end the process; nothing is kept, and the result is the same."""
+    alone = compile_.alone
+    monkeypatch.setattr(compile_, "alone", lambda code: alone(f"{code}\ndeclare i8* @{function}(i64 %n)\n"))
+    loop = native.Loop("count_common")
+    assert (common(loop), common(loop)) == ((2, 1), (2, 1))
+    assert not list(folder.iterdir())
+
+
+def test_another_processors_code_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common(native.Loop("count_common"))
+    monkeypatch.setattr(native, "_processor", lambda: "0" * 16)
+    common(native.Loop("count_common"))
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_the_key_changes_with_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,6 +76,7 @@ class Loop:
         self.arguments = [_argument(word) for word in takes.split()]
         self._any = [i for i, argument in enumerate(self.arguments) if argument.kind is None]
         self._entries: dict[tuple[np.dtype[Any], ...], Callable[..., None]] = {}
+        self._by_numba = False  # where its code does not run alone
 
     def __call__(self, *arguments: Any) -> Any:
         """Run it.
@@ -84,6 +86,8 @@ class Loop:
         """
         free = tuple([arguments[i].dtype for i in self._any])
         entry = self._entries.get(free) or self._load(free)
+        if entry is None:
+            return getattr(import_module(f"cpift.kernels.{self.module}"), self.name)(*arguments)
         values: list[int] = []
         for (kind, axes), argument in zip(self.arguments, arguments, strict=True):
             if not axes:
@@ -101,28 +105,34 @@ class Loop:
         entry(*values, ctypes.addressof(results))
         return None if not self.results else results[0] if self.results == 1 else tuple(results)
 
-    def _load(self, free: tuple[np.dtype[Any], ...]) -> Callable[..., None]:
+    def _load(self, free: tuple[np.dtype[Any], ...]) -> Callable[..., None] | None:
+        """The entry for these types; None where numba must call the loop itself."""
         with _lock:
-            if free not in self._entries:
-                file = _folder() / f"{'-'.join([self.name, *map(str, free)])}.{_key()}.o"
+            if free not in self._entries and not self._by_numba:
+                file = _folder() / f"{'-'.join([self.name, *map(str, free)])}.{_processor()}.{_key()}.o"
                 code = _kept(file)
-                if code is None:
-                    code = self._compiled(free)
+                if code is None and (code := self._compiled(free)) is not None:
                     _keep(file, code)
+                if code is None:
+                    self._by_numba = True
+                    return None
                 self._entries[free] = _entry(f"cpift_{self.name}", code, self.count)
-            return self._entries[free]
+            return self._entries.get(free)
 
     @property
     def count(self) -> int:
         """How many integers its entry takes: an address and the length of each axis for an array."""
         return sum(1 + axes for _, axes in self.arguments) + 1
 
-    def _compiled(self, free: tuple[np.dtype[Any], ...]) -> bytes:
-        from cpift.kernels.compile import machine_code  # noqa: PLC0415 - imports numba
+    def _compiled(self, free: tuple[np.dtype[Any], ...]) -> bytes | None:
+        from cpift.kernels.compile import NotAloneError, machine_code  # noqa: PLC0415 - imports numba
 
         rest = iter(free)
         kinds = [(str(kind or next(rest)), axes) for kind, axes in self.arguments]
-        return machine_code(self.module, self.name, kinds, self.results, target_machine())
+        try:
+            return machine_code(self.module, self.name, kinds, self.results, target_machine())
+        except NotAloneError:
+            return None
 
 
 def _argument(word: str) -> _Argument:
@@ -162,16 +172,21 @@ def _entry(name: str, code: bytes, count: int) -> Callable[..., None]:
 
 
 @cache
+def _processor() -> str:
+    """Of this processor: machines of several kinds may share the folder, and each keeps code of its own."""
+    return xxhash.xxh3_64_hexdigest(f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}".encode())
+
+
+@cache
 def _key() -> str:
-    """Of all that decides what the code is: sources, versions, processor."""
+    """Of all else that decides what the code is: sources and versions."""
     made = xxhash.xxh3_64()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         made.update(file.read_bytes())
     numba = find_spec("numba")
     if numba is not None and numba.origin is not None:
         made.update(Path(numba.origin).with_name("_version.py").read_bytes())
-    facts = (llvmlite.__version__, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
-    made.update(repr(facts).encode())
+    made.update(llvmlite.__version__.encode())
     return made.hexdigest()
 
 
@@ -206,6 +221,6 @@ def _keep(file: Path, code: bytes) -> None:
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as scratch:
             scratch.write(xxhash.xxh3_128_digest(code) + code)
         os.replace(scratch.name, file)
-        for other in file.parent.glob(f"{file.name.partition('.')[0]}.*.o"):
+        for other in file.parent.glob(f"{file.name.removesuffix('.o').rpartition('.')[0]}.*.o"):
             if other != file:
                 other.unlink()
