@@ -32,8 +32,12 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.long  # of a run: test_run.py
-def test_an_addition_by_two_processes(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("ewc", [0, 30])
+def test_an_addition_by_two_processes(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], ewc: int
+) -> None:
     alone, out = tmp_path / "alone", tmp_path / "out"
+    options = [*options, "--set", f"protect.ewc={ewc}"]
     with tiny_run.one_thread():
         assert call(capsys, "add", *options, "--out", alone)[0] == 0
     codes, said = preloaded.run_ranks(2, ["add", *options, "--out", str(out)], tmp_path / "said")
@@ -45,6 +49,8 @@ def test_an_addition_by_two_processes(options: list[str], tmp_path: Path, capsys
     assert all(one["facts"][name] == two["facts"][name] for name in ("steps", "tokens", "trained_tokens", "rows"))
     losses = [np.array([loss for _, loss, _ in made["facts"]["losses"]]) for made in (one, two)]
     assert np.allclose(*losses, atol=2e-4)
+    penalties = [made["facts"]["penalty"] for made in (one, two)]
+    assert penalties == ([pytest.approx(penalties[0], rel=1e-3)] * 2 if ewc else [None, None])
     region = [(folder / "stages/03-protect/region.safetensors").read_bytes() for folder in (alone, out)]
     assert region[0] == region[1]
     before, after = tiny_add.values(Path(options[1])), tiny_add.values(out / "model")

@@ -268,11 +268,11 @@ def _arrivals(recipe: Recipe, rows: Mapping[str, int], lengths: Mapping[str, flo
 
 
 def _held_copies(recipe: Recipe) -> int:
-    """Copies of the weights before that a training holds: for an anchor, and for averages while it trains."""
-    anchor, every = recipe.refine.anchor.kl, recipe.fuse.every
-    if recipe.arrivals:
-        anchor, every = recipe.protect.anchor, recipe.protect.every
-    return bool(anchor) + bool(every)
+    """Copies of the weights that a training holds: for an anchor, for averages while it trains, and for EWC, with what matters."""
+    if not recipe.arrivals:
+        return bool(recipe.refine.anchor.kl) + bool(recipe.fuse.every)
+    part = recipe.protect
+    return bool(part.anchor) + bool(part.every) + 2 * bool(part.ewc)
 
 
 def _saved(recipe: Recipe, parts: list[PlannedPart]) -> int:

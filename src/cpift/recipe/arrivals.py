@@ -47,6 +47,9 @@ class Protect(Part):
     anchor: float = Field(default=0.0, ge=0, le=1e4)
     """Factor β of the divergence from the model before on the prompts of the training rows; 0: off. Needs no old rows,
     and memory for a second model."""
+    ewc: float = Field(default=0.0, ge=0, le=1e15, allow_inf_nan=False)
+    """Strength λ of EWC: what matters for the kept rows is pulled back to the model before; 0: off. Needs kept rows, and
+    memory for two copies of the model."""
     average: float = Field(default=1.0, gt=0, le=1)
     """Weight of the trained model in its average with the model before, such as 0.75; 1: no averaging. Try the
     learning rate first (docs/results/e1.md)."""

@@ -12,7 +12,7 @@ NEWER: Mapping[str, tuple[str, ...]] = {
     "region": ("include", "unit", "rows"),
     "fuse": ("every",),
     "refine": ("train", "replay", "anchor"),
-    "protect": ("every",),
+    "protect": ("every", "ewc"),
     "output": ("probes",),
 }
 """Keys that results of earlier versions know nothing of, by part of the recipe."""

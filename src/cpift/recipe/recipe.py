@@ -153,6 +153,8 @@ class Recipe(Part):
         kept = set(self.tasks) - set(order)
         if self.protect.by in ("fisher", "magnitude_gradient") and self.arrivals and not kept:
             raise ValueError(f"protect.by: {self.protect.by} needs kept rows, and every task is one that arrives")
+        if self.protect.ewc and self.arrivals:
+            self._ewc_fits(self.arrivals, kept)
         if self.region.entry.needs is Needs.ALL_UPDATES and (self.arrivals or len(self.tasks) < 2):
             raise ValueError(
                 f"region.by: {self.region.by} compares the probes of several tasks; "
@@ -180,6 +182,16 @@ class Recipe(Part):
         if self.base is not None and not self.arrivals:
             raise ValueError("base: is for arrivals; without them the base is model")
         return self
+
+    def _ewc_fits(self, arrivals: Arrivals, kept: set[str]) -> None:
+        if not kept:
+            raise ValueError(
+                "protect.ewc: what matters is measured on kept rows, and every task is one that arrives; give some by --keep, "
+                "or use protect.anchor, which needs none"
+            )
+        for key in ("adapter", "osf"):
+            if getattr(arrivals, key) is not None:
+                raise ValueError(f"protect.ewc: is not combined with arrivals.{key}; leave one of them out")
 
     def _osf_fits(self, arrivals: Arrivals) -> None:
         conflicts = {

@@ -136,10 +136,12 @@ def _protection(result: Mapping[str, Any], protect: Protect) -> Html:
     )
     replay = f"{protect.replay:.0%} of the training rows, where rows are kept" if protect.replay else "off"
     average = f"weight {protect.average:g} of the trained model, {protect.interpolation}"
+    ewc = [f"EWC: strength {protect.ewc:g}, by what matters for the kept rows."] if protect.ewc else []
     return bullets(
         [
             f"Frozen of the model before: {frozen}.",
             f"Replay: {replay}.",
+            *ewc,
             f"Average with the model before: {average if protect.average < 1 else 'off'}.",
             f"The new core is put back after averaging: {'yes' if protect.transplant else 'no'}.",
         ]

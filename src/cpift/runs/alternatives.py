@@ -34,6 +34,7 @@ _PLAIN: Mapping[str, Any] = {
     "protect.average": 1,
     "protect.every": None,
     "protect.anchor": 0,
+    "protect.ewc": 0,
     "arrivals.train": "all",
     "arrivals.adapter": None,
     "arrivals.osf": None,

@@ -22,12 +22,25 @@ def replayed_rows(recipe: Recipe, rows: Mapping[str, int], number: int) -> dict[
         rows: training rows of each task.
         number: of the arrival, from 1.
     """
-    arrivals, part = recipe.additions, recipe.protect
+    part = recipe.protect
     if not part.replay:
         return {}
+    return spread(
+        rows_of_share(rows[recipe.additions.order[number - 1]], part.replay), rows_at_hand(recipe, rows, number)
+    )
+
+
+def rows_at_hand(recipe: Recipe, rows: Mapping[str, int], number: int) -> dict[str, int]:
+    """How many rows there are of each earlier task: of the kept ones all, of earlier arrivals ``examples_per_task``.
+
+    Args:
+        recipe: the recipe, with arrivals.
+        rows: training rows of each task.
+        number: of the arrival, from 1.
+    """
+    arrivals = recipe.additions
     at_hand = {name: rows[name] for name in recipe.tasks if name not in arrivals.order}
-    at_hand |= {name: min(rows[name], arrivals.examples_per_task) for name in arrivals.order[: number - 1]}
-    return spread(rows_of_share(rows[arrivals.order[number - 1]], part.replay), at_hand)
+    return at_hand | {name: min(rows[name], arrivals.examples_per_task) for name in arrivals.order[: number - 1]}
 
 
 def spread(wanted: int, at_hand: Mapping[str, int]) -> dict[str, int]:

@@ -41,7 +41,8 @@ Tick = Callable[[Step], None]
 class Watch(TrainerCallback):  # type: ignore[misc]
     """Collects the losses, tells how it goes, and stops at a loss that is no number."""
 
-    def __init__(self, steps: int, tick: Tick) -> None:
+    def __init__(self, steps: int, tick: Tick, penalised: str = "") -> None:
+        self._remedy = f"lower {penalised}, or {_REMEDY}" if penalised else _REMEDY
         self.losses: list[tuple[int, float, float]] = []
         self._steps, self._tick, self._began = steps, tick, time.perf_counter()
         self._first_tokens: int | None = None
@@ -92,9 +93,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.losses.append((state.global_step, loss, float(logs.get("learning_rate", 0.0))))
         for name, value in (("loss", loss), ("gradient's norm", float(logs.get("grad_norm") or 0.0))):
             if not math.isfinite(value):
-                raise CpiftError(f"the {name} is {value} at step {state.global_step}; {_REMEDY}")
+                raise CpiftError(f"the {name} is {value} at step {state.global_step}; {self._remedy}")
         if loss > max(self._worse_than_guessing, 2 * self.losses[0][1]):
-            raise CpiftError(f"the training diverges: the loss is {loss:.1f} at step {state.global_step}; {_REMEDY}")
+            raise CpiftError(
+                f"the training diverges: the loss is {loss:.1f} at step {state.global_step}; {self._remedy}"
+            )
 
     def trained_tokens(self, rows: Sequence[Encoded], config: SFTConfig) -> int:
         """Tokens the loss was taken on, from the mean row."""

@@ -28,6 +28,7 @@ from cpift.train.auto_batch import asked, describe, halved
 from cpift.train.average import AverageCallback, check_averaging
 from cpift.train.callbacks import Tick, Watch
 from cpift.train.config import DEFAULTS, check_rows, sft_config, shared_rows, typed
+from cpift.train.elastic import Elastic, check_elastic
 from cpift.train.freeze_callback import FreezeCallback
 from cpift.train.limits import check_encoded, limits_of
 from cpift.train.malloc import kept_memory
@@ -55,6 +56,7 @@ class Trained:
         precision: ``bf16 autocast`` or ``fp16 autocast`` over fp32 weights, ``bf16 weights``, or ``fp32``.
         device_batch: rows of a pass of one process.
         accumulation: passes in a step.
+        penalty: of EWC at the end, in nats; None without it.
     """
 
     steps: int
@@ -69,6 +71,7 @@ class Trained:
     precision: str = "fp32"
     device_batch: int = 0
     accumulation: int = 1
+    penalty: float | None = None
 
 
 def fine_tune(
@@ -79,6 +82,7 @@ def fine_tune(
     *,
     frozen: Region | None = None,
     unaveraged: Region | None = None,
+    kept: Sequence[Encoded] = (),
     work: Path | None = None,
     tick: Tick = lambda event: None,
     smaller: Callable[[str], None] = lambda text: None,
@@ -92,6 +96,7 @@ def fine_tune(
         spec: settings, steps, seed and what is trainable.
         frozen: region that stays bit-identical.
         unaveraged: region that ``spec.average`` leaves out; the frozen one is in any case.
+        kept: encoded rows by which ``spec.ewc`` is measured.
         work: folder for the trainer's own checkpoints; the last one in it is resumed.
         tick: called with step, steps, loss and tokens per second as it goes.
         smaller: called with one line each time that ``auto_batch`` makes the batch smaller.
@@ -105,7 +110,7 @@ def fine_tune(
     """
     while True:
         try:
-            return _attempt(start, rows, out, spec, (frozen, unaveraged), work, tick)
+            return _attempt(start, rows, out, spec, _Held(frozen, unaveraged, kept), work, tick)
         except OutOfMemory as error:
             training = halved(spec.training, DEFAULTS["per_device_train_batch_size"]) if asked(spec.training) else None
             if training is None:
@@ -115,13 +120,22 @@ def fine_tune(
         spec = replace(spec, training=training)
 
 
+@dataclass(frozen=True)
+class _Held:
+    """What a training leaves as it was, or near it: regions, and rows that tell what matters."""
+
+    frozen: Region | None
+    unaveraged: Region | None
+    kept: Sequence[Encoded]
+
+
 @frees_memory
 def _attempt(
     start: Path,
     rows: Sequence[Encoded],
     out: Path,
     spec: TrainSpec,
-    regions: tuple[Region | None, Region | None],
+    given: _Held,
     work: Path | None,
     tick: Tick,
 ) -> Trained:
@@ -143,18 +157,18 @@ def _attempt(
     check_encoded(rows, limits_of(model.config, [name for name, _ in model.named_parameters()]), tokenizer, "row")
     masked = None
     if spec.adapter is not None and spec.merge:
-        masked = put_in(model, spec.adapter, regions[0], spec.seed)
+        masked = put_in(model, spec.adapter, given.frozen, spec.seed)
     elif spec.adapter is not None:
         model = wrapped(model, spec.adapter, start, spec.seed)
     if spec.osf is not None:
-        if regions[0] is not None and regions[0].count:
+        if given.frozen is not None and given.frozen.count:
             raise CpiftError("osf: changes every entry of a matrix, so none can be frozen; set protect.freeze false")
         model = with_osf(model, spec.osf)
     loaded = _Loaded(model, tokenizer, time.perf_counter() - began, start, masked)
     place = tempfile.TemporaryDirectory(prefix="cpift-") if work is None else nullcontext(work)
     try:
         with place as scratch, kept_memory():
-            return _fine_tune(loaded, rows, out, spec, regions, Path(scratch), tick)
+            return _fine_tune(loaded, rows, out, spec, given, Path(scratch), tick)
     except Exception as error:
         if isinstance(error, CpiftError) or not is_out_of_memory(error):
             raise
@@ -202,14 +216,14 @@ def _fine_tune(
     rows: Sequence[Encoded],
     out: Path,
     spec: TrainSpec,
-    regions: tuple[Region | None, Region | None],
+    given: _Held,
     work: Path,
     tick: Tick,
 ) -> Trained:
-    frozen, _ = regions
+    frozen = given.frozen
     config = sft_config(spec.training, work, spec.steps, spec.seed)
     data = training_set(rows)
-    watch = Watch(spec.steps, tick)
+    watch = Watch(spec.steps, tick, "protect.ewc" if spec.ewc else "")
     try:
         trainer = _Trainer(
             loaded.model, config, train_dataset=data, processing_class=loaded.tokenizer, callbacks=[watch]
@@ -231,11 +245,15 @@ def _fine_tune(
             check_rows_apart(loaded.model)
     if spec.anchor:
         trainer.anchor = Anchor(_reference(loaded.start, spec, trainer.accelerator.device), spec.anchor)
+    if spec.ewc:
+        check_elastic(spec, given.kept, trainer)
+        trainer.elastic = Elastic.of(loaded.model, given.kept, spec.ewc)
     _only_our_progress(trainer)
     if loaded.masked is not None:
         _prepare(trainer, loaded.model)
     if spec.average is not None:
         check_averaging(spec, trainer)
+        regions = frozen, given.unaveraged
         kept = [region.detached() for region in regions if region is not None and region.count]
         trainer.add_callback(AverageCallback(loaded.model, spec.average, kept[0] | kept[-1] if kept else None))
     freezes = frozen is not None and frozen.count and loaded.masked is None
@@ -248,6 +266,8 @@ def _fine_tune(
             stack.callback(guard.release)
         trainer.train(resume_from_checkpoint=last_checkpoint(work))
     seconds = time.perf_counter() - began
+    with torch.no_grad():
+        penalty = None if trainer.elastic is None else float(trainer.elastic.penalty())
     made = trainer.state.global_step
     if made != spec.steps:
         raise CpiftError(f"{made} of {spec.steps} steps were made; a setting of training ended it early")
@@ -286,6 +306,7 @@ def _fine_tune(
         else "fp32",
         device_batch=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
+        penalty=penalty,
     )
 
 
@@ -315,11 +336,22 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
     """Draws the rows of a step as one process would, so that they do not hang on how many share them."""
 
     anchor: Anchor | None = None
+    elastic: Elastic | None = None
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's, or with an anchor that of :class:`Anchor`."""
+        """TRL's, or with an anchor that of :class:`Anchor`; with EWC its penalty besides."""
+        found = self._loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.elastic is None:
+            return found
+        # With the number of items the Trainer leaves accumulation to the loss: each batch gives its share of the penalty.
+        share = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+        loss, outputs = found if return_outputs else (found, None)
+        loss = loss + self.elastic.penalty() / share
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any) -> Any:
         if self.anchor is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         steps = self.current_gradient_accumulation_steps

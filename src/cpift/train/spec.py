@@ -30,6 +30,8 @@ class TrainSpec:
         replay_share: share of all rows that are replayed ones, exactly; None: the nearest whole number of repetitions.
         mix: what share each of several tasks gets (:mod:`cpift.data.mixture`).
         anchor: factor of the divergence from the model before, on the prompts (:mod:`cpift.train.anchor`); 0: none.
+        ewc: strength of the pull towards the model before, by what matters for kept rows (:mod:`cpift.train.elastic`); 0: none.
+        kept: number of kept rows of each task by which that is measured.
         average: averages with the model before while training (:mod:`cpift.train.average`); None: none.
         unaveraged: stages whose regions are left out of these averages; frozen ones are in any case.
         trainable: shell-style pattern of the only parameters that are trained, such as "*.bias"; None: all.
@@ -57,6 +59,8 @@ class TrainSpec:
     mix: Mix = "rows"
     replay_share: float | None = None
     anchor: float = 0.0
+    ewc: float = 0.0
+    kept: Mapping[str, int] = field(default_factory=dict)
     average: Averaging | None = None
     unaveraged: tuple[str, ...] = ()
     trainable: str | None = None

@@ -18,7 +18,7 @@ from cpift.method.freeze import regions_by_name
 from cpift.method.region import Region
 from cpift.recipe.arrivals import Protect
 from cpift.recipe.recipe import Recipe
-from cpift.runs.arrival_rows import arrival_steps, replayed_rows
+from cpift.runs.arrival_rows import arrival_steps, replayed_rows, rows_at_hand
 from cpift.runs.given import GivenModel, tuned_from
 from cpift.runs.identity import settings_of
 from cpift.runs.stage import Facts, ModelRef, Run, Stage
@@ -137,6 +137,8 @@ def _arrival(run: Run, number: int, task: str, before: ModelRef, frozen: tuple[s
         frozen=frozen,
         replay=replay,
         anchor=recipe.protect.anchor,
+        ewc=recipe.protect.ewc,
+        kept=rows_at_hand(recipe, rows, number) if recipe.protect.ewc else {},
         average=_averaging(recipe.protect),
         osf=recipe.additions.osf,
         **merged_adapter(recipe.additions.adapter),

@@ -14,7 +14,7 @@ from cpift.checkpoint.reader import open_checkpoint, open_plain
 from cpift.checkpoint.stream import Checkpoint
 from cpift.checkpoint.updates import write_updates
 from cpift.data.encoded import EncodedRows, joined
-from cpift.data.encoding import notes_of
+from cpift.data.encoding import Encoded, notes_of
 from cpift.data.lengths import cut_warning, encode_measured
 from cpift.data.mixture import drawn, pooled_rows
 from cpift.data.row_checks import Row
@@ -117,6 +117,7 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
     """
     needs = [*map(layout.rows, spec.tasks), *start.needs]
     needs += [*spec.frozen, *spec.inside, *spec.unaveraged, *map(layout.rows, spec.replay)]
+    needs += [rows for rows in map(layout.rows, spec.kept) if rows not in needs]
 
     def train(folders: Mapping[str, Path]) -> Facts:
         rows, facts = _rows_of(run, name, kind, start, spec)
@@ -136,6 +137,7 @@ def train_stage(run: Run, name: str, kind: str, what: str, start: ModelRef, spec
                     replace(spec, training=training),
                     frozen=frozen,
                     unaveraged=unaveraged,
+                    kept=_kept_rows(run, start, spec),
                     work=work,
                     tick=tick,
                     smaller=lambda text: run.add(finding("batch-made-smaller", f"{name}: {text}", name)),
@@ -205,6 +207,8 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
         settings["mix"] = spec.mix
     if spec.anchor:
         settings["anchor"] = spec.anchor
+    if spec.ewc:
+        settings["ewc"] = {"strength": spec.ewc, "rows": dict(spec.kept)}
     if spec.average is not None:
         settings["average"] = asdict(spec.average)
     if spec.attention is not None:
@@ -275,6 +279,15 @@ def _rows_of(run: Run, name: str, kind: str, start: ModelRef, spec: TrainSpec) -
         text = f"{name}: {left_out} rows have no trained part after truncation and were left out"
         run.add(finding("rows-left-out", text, name))
     return encoded, {"rows": len(encoded), "rows_left_out": left_out, "rows_cut": cut}
+
+
+def _kept_rows(run: Run, start: ModelRef, spec: TrainSpec) -> list[Encoded]:
+    """The encoded rows by which EWC is measured; they are drawn as those that are replayed."""
+    rows = [row for task, count in spec.kept.items() for row in sample(run.rows(task, "train"), count, spec.seed, task)]
+    if not rows:
+        return []
+    tokenizer = load_tokenizer(start.path, spec.trust_remote_code, spec.chat)
+    return list(encode_measured(rows, tokenizer, max_length(spec.training))[0])
 
 
 def _limits(run: Run, task: str, start: ModelRef, tokenizer: Tokenizer, spec: TrainSpec) -> list[Finding]:
