@@ -16,6 +16,7 @@ from cpift.kernels.stored import element, store, typed, widen_strip
 
 SUM_STRIP = 512  # elements of the weighted sum at a time; its bits do not depend on it
 GRAM_STRIP = 512  # of the Gram matrix, whose last bits do: five rows of float64 stay in the nearest cache
+WALK = 4096  # elements whose core positions are looked at together
 NONE = np.iinfo(np.int64).max
 
 _jit = numba.njit(error_model="numpy")
@@ -276,51 +277,57 @@ def combine(addresses, itemsizes, coefficients, out):  # type: ignore[no-untyped
 def gather_core(
     addresses, itemsizes, places, widths, counts, start, positions, values, won, contested, claimed, claims, sizes
 ):  # type: ignore[no-untyped-def]
-    r"""Walk the core positions of all tasks once, in order.
+    r"""Core positions of all tasks, and what would stand there, some of them at a time: who claims them, then who has them.
 
     addresses, itemsizes: int64 (1 + tasks,), of θ⁰ and each task. places, widths, counts, start: see above.
-    Out, n positions and c of them of several tasks: positions: int64 (≥ n,), within the block. values: float64 (≥ n,), of
-    the one task that claims it. won: int64 (tasks,), added to: positions of one task alone. contested: int64 (≥ c,),
-    which of the positions several claim. claimed: bool (tasks, ≥ c). claims: float64 (tasks, ≥ c), the tasks' values.
-    sizes: float32 (tasks, ≥ c), \|Δ\|; -1 where a task does not claim it.
+    Out, n positions and c of them of several tasks, near each other in work and in no order: positions: int64 (≥ n,),
+    within the block. values: float64 (≥ n,), of the one task that claims it. won: int64 (tasks,), added to: positions of
+    one task alone. contested: int64 (≥ c,), which of the positions several claim. claimed: bool (tasks, ≥ c). claims:
+    float64 (tasks, ≥ c), the tasks' values. sizes: float32 (tasks, ≥ c), \|Δ\|; -1 where a task does not claim it.
     Returns n and c.
     """
     tasks, core = counts.size, (places, widths, counts)
     at = numba.carray(stack(8 * tasks), (tasks,), np.int64)
-    heads = numba.carray(stack(8 * tasks), (tasks,), np.int64)
+    claimants = numba.carray(stack(WALK), (WALK,), np.uint8)  # 0, 1, 2 for several, 3 for several that have a slot
+    slots = numba.carray(stack(4 * WALK), (WALK,), np.int32)  # of contested positions
     at[:] = 0
-    for task in range(tasks):
-        heads[task] = _position(core, task, 0)
     n = c = 0
     while True:
-        first, last, several = NONE, 0, False
+        low = NONE
         for task in range(tasks):
-            if heads[task] < first:
-                first, last, several = heads[task], task, False
-            elif heads[task] == first:
-                several = True
-        if first == NONE:
+            low = min(low, _position(core, task, at[task]))
+        if low == NONE:
             return n, c
-        j = first - start
-        positions[n] = j
-        if several:
-            contested[c] = n
-            origin = np.float32(element(addresses[0], itemsizes[0], j))
-            for task in range(tasks):
-                claimed[task, c], claims[task, c], sizes[task, c] = False, 0.0, -1.0
-                if heads[task] == first:
-                    value = element(addresses[task + 1], itemsizes[task + 1], j)
-                    claimed[task, c], claims[task, c] = True, value
-                    sizes[task, c] = abs(np.float32(value) - origin)
-            c += 1
-        else:
-            values[n] = element(addresses[last + 1], itemsizes[last + 1], j)
-            won[last] += 1
-        n += 1
+        claimants[:] = 0
         for task in range(tasks):
-            if heads[task] == first:
+            i = at[task]
+            here = _position(core, task, i)
+            while here < low + WALK:
+                claimants[here - low] = 1 + np.uint8(claimants[here - low] > 0)
+                i += 1
+                here = _position(core, task, i)
+        for task in range(tasks):
+            here = _position(core, task, at[task])
+            while here < low + WALK:
+                value = element(addresses[task + 1], itemsizes[task + 1], here - start)
+                if claimants[here - low] == 1:
+                    positions[n], values[n] = here - start, value
+                    won[task] += 1
+                    n += 1
+                else:
+                    if claimants[here - low] == 2:
+                        claimants[here - low], slots[here - low] = 3, c
+                        positions[n], contested[c] = here - start, n
+                        for other in range(tasks):
+                            claimed[other, c], claims[other, c], sizes[other, c] = False, 0.0, -1.0
+                        n += 1
+                        c += 1
+                    slot = slots[here - low]
+                    origin = np.float32(element(addresses[0], itemsizes[0], here - start))
+                    claimed[task, slot], claims[task, slot] = True, value
+                    sizes[task, slot] = abs(np.float32(value) - origin)
                 at[task] += 1
-                heads[task] = _position(core, task, at[task])
+                here = _position(core, task, at[task])
 
 
 @_jit

@@ -8,6 +8,7 @@ import numpy as np
 
 from cpift.checkpoint.stream import Block, Checkpoint, native
 from cpift.kernels.lazy import compiled
+from cpift.kernels.threads import thread_local_scratch
 from cpift.method.overlap_rules import Claims, OverlapRule
 from cpift.method.region import Region
 
@@ -79,15 +80,19 @@ def transplant(
         rule: decides where several tasks claim one position.
 
     Returns:
-        Core positions in the block, int64 (n,); the value at each, float64 (n,); and counts, int64 (N + 1,): of the
-        positions that each task has won, and of those that more than one had claimed.
+        Core positions in the block, int64 (n,), in no order; the value at each, float64 (n,); both valid until this
+        thread's next call; and counts, int64 (N + 1,): of the positions that each task has won, and of those that more
+        than one had claimed.
     """
     tasks, most = len(cores.table[2]), cores.most
     counts = np.zeros(tasks + 1, np.int64)
-    positions, values = np.empty(most, np.int64), np.empty(most)
+    positions = thread_local_scratch("core positions", most, np.int64)
+    values = thread_local_scratch("core values", most, np.float64)
     several = most // 2  # of a position that several claim there are two at least
-    contested, claimed = np.empty(several, np.int64), np.empty((tasks, several), np.bool_)
-    claims, sizes = np.empty((tasks, several)), np.empty((tasks, several), np.float32)
+    contested = thread_local_scratch("contested", several, np.int64)
+    claimed = thread_local_scratch("claimed", tasks * several, np.bool_).reshape(tasks, several)
+    claims = thread_local_scratch("claims", tasks * several, np.float64).reshape(tasks, several)
+    sizes = thread_local_scratch("sizes", tasks * several, np.float32).reshape(tasks, several)
     if most:
         n, c = _gather_core(
             addresses,

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Claims:
-    """The positions of a block that are in several core regions, and what each would put there. N tasks, n positions.
+    """The positions of a block that are in several core regions, and what each would put there. N tasks, n positions in no order.
 
     Attributes:
         claimed: bool (N, n), is the position in the task's region? At least two tasks claim each.
