@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from cpift.method.identify import core_count
@@ -12,10 +14,13 @@ def top(scores: torch.Tensor, percent: float) -> torch.Tensor:
 
     The same elements as :func:`cpift.identify` selects for a checkpoint whose tensors lie in the order of the vector.
     """
-    count = core_count(percent, scores.numel())
-    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    return largest(scores, core_count(percent, scores.numel()))
+
+
+def largest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """As many of the largest scores, ties by the lower position; bool (D,)."""
     if count == 0:
-        return mask
+        return torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     least = scores.kthvalue(scores.numel() - count + 1).values
     above, equal = scores > least, scores == least
     ties = count - int(above.sum())
@@ -26,6 +31,20 @@ def chance(like: torch.Tensor, percent: float, seed: int) -> torch.Tensor:
     """As many elements at random, bool (D,)."""
     rng = torch.Generator().manual_seed(seed)
     return top(torch.rand(like.numel(), generator=rng), percent).to(like.device)
+
+
+def alike(core: torch.Tensor, sizes: Sequence[int], seed: int) -> torch.Tensor:
+    """At random, in each tensor as many elements as a core has there, bool (D,).
+
+    Args:
+        core: bool (D,).
+        sizes: number of elements of each tensor.
+        seed: of what is drawn.
+    """
+    rng, parts = torch.Generator().manual_seed(seed), []
+    for part in core.split(list(sizes)):
+        parts.append(largest(torch.rand(part.numel(), generator=rng), int(part.sum())))
+    return torch.cat(parts)
 
 
 def union(masks: list[torch.Tensor]) -> torch.Tensor:

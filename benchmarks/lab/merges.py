@@ -12,7 +12,7 @@ from itertools import product
 
 import torch
 
-from lab.masks import chance, top
+from lab.masks import chance, largest, top
 
 Setting = dict[str, float | str]
 PERCENTS = (1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0)
@@ -44,11 +44,9 @@ class Given:
 
 def by_tensor(scores: torch.Tensor, percent: float, sizes: Sequence[int]) -> torch.Tensor:
     """The top p % of each tensor by itself, at least one element, as mergekit trims; bool (D,)."""
-    parts = []
-    for part in scores.split(list(sizes)):
-        count = max(1, int(percent * part.numel() / 100))
-        parts.append(top(part, min(100.0, 100 * (count + 0.5) / part.numel())))  # half a one more, against rounding
-    return torch.cat(parts)
+    return torch.cat([
+        largest(part, max(1, int(percent * part.numel() / 100))) for part in scores.split(list(sizes))
+    ])  # fmt: skip
 
 
 def cores(given: Given, kind: str, percent: float) -> torch.Tensor:
@@ -82,8 +80,8 @@ def at_overlaps(updates: torch.Tensor, claimed: torch.Tensor, rule: str) -> torc
     if rule == "order":
         last = len(claimed) - 1 - claimed.flip(0).int().argmax(0)
         return inside.gather(0, last[None])[0]
-    largest = torch.where(claimed, updates.abs(), -1).argmax(0)
-    return inside.gather(0, largest[None])[0]
+    winner = torch.where(claimed, updates.abs(), -1).argmax(0)
+    return inside.gather(0, winner[None])[0]
 
 
 def elected(updates: torch.Tensor, *, summed: bool = False, weights: torch.Tensor | None = None) -> torch.Tensor:

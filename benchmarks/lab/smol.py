@@ -1,0 +1,228 @@
+"""S and M1 on SmolLM2-135M-Instruct (a Q4_1 GGUF, de-quantised): specialists of three tasks, merged without training.
+
+python benchmarks/lab/smol.py --model SmolLM2-135M-Instruct.gguf --data FOLDER --units 3
+
+FOLDER holds a folder for each real task, with train.jsonl and eval.jsonl. A finished cell is one line of smol.jsonl, and
+is not run again. The suites take turns, unit after unit; a unit is a draw of rows and a seed of the shuffling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from cpift.data.encoding import Encoded, encode, forced_rows
+from cpift.data.row_checks import Row
+from cpift.data.rows import load_rows
+from cpift.recipe.task import Task
+from cpift.train.models import convert_gguf
+from lab.language import Language
+from lab.merges import Setting, grid
+from lab.merging import Trial, chosen, text
+from lab.outcomes import Log, packed
+from lab.pieces import Merging
+from lab.pretrain import kept
+
+SUITES = {
+    "real": ("snips", "banking77", "inflection"),
+    "generated": ("letter_counting", "calendar_arithmetic", "number_sequence"),
+}
+RATE = 2e-4
+SHARES = (1.0, 3.0, 10.0, 30.0)  # p of M1
+STITCHES = grid(p=[1.0, 3.0, 5.0, 10.0, 20.0], overlap=["largest", "mean"], ω=[0.0])
+TRIALS: dict[str, tuple[list[Setting], list[Setting]]] = {  # settings, and what is then changed in the best of them
+    "stitch": (STITCHES, [{"ω": 0.1}]),
+    "stitch_random": (STITCHES, [{"ω": 0.1}]),
+    "task_arithmetic": (grid(λ=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2]), []),
+    "ties": (grid(density=[0.03, 0.05, 0.1, 0.2], form=["mean", "sum"], λ=[1.0]), [{"λ": 0.5}, {"λ": 0.7}, {"λ": 1.5}]),
+    "dare": (grid(density=[0.2, 0.5], λ=[0.2, 0.4, 0.6, 0.8, 1.0]), [{"density": 0.9}]),
+}
+USUAL: dict[str, tuple[str, Setting]] = {  # what people take without trials
+    "soup": ("task_arithmetic", {"λ": 1 / 3}),
+    "sum": ("task_arithmetic", {"λ": 1.0}),
+    "ties@usual": ("ties", {"density": 0.2, "form": "mean", "λ": 1.0}),
+    "stitch@usual": ("stitch", {"p": 10.0, "overlap": "largest", "ω": 0.0}),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained and tried.
+
+    Attributes:
+        train: rows of a task.
+        tune: rows of a task on which settings are chosen; of the training set, and not trained on.
+        evaluation: rows of a task that tables are made of.
+        steps: of a specialist.
+    """
+
+    train: int = 480
+    tune: int = 24
+    evaluation: int = 96
+    steps: int = 90
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded rows of a task."""
+
+    train: list[Encoded]
+    tune: list[Encoded]
+    evaluation: list[Encoded]
+
+
+def rows_of(task: str, suite: str, folder: Path, unit: int, size: Size, language: Language) -> Rows:
+    """A unit's draw: no question of one part is in another."""
+    if suite == "generated":
+        found = load_rows(task, Task(generate=task, train=5 * (size.train + size.tune) // 4, eval=size.evaluation), unit)[:2]
+    else:
+        paths = [str(folder / task / name) for name in ("train.jsonl", "eval.jsonl")]
+        found = load_rows(task, Task(train=paths[0], eval=paths[1]), unit)[:2]
+    rng = random.Random(f"{task}/{unit}")
+    asked = {question(row): row for row in found[1]}
+    evaluation = rng.sample(list(asked.values()), size.evaluation)
+    others = {question(row): row for row in found[0] if question(row) not in asked}
+    drawn = rng.sample(list(others.values()), size.train + size.tune)
+    words = language.tokenizer
+    forced = [forced_rows(part, None, words) for part in (drawn[size.train :], evaluation)]
+    if forced[0] is None or forced[1] is None:
+        raise SystemExit(f"{task}: some answers cannot be judged by one forward pass")
+    return Rows([encode(row, words) for row in drawn[: size.train]], forced[0], forced[1])
+
+
+def question(row: Row) -> str:
+    """What a row asks."""
+    return str(row["messages"][0]["content"])
+
+
+class Unit:
+    """A suite's specialists of one draw, and the cells that are made of them."""
+
+    def __init__(self, language: Language, log: Log, suite: str, unit: int, folder: Path, data: Path, size: Size) -> None:
+        self.language, self.log, self.suite, self.unit, self.size = language, log, suite, unit, size
+        self.tasks = SUITES[suite]
+        self.files = {task: folder / f"{suite}-{unit}-{task}.pt" for task in self.tasks}
+        self.rows = {task: rows_of(task, suite, data, unit, size, language) for task in self.tasks}
+
+    def run(self, base: torch.Tensor) -> None:
+        """All cells that are not done yet; the specialists lie on disk until then."""
+        tuned = [
+            kept(file, lambda t=task: self.specialist(base, t)) for task, file in self.files.items()  # type: ignore[misc]
+        ]  # fmt: skip
+        updates = torch.stack(tuned)
+        del tuned
+        self.cell("specialists", lambda: {
+            task: self.right(theirs, task) for task, theirs in zip(self.tasks, updates, strict=True)
+        })  # fmt: skip
+        self.cell("base", lambda: {task: self.right(base, task) for task in self.tasks})
+        merging = Merging(base, updates.sub_(base), self.language.sizes, self.unit)
+        for label, (merge, setting) in USUAL.items():
+            self.cell(label, lambda m=merge, s=setting: self.all_right(merging.made(m, s)), setting=text(setting))  # type: ignore[misc]
+        for label in TRIALS:
+            self.tune(merging, label)
+        for i, task in enumerate(self.tasks):
+            self.hold(merging, i, task)
+        for file in self.files.values():
+            file.unlink()
+
+    def specialist(self, base: torch.Tensor, task: str) -> torch.Tensor:
+        """Full fine-tuning on one task."""
+        began = time.perf_counter()
+        flat = self.language.trained(base, self.rows[task].train, steps=self.size.steps, rate=RATE, seed=self.unit)
+        print(f"{self.suite}/{self.unit}/{task}: trained in {time.perf_counter() - began:.0f} s", flush=True)
+        return flat
+
+    def right(self, flat: torch.Tensor, task: str) -> str:
+        """Packed outcomes of a task's evaluation rows."""
+        return packed(self.language.tried(flat, self.rows[task].evaluation)[0])
+
+    def all_right(self, flat: torch.Tensor) -> dict[str, str]:
+        """Of all tasks."""
+        return {task: self.right(flat, task) for task in self.tasks}
+
+    def cell(self, label: str, make: Callable[[], dict[str, str]], **more: Any) -> None:
+        """A line of S."""
+        name, began = f"s-{self.suite}/{self.unit}/{label}", time.perf_counter()
+        if name not in self.log:
+            outcomes = make()
+            where = {"experiment": f"s-{self.suite}", "unit": self.unit, "label": label}
+            self.log.add(name, {**where, "right": outcomes, **more})
+            print(name, f"{time.perf_counter() - began:.0f} s", flush=True)
+
+    def tune(self, merging: Merging, label: str) -> None:
+        """All trials of a merge on the rows for that; its best is evaluated once."""
+        if f"s-{self.suite}/{self.unit}/{label}" in self.log:
+            return
+
+        def tried(setting: Setting) -> Trial:
+            flat = merging.made(label, setting)
+            found = [self.language.tried(flat, self.rows[task].tune) for task in self.tasks]
+            return Trial(setting, fmean(right.mean() for right, _ in found), fmean(loss for _, loss in found))
+
+        settings, changes = TRIALS[label]
+        trials = [tried(setting) for setting in settings]
+        best = chosen(trials)
+        trials += [tried({**best, **change}) for change in changes]
+        best = chosen(trials)
+        shown = [[text(trial.setting), round(trial.score, 5), round(trial.loss, 4)] for trial in trials]
+        self.cell(label, lambda: self.all_right(merging.made(label, best)), setting=text(best), trials=shown)
+
+    def hold(self, merging: Merging, i: int, task: str) -> None:
+        """M1: outcomes of the base with part of a specialist's update, on its own task; keys as those of ``probes.held``."""
+        name = f"m1-{self.suite}/{self.unit}/{task}"
+        if name in self.log:
+            return
+        update = merging.updates[i]
+        outcomes, energy = {}, update.square()
+        for share in SHARES:
+            core = merging.mask(i, "update", share)
+            drawn = merging.mask(i, "random", share)
+            for kind, mask in (("top", core), ("random", drawn), ("without", ~core)):
+                outcomes[f"{kind}/{share}"] = self.right(merging.base + update * mask, task)
+            outcomes[f"energy/{share}"] = f"{float(energy[core].sum(dtype=torch.float64) / energy.sum(dtype=torch.float64)):.4f}"
+        where = {"experiment": f"m1-{self.suite}", "unit": self.unit, "skill": task}
+        self.log.add(name, {**where, "outcomes": outcomes})
+        print(name, flush=True)
+
+
+def main(arguments: list[str] | None = None, size: Size | None = None) -> None:
+    """Unit after unit, each of both suites."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a GGUF file or a checkpoint's folder")
+    parser.add_argument("--data", type=Path, required=True, help="a folder a task")
+    parser.add_argument("--out", type=Path, default=Path("scratch/lab"), help="specialists and raw outcomes")
+    parser.add_argument("--units", type=int, default=3)
+    parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES))
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    folder = args.model
+    if folder.suffix == ".gguf":
+        folder = args.out / "models" / "smol"
+        if not (folder / "config.json").exists():
+            convert_gguf(args.model, folder)
+    language, log = Language(folder), Log(args.out / "smol.jsonl")
+    base = language.flat.clone()
+    for unit in range(args.units):
+        for suite in args.suites:
+            if not all(name in log for name in names(suite, unit)):
+                Unit(language, log, suite, unit, args.out / "models", args.data, size or Size()).run(base)
+
+
+def names(suite: str, unit: int) -> list[str]:
+    """All cells of a unit."""
+    merges = [f"s-{suite}/{unit}/{label}" for label in ("specialists", "base", *USUAL, *TRIALS)]
+    return merges + [f"m1-{suite}/{unit}/{task}" for task in SUITES[suite]]
+
+
+if __name__ == "__main__":
+    main()
