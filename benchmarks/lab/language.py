@@ -91,8 +91,12 @@ class Language:
         ).last_hidden_state
         return torch.as_tensor(self.model.lm_head(hidden[batch.predicts]))
 
-    def trained(self, start: torch.Tensor, rows: Sequence[Encoded], *, steps: int, rate: float, seed: int) -> torch.Tensor:
-        """Plain fine-tuning in fp32: AdamW, epochs shuffled by seed, warmed up, then falling linearly to zero.
+    def trained(
+        self, start: torch.Tensor, rows: Sequence[Encoded], *, steps: int, rate: float, seed: int
+    ) -> torch.Tensor:
+        """Plain fine-tuning, weights and AdamW in fp32, matrix products in bf16: no decay.
+
+        Epochs are shuffled by seed; the rate is warmed up, then falls linearly to zero.
 
         Args:
             start: parameters to start from, (D,).
@@ -112,13 +116,15 @@ class Language:
                 order += torch.randperm(len(rows), generator=rng).tolist()
             optimizer.param_groups[0]["lr"] = rate * min((step + 1) / (WARM_UP * steps), 1) * (1 - step / steps)
             batch, order = batch_of(rows, order[:BATCH]), order[BATCH:]
-            loss = functional.cross_entropy(self.logits(batch), batch.targets)
+            with torch.autocast("cpu", torch.bfloat16):  # left at each step: it keeps its copies of the weights
+                logits = self.logits(batch)
+            loss = functional.cross_entropy(logits.float(), batch.targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             if step % 10 == 0 or step == steps - 1:
-                print(f"step {step + 1} loss {float(loss):.3f}", flush=True)
+                print(f"step {step + 1} loss {loss.item():.3f}", flush=True)
         return self.flat.clone()
 
     @torch.inference_mode()

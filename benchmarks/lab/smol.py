@@ -12,7 +12,7 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -25,51 +25,14 @@ from cpift.data.encoding import Encoded, encode, forced_rows
 from cpift.data.row_checks import Row
 from cpift.data.rows import load_rows
 from cpift.recipe.task import Task
+from cpift.train.malloc import kept_memory
 from cpift.train.models import convert_gguf
 from lab.language import Language
-from lab.merges import Setting, grid
 from lab.merging import Trial, chosen, text
 from lab.outcomes import Log, packed
 from lab.pieces import Merging
 from lab.pretrain import kept
-
-SUITES = {
-    "real": ("snips", "banking77", "inflection"),
-    "generated": ("letter_counting", "calendar_arithmetic", "number_sequence"),
-}
-RATE = 2e-4
-SHARES = (1.0, 3.0, 10.0, 30.0)  # p of M1
-STITCHES = grid(p=[1.0, 3.0, 5.0, 10.0, 20.0], overlap=["largest", "mean"], ω=[0.0])
-TRIALS: dict[str, tuple[list[Setting], list[Setting]]] = {  # settings, and what is then changed in the best of them
-    "stitch": (STITCHES, [{"ω": 0.1}]),
-    "stitch_random": (STITCHES, [{"ω": 0.1}]),
-    "task_arithmetic": (grid(λ=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2]), []),
-    "ties": (grid(density=[0.03, 0.05, 0.1, 0.2], form=["mean", "sum"], λ=[1.0]), [{"λ": 0.5}, {"λ": 0.7}, {"λ": 1.5}]),
-    "dare": (grid(density=[0.2, 0.5], λ=[0.2, 0.4, 0.6, 0.8, 1.0]), [{"density": 0.9}]),
-}
-USUAL: dict[str, tuple[str, Setting]] = {  # what people take without trials
-    "soup": ("task_arithmetic", {"λ": 1 / 3}),
-    "sum": ("task_arithmetic", {"λ": 1.0}),
-    "ties@usual": ("ties", {"density": 0.2, "form": "mean", "λ": 1.0}),
-    "stitch@usual": ("stitch", {"p": 10.0, "overlap": "largest", "ω": 0.0}),
-}
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is trained and tried.
-
-    Attributes:
-        train: rows of a task.
-        tune: rows of a task on which settings are chosen; of the training set, and not trained on.
-        evaluation: rows of a task that tables are made of.
-        steps: of a specialist.
-    """
-
-    train: int = 480
-    tune: int = 24
-    evaluation: int = 96
-    steps: int = 90
+from lab.smol_plan import RATE, SHARES, SHORTEST, SUITES, TRIALS, USUAL, Size
 
 
 @dataclass(frozen=True)
@@ -83,21 +46,24 @@ class Rows:
 
 def rows_of(task: str, suite: str, folder: Path, unit: int, size: Size, language: Language) -> Rows:
     """A unit's draw: no question of one part is in another."""
-    if suite == "generated":
-        found = load_rows(task, Task(generate=task, train=5 * (size.train + size.tune) // 4, eval=size.evaluation), unit)[:2]
+    if suite == "generated":  # more than are used, as some questions come twice
+        source = Task(generate=task, train=3 * (size.train + size.tune), eval=3 * size.evaluation)
     else:
-        paths = [str(folder / task / name) for name in ("train.jsonl", "eval.jsonl")]
-        found = load_rows(task, Task(train=paths[0], eval=paths[1]), unit)[:2]
-    rng = random.Random(f"{task}/{unit}")
+        source = Task(train=str(folder / task / "train.jsonl"), eval=str(folder / task / "eval.jsonl"))
+    found = load_rows(task, source, unit)
+    rng, words = random.Random(f"{task}/{unit}"), language.tokenizer
     asked = {question(row): row for row in found[1]}
-    evaluation = rng.sample(list(asked.values()), size.evaluation)
     others = {question(row): row for row in found[0] if question(row) not in asked}
-    drawn = rng.sample(list(others.values()), size.train + size.tune)
-    words = language.tokenizer
-    forced = [forced_rows(part, None, words) for part in (drawn[size.train :], evaluation)]
+
+    def drawn(rows: Iterable[Row], count: int) -> list[Row]:
+        ordered = sorted(rows, key=lambda row: len(encode(row, words).input_ids))
+        return rng.sample(ordered[: max(count, int(SHORTEST * len(ordered)))], count)
+
+    learnt, evaluation = drawn(others.values(), size.train + size.tune), drawn(asked.values(), size.evaluation)
+    forced = [forced_rows(part, None, words) for part in (learnt[size.train :], evaluation)]
     if forced[0] is None or forced[1] is None:
         raise SystemExit(f"{task}: some answers cannot be judged by one forward pass")
-    return Rows([encode(row, words) for row in drawn[: size.train]], forced[0], forced[1])
+    return Rows([encode(row, words) for row in learnt[: size.train]], forced[0], forced[1])
 
 
 def question(row: Row) -> str:
@@ -108,7 +74,9 @@ def question(row: Row) -> str:
 class Unit:
     """A suite's specialists of one draw, and the cells that are made of them."""
 
-    def __init__(self, language: Language, log: Log, suite: str, unit: int, folder: Path, data: Path, size: Size) -> None:
+    def __init__(
+        self, language: Language, log: Log, suite: str, unit: int, folder: Path, data: Path, size: Size
+    ) -> None:
         self.language, self.log, self.suite, self.unit, self.size = language, log, suite, unit, size
         self.tasks = SUITES[suite]
         self.files = {task: folder / f"{suite}-{unit}-{task}.pt" for task in self.tasks}
@@ -138,7 +106,8 @@ class Unit:
     def specialist(self, base: torch.Tensor, task: str) -> torch.Tensor:
         """Full fine-tuning on one task."""
         began = time.perf_counter()
-        flat = self.language.trained(base, self.rows[task].train, steps=self.size.steps, rate=RATE, seed=self.unit)
+        steps = self.size.steps[task]
+        flat = self.language.trained(base, self.rows[task].train, steps=steps, rate=RATE, seed=self.unit)
         print(f"{self.suite}/{self.unit}/{task}: trained in {time.perf_counter() - began:.0f} s", flush=True)
         return flat
 
@@ -172,8 +141,9 @@ class Unit:
         settings, changes = TRIALS[label]
         trials = [tried(setting) for setting in settings]
         best = chosen(trials)
-        trials += [tried({**best, **change}) for change in changes]
-        best = chosen(trials)
+        for change in changes:
+            trials.append(tried({**best, **change}))
+            best = chosen(trials)
         shown = [[text(trial.setting), round(trial.score, 5), round(trial.loss, 4)] for trial in trials]
         self.cell(label, lambda: self.all_right(merging.made(label, best)), setting=text(best), trials=shown)
 
@@ -189,13 +159,15 @@ class Unit:
             drawn = merging.mask(i, "random", share)
             for kind, mask in (("top", core), ("random", drawn), ("without", ~core)):
                 outcomes[f"{kind}/{share}"] = self.right(merging.base + update * mask, task)
-            outcomes[f"energy/{share}"] = f"{float(energy[core].sum(dtype=torch.float64) / energy.sum(dtype=torch.float64)):.4f}"
+            outcomes[f"energy/{share}"] = (
+                f"{float(energy[core].sum(dtype=torch.float64) / energy.sum(dtype=torch.float64)):.4f}"
+            )
         where = {"experiment": f"m1-{self.suite}", "unit": self.unit, "skill": task}
         self.log.add(name, {**where, "outcomes": outcomes})
         print(name, flush=True)
 
 
-def main(arguments: list[str] | None = None, size: Size | None = None) -> None:
+def main(arguments: list[str] | None = None, size: Size = Size()) -> None:
     """Unit after unit, each of both suites."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a GGUF file or a checkpoint's folder")
@@ -212,10 +184,11 @@ def main(arguments: list[str] | None = None, size: Size | None = None) -> None:
             convert_gguf(args.model, folder)
     language, log = Language(folder), Log(args.out / "smol.jsonl")
     base = language.flat.clone()
-    for unit in range(args.units):
-        for suite in args.suites:
+    todo = [(suite, unit) for unit in range(args.units) for suite in args.suites]
+    with kept_memory():
+        for suite, unit in todo:
             if not all(name in log for name in names(suite, unit)):
-                Unit(language, log, suite, unit, args.out / "models", args.data, size or Size()).run(base)
+                Unit(language, log, suite, unit, args.out / "models", args.data, size).run(base)
 
 
 def names(suite: str, unit: int) -> list[str]:

@@ -16,7 +16,7 @@ from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cpift.compare.units import over_units
-from lab import tables_arrivals, tables_models, tables_probes
+from lab import tables_arrivals, tables_models, tables_probes, tables_smol
 from lab.contrasts import RESULTS, accuracy, cells, shown
 from lab.tuning import share_right
 
@@ -46,6 +46,8 @@ def findings() -> Iterator[str]:
         f"{estimate.p:.2g} | {estimate.freedom + 1} |"
     )
     yield from tables_models.findings()
+    if ready("smol"):
+        yield from tables_smol.findings()
 
 
 TABLES: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
@@ -60,6 +62,7 @@ TABLES: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
     "m2": ("m2.md", tables_probes.m2),
     "findings": ("index.md", findings),
     **tables_models.TABLES,
+    **tables_smol.TABLES,
 }
 
 
@@ -84,7 +87,7 @@ def main() -> None:
     parser.add_argument("--outcomes", type=Path, default=Path("scratch/lab"), help="where run.py has left them")
     args = parser.parse_args()
     if args.write:
-        for name in ("e1", "e2", "m1", "m2", "s", "e3", "e4", "b1"):
+        for name in ("e1", "e2", "m1", "m2", "s", "e3", "e4", "b1", "smol"):
             if (file := args.outcomes / f"{name}.jsonl").exists():
                 data = gzip.compress(file.read_bytes(), mtime=0)
                 (RESULTS / f"{name}.jsonl.gz").write_bytes(data)
