@@ -28,11 +28,12 @@ from cpift.recipe.task import Task
 from cpift.train.malloc import kept_memory
 from cpift.train.models import convert_gguf
 from lab.language import Language
+from lab.merges import Setting
 from lab.merging import Trial, chosen, text
 from lab.outcomes import Log, packed
 from lab.pieces import Merging
 from lab.pretrain import kept
-from lab.smol_plan import RATE, SHARES, SHORTEST, SUITES, TRIALS, USUAL, Size
+from lab.smol_plan import FULL, RATE, SHARES, SHORTEST, SUITES, TRIALS, USUAL, Size
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Unit:
         print(name, flush=True)
 
 
-def main(arguments: list[str] | None = None, size: Size = Size()) -> None:
+def main(arguments: list[str] | None = None, size: Size = FULL) -> None:
     """Unit after unit, each of both suites."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a GGUF file or a checkpoint's folder")

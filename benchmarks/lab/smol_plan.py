@@ -47,3 +47,6 @@ class Size:
     tune: int = 24
     evaluation: int = 64
     steps: Mapping[str, int] = field(default_factory=lambda: STEPS)
+
+
+FULL = Size()
