@@ -254,3 +254,57 @@ def test_tables_of_single_models(page: str, experiment: str, one: str, reference
     gap = np.array(list(found[one].values())) - base
     assert numbers(shown[0][2]) == pytest.approx(interval(gap), abs=0.0501)
     assert int(shown[0][4]) == len(gap)
+
+
+SMOLLM2 = {
+    "stitched cores": "stitch", "control: at random, as many in each tensor": "stitch_random", "TIES": "ties",
+    "task arithmetic": "task_arithmetic", "DARE": "dare", "the model before": "base",
+    "each specialist on its own task": "specialists", "mean of the specialists, not tuned": "soup",
+    "TIES, not tuned": "ties@usual", "stitched cores, not tuned": "stitch@usual",
+    "stitched cores, p of 30, 50 or 100": "stitch_wide",
+}  # fmt: skip
+
+
+def smollm2(suite: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Mean scores of the units that are whole, by label; and those of the merge that was better where it was tuned."""
+    units: dict[int, dict[str, dict[str, Any]]] = {}
+    for cell in outcomes("smol"):
+        if cell["experiment"] == f"s-{suite}":
+            units.setdefault(cell["unit"], {})[cell["label"]] = cell
+    whole = [units[u] for u in sorted(units) if set(SMOLLM2.values()) <= set(units[u])]
+
+    def of(cell: dict[str, Any]) -> float:
+        return float(np.mean([score(x) for x in cell["right"].values()]))
+
+    def tuned(cell: dict[str, Any]) -> tuple[float, float]:
+        return max((trial[1], -trial[2]) for trial in cell["trials"])
+
+    peer = [of(max((unit["task_arithmetic"], unit["ties"]), key=tuned)) for unit in whole]
+    return {label: np.array([of(unit[label]) for unit in whole]) for label in SMOLLM2.values()}, np.array(peer)
+
+
+@pytest.mark.parametrize("suite", ["real", "generated"])
+def test_tables_of_smollm2(suite: str) -> None:
+    """Of merges, and of what the largest updates hold; fewer than three units stand as they are, without intervals."""
+    found, peer = smollm2(suite)
+    rows = {row[0]: row for row in table("s.md", f"smol-s-{suite}")}
+    few = len(peer) < 3
+    for text, label in SMOLLM2.items() if len(peer) else ():
+        row, values = rows[text], found[label]
+        assert numbers(row[-2] if few else row[-3]) == pytest.approx(values if few else [values.mean()], abs=0.0501)
+        if not few and np.ptp(values - peer) > 0:
+            assert numbers(row[-2]) == pytest.approx(interval(values - peer), abs=0.0501)
+    units: dict[int, list[dict[str, str]]] = {}
+    for cell in outcomes("smol"):
+        if cell["experiment"] == f"m1-{suite}":
+            units.setdefault(cell["unit"], []).append(cell["outcomes"])
+    held = [unit for unit in units.values() if len(unit) == 3]
+    for row in table("m1.md", f"smol-m1-{suite}") if held else ():
+        means = {
+            kind: np.array([np.mean([score(o[f"{kind}/{float(row[0])}"]) for o in unit]) for unit in held])
+            for kind in ("top", "random", "without")
+        }
+        assert [float(x) for x in row[2:5]] == pytest.approx([x.mean() for x in means.values()], abs=0.0501)
+        gap = means["top"] - means["random"]
+        expected = [gap.mean()] if len(held) < 3 else interval(gap)
+        assert numbers(row[5]) == pytest.approx(expected, abs=0.101 if len(held) < 3 else 0.0501)

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from cpift.data.encoding import IGNORED, Encoded
+from cpift.train.malloc import kept_memory
 from cpift.train.models import load_model, load_tokenizer
 
 BATCH = 16  # rows of a training batch
@@ -127,6 +128,7 @@ class Language:
                 print(f"step {step + 1} loss {loss.item():.3f}", flush=True)
         return self.flat.clone()
 
+    @kept_memory()
     @torch.inference_mode()
     def tried(self, flat: torch.Tensor, rows: Sequence[Encoded]) -> tuple[np.ndarray, float]:
         """Which rows are right, bool (rows,), and the mean loss over the tokens of the answers."""

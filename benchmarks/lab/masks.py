@@ -22,6 +22,9 @@ def largest(scores: torch.Tensor, count: int) -> torch.Tensor:
     if count == 0:
         return torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     least = scores.kthvalue(scores.numel() - count + 1).values
+    enough = scores >= least
+    if int(enough.sum()) == count:  # no ties at the edge
+        return enough
     above, equal = scores > least, scores == least
     ties = count - int(above.sum())
     return above | (equal & (equal.cumsum(0) <= ties))

@@ -25,7 +25,6 @@ from cpift.data.encoding import Encoded, encode, forced_rows
 from cpift.data.row_checks import Row
 from cpift.data.rows import load_rows
 from cpift.recipe.task import Task
-from cpift.train.malloc import kept_memory
 from cpift.train.models import convert_gguf
 from lab.language import Language
 from lab.merges import Setting
@@ -33,7 +32,7 @@ from lab.merging import Trial, chosen, text
 from lab.outcomes import Log, packed
 from lab.pieces import Merging
 from lab.pretrain import kept
-from lab.smol_plan import FULL, RATE, SHARES, SHORTEST, SUITES, TRIALS, USUAL, Size
+from lab.smol_plan import FULL, RATE, SHARES, SHORTEST, SUITES, TRIALS, USUAL, WIDE, Size
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,9 @@ class Unit:
 
     def run(self, base: torch.Tensor) -> None:
         """All cells that are not done yet; the specialists lie on disk until then."""
-        tuned = [
-            kept(file, lambda t=task: self.specialist(base, t)) for task, file in self.files.items()  # type: ignore[misc]
-        ]  # fmt: skip
-        updates = torch.stack(tuned)
-        del tuned
+        updates = torch.empty(len(self.tasks), len(base))
+        for i, (task, file) in enumerate(self.files.items()):
+            updates[i] = kept(file, lambda t=task: self.specialist(base, t))  # type: ignore[misc]
         self.cell("specialists", lambda: {
             task: self.right(theirs, task) for task, theirs in zip(self.tasks, updates, strict=True)
         })  # fmt: skip
@@ -134,8 +131,10 @@ class Unit:
         if f"s-{self.suite}/{self.unit}/{label}" in self.log:
             return
 
+        merge = "stitch" if label == WIDE else label
+
         def tried(setting: Setting) -> Trial:
-            flat = merging.made(label, setting)
+            flat = merging.made(merge, setting)
             found = [self.language.tried(flat, self.rows[task].tune) for task in self.tasks]
             return Trial(setting, fmean(right.mean() for right, _ in found), fmean(loss for _, loss in found))
 
@@ -146,7 +145,7 @@ class Unit:
             trials.append(tried({**best, **change}))
             best = chosen(trials)
         shown = [[text(trial.setting), round(trial.score, 5), round(trial.loss, 4)] for trial in trials]
-        self.cell(label, lambda: self.all_right(merging.made(label, best)), setting=text(best), trials=shown)
+        self.cell(label, lambda: self.all_right(merging.made(merge, best)), setting=text(best), trials=shown)
 
     def hold(self, merging: Merging, i: int, task: str) -> None:
         """M1: outcomes of the base with part of a specialist's update, on its own task; keys as those of ``probes.held``."""
@@ -154,15 +153,13 @@ class Unit:
         if name in self.log:
             return
         update = merging.updates[i]
-        outcomes, energy = {}, update.square()
+        outcomes, energy = {}, float(update.norm()) ** 2
         for share in SHARES:
             core = merging.mask(i, "update", share)
             drawn = merging.mask(i, "random", share)
             for kind, mask in (("top", core), ("random", drawn), ("without", ~core)):
                 outcomes[f"{kind}/{share}"] = self.right(merging.base + update * mask, task)
-            outcomes[f"energy/{share}"] = (
-                f"{float(energy[core].sum(dtype=torch.float64) / energy.sum(dtype=torch.float64)):.4f}"
-            )
+            outcomes[f"energy/{share}"] = f"{float(update[core].norm()) ** 2 / energy:.4f}"
         where = {"experiment": f"m1-{self.suite}", "unit": self.unit, "skill": task}
         self.log.add(name, {**where, "outcomes": outcomes})
         print(name, flush=True)
@@ -186,10 +183,9 @@ def main(arguments: list[str] | None = None, size: Size = FULL) -> None:
     language, log = Language(folder), Log(args.out / "smol.jsonl")
     base = language.flat.clone()
     todo = [(suite, unit) for unit in range(args.units) for suite in args.suites]
-    with kept_memory():
-        for suite, unit in todo:
-            if not all(name in log for name in names(suite, unit)):
-                Unit(language, log, suite, unit, args.out / "models", args.data, size).run(base)
+    for suite, unit in todo:
+        if not all(name in log for name in names(suite, unit)):
+            Unit(language, log, suite, unit, args.out / "models", args.data, size).run(base)
 
 
 def names(suite: str, unit: int) -> list[str]:

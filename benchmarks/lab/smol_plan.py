@@ -1,4 +1,4 @@
-"""What S and M1 on SmolLM2 are made of: suites, sizes, and the settings that each merge tries, seven of them."""
+"""What S and M1 on SmolLM2 are made of: suites, sizes, and the settings that each merge tries, seven each."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ STEPS = {
 }  # fmt: skip
 SHARES = (1.0, 3.0, 10.0, 30.0)  # p of M1
 STITCHES = grid(p=[1.0, 3.0, 5.0, 10.0, 20.0], overlap=["largest"], ω=[0.0])
+WIDE = "stitch_wide"  # added when the first unit had its best p at the edge: 20
 TRIALS: dict[str, tuple[list[Setting], list[Setting]]] = {  # settings, and what is then changed in the best so far
     "stitch": (STITCHES, [{"overlap": "mean"}, {"ω": 0.1}]),
     "stitch_random": (STITCHES, [{"overlap": "mean"}, {"ω": 0.1}]),
     "task_arithmetic": (grid(λ=[0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0]), []),
     "ties": (grid(density=[0.03, 0.05, 0.1, 0.2], form=["mean"], λ=[1.0]), [{"form": "sum"}, {"λ": 0.5}, {"λ": 0.7}]),
+    WIDE: (grid(p=[30.0, 50.0, 100.0], overlap=["largest"], ω=[0.0]), []),
     "dare": (grid(density=[0.5], λ=[0.2, 0.3, 0.5, 0.7, 1.0]), [{"density": 0.2}, {"density": 0.8}]),
 }
 USUAL: dict[str, tuple[str, Setting]] = {  # what people take without trials

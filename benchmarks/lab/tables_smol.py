@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from statistics import fmean
 
 from cpift.compare.units import Estimate, over_units
 from lab.contrasts import Cell, cells, shown
 from lab.merges import MERGES
-from lab.smol_plan import SHARES, SUITES, TRIALS
+from lab.smol_plan import SHARES, SUITES, TRIALS, WIDE
 from lab.tables_models import Units, finished, gap, score, scores_of, setting, table
-from lab.tuning import share_right
+from lab.tuning import rights, share_right
 
 LEAST = 3  # units of an interval; fewer are shown as they are
-LABELS = {
+LABELS = {label: MERGES[label].label for label in TRIALS if label in MERGES} | {
     "base": "the model before",
     "specialists": "each specialist on its own task",
     "soup": "mean of the specialists, not tuned",
-    "sum": "task arithmetic, not tuned",
     "ties@usual": "TIES, not tuned",
     "stitch@usual": "stitched cores, not tuned",
     "peer": "the better of task arithmetic and TIES",
-} | {label: MERGES[label].label for label in TRIALS}
+    WIDE: "stitched cores, p of 30, 50 or 100",
+    "stitch_random": "control: at random, as many in each tensor",
+}
 
 
 def units_of(suite: str) -> Units:
@@ -43,6 +45,25 @@ def of_task(task: str) -> Callable[[list[Cell]], str]:
     return lambda own: f"{fmean(100 * share_right(cell['right'][task]) for cell in own):.0f}"
 
 
+def over_rows(one: Cell, other: Cell) -> str:
+    """Difference of two mean scores, with its standard error over the same rows: not over draws or seeds."""
+    gaps = [100 * (rights(one["right"][t]).astype(float) - rights(bits)) for t, bits in other["right"].items()]
+    error = math.sqrt(sum(gap.var(ddof=1) / len(gap) for gap in gaps)) / len(gaps)
+    return f"{fmean(gap.mean() for gap in gaps):+.1f} ± {error:.1f}"
+
+
+def single(units: Units, columns: Mapping[str, Callable[[list[Cell]], str]]) -> Iterator[str]:
+    """Too few units for an interval: each as it is."""
+    yield f"{'One unit' if len(units) == 1 else f'{len(units)} units'}: no interval; ± is one standard error over the rows alone.\n"
+    yield f"| method | {' | '.join(columns)} | score | minus {LABELS['peer']} |"
+    yield "|---" * (len(columns) + 3) + "|"
+    for label, row in sorted(scores_of(units).items(), key=lambda item: -fmean(item[1])):
+        own = [unit[label] for unit in units.values()]
+        each = "; ".join(f"{value:.1f}" for value in row)
+        gaps = "; ".join(over_rows(unit[label], unit["peer"]) for unit in units.values()) if label != "peer" else ""
+        yield f"| {LABELS[label]} | {' | '.join(made(own) for made in columns.values())} | {each} | {gaps} |"
+
+
 def s(suite: str) -> Iterator[str]:
     """Merges of given specialists, by their mean score."""
     units = units_of(suite)
@@ -51,13 +72,7 @@ def s(suite: str) -> Iterator[str]:
         return
     columns = {"setting": setting} | {task: of_task(task) for task in SUITES[suite]}
     if len(units) < LEAST:
-        yield f"{len(units)} {'unit' if len(units) == 1 else 'units'}: single runs, without intervals.\n"
-        yield f"| method | {' | '.join(columns)} | score |"
-        yield "|---" * (len(columns) + 2) + "|"
-        for label, row in sorted(scores_of(units).items(), key=lambda item: -fmean(item[1])):
-            own = [unit[label] for unit in units.values()]
-            each = "; ".join(f"{value:.1f}" for value in row)
-            yield f"| {LABELS[label]} | {' | '.join(made(own) for made in columns.values())} | {each} |"
+        yield from single(units, columns)
         return
     yield f"{len(units)} units, three specialists each.\n"
     yield from table(units, LABELS, "peer", "stitch", columns)

@@ -11,11 +11,15 @@ import numpy as np
 from lab.outcomes import Log
 
 
+def rights(text: str) -> np.ndarray:
+    """Packed outcomes as 0 and 1, one a row."""
+    count, _, data = text.partition(":")
+    return np.unpackbits(np.frombuffer(base64.b64decode(data), np.uint8))[: int(count)]
+
+
 def share_right(text: str) -> float:
     """Share of packed outcomes that are right."""
-    count, _, data = text.partition(":")
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(data), np.uint8))[: int(count)]
-    return float(bits.mean())
+    return float(rights(text).mean())
 
 
 def final_accuracy(cell: Any) -> float:
