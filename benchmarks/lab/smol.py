@@ -122,7 +122,7 @@ class Unit:
         name, began = f"s-{self.suite}/{self.unit}/{label}", time.perf_counter()
         if name not in self.log:
             outcomes = make()
-            where = {"experiment": f"s-{self.suite}", "unit": self.unit, "label": label}
+            where: dict[str, Any] = {"experiment": f"s-{self.suite}", "unit": self.unit, "label": label}
             self.log.add(name, {**where, "right": outcomes, **more})
             print(name, f"{time.perf_counter() - began:.0f} s", flush=True)
 
@@ -160,7 +160,7 @@ class Unit:
             for kind, mask in (("top", core), ("random", drawn), ("without", ~core)):
                 outcomes[f"{kind}/{share}"] = self.right(merging.base + update * mask, task)
             outcomes[f"energy/{share}"] = f"{float(update[core].norm()) ** 2 / energy:.4f}"
-        where = {"experiment": f"m1-{self.suite}", "unit": self.unit, "skill": task}
+        where: dict[str, Any] = {"experiment": f"m1-{self.suite}", "unit": self.unit, "skill": task}
         self.log.add(name, {**where, "outcomes": outcomes})
         print(name, flush=True)
 
