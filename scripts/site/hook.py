@@ -14,6 +14,7 @@ import run_files
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from text import as_lists
 
 ROOT = Path(__file__).parents[2]
 DRAWING = re.compile(r'<img alt="[^"]*" src="[./]*(images/concepts/[\w-]+\.svg)" ?/?>')
@@ -70,6 +71,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Drawings become part of the page, so that they follow its scheme; marks of Sphinx in docstrings go."""
+    """Drawings become part of the page, so that they follow its scheme; marks of Sphinx in docstrings go; keys are lists."""
+    html = html if page.file.src_uri in GENERATED else as_lists(html)
     html = DRAWING.sub(lambda image: (ROOT / "docs" / image[1]).read_text(encoding="utf-8"), html)
     return re.sub(r":\w+:<code>~?(?:[\w.]*\.)?(\w+)</code>", r"<code>\1</code>", html)

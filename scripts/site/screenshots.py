@@ -27,7 +27,8 @@ def main(site: Path, out: Path, pages: list[str]) -> None:
             page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
             for name in names:
                 page.goto((site / name).resolve().as_uri())
-                page.screenshot(path=out / f"{name.replace('/', '-').removesuffix('.html')}-{look}.png", full_page=True)
+                picture = out / f"{name.replace('/', '-').removesuffix('.html')}-{look}.png"
+                page.screenshot(path=picture, full_page=True, animations="disabled")  # else tabs are half faded in
             page.close()
         browser.close()
 
