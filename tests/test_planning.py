@@ -42,6 +42,8 @@ def test_the_steps_are_those_of_the_run(tmp_path: Path, changes: dict[str, Any])
         parts = [p for p in told["stages"] if p["stage"].startswith(kind)]
         assert sum(p["steps"] for p in parts) == sum(s.settings["steps"] for s in trained), kind
         assert sum(p["stages"] for p in parts) == len(trained), kind
+    few = [text for text in told["warnings"] if text.startswith("probe.steps: auto is one pass over the rows")]
+    assert len(few) == (recipe.probe.steps == "auto" and told["stages"][0]["steps"] < 10)
     assert told["checkpoints"] == sum(s.writes_model for s in stages)
     assert told["evaluated_models"] == len({s.together for s in stages if s.together.startswith("evaluate/")})
 
