@@ -104,7 +104,11 @@ PLACES: list[tuple[str, list[str], str]] = [
     ("{tmp}/full", [], "is not empty and holds no run"),
     ("{tmp}/locked", [], "another cpift is at work in this folder"),
     ("{tmp}/out", ["--keep", "old={place}/upper.jsonl"], "holds the rows of the new task upper"),
-    ("{tmp}/out", ["--keep", "old={tmp}/shape.jsonl"], "line 1: has neither messages nor prompt"),
+    (
+        "{tmp}/out",
+        ["--keep", "old={tmp}/shape.jsonl"],
+        "columns: of the task gives these columns other names (cpift add: --set",
+    ),
     ("{tmp}/out", ["--keep", "old={tmp}/empty.jsonl"], "holds no rows"),
     ("{tmp}/out", ["--task", "upper={place}/upper.jsonl"], "the name upper is given twice"),
     ("{tmp}/out", ["--mirror", "nowhere://x"], "--mirror nowhere://x: "),
@@ -129,6 +133,19 @@ def test_a_wrong_place_or_option_is_one_line_and_nothing_is_written(
     assert message in err
     assert sorted(place.rglob("*")) == before
     assert sorted(p for p in tmp_path.rglob("*") if p.name != ".lock") == held
+
+
+def test_columns_of_kept_rows_are_named_by_set(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before rows are counted to hold some out; a number of rows may be given so, too."""
+    tiny.jsonl(tmp_path / "old.jsonl", [{"ask": f"a{i}", "reply": "b"} for i in range(15)])
+    given = ["--model", place / "mine", "--task", f"upper={place / 'upper.jsonl'}", "--keep", tmp_path / "old.jsonl"]
+    given += ["--set", "tasks.old.columns={question: ask, answer: reply}", "--out", tmp_path / "out"]
+    for more, held_out in ([], 3), (["--set", "tasks.old.eval=5"], 5):
+        file = tmp_path / f"{held_out}.yaml"
+        assert call(capsys, "add", *given, *more, "--write-recipe", file)[0] == 0
+        assert Recipe.load(file).tasks["old"].eval == held_out
+    code, _, err = call(capsys, "add", *given, "--set", "tasks.old.colums={}", "--write-recipe", tmp_path / "no.yaml")
+    assert (code, "did you mean 'columns'" in err) == (2, True)
 
 
 def test_a_task_that_no_patch_can_be_named_by_is_refused_before_training(place: Path, tmp_path: Path) -> None:

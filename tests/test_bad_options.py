@@ -84,7 +84,7 @@ def test_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> N
 def test_a_missing_file_of_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     """By its full path, with where paths count from."""
     make = edit(command=command, tasks__upper__train="gone.jsonl")
-    refused(tmp_path, capsys, make(tmp_path), f"{tmp_path / 'gone.jsonl'} is missing", written=command == "run")
+    refused(tmp_path, capsys, make(tmp_path), f"{tmp_path / 'gone.jsonl'} is missing")
 
 
 LATE: dict[str, tuple[Callable[[Path], list[Any]], str]] = {

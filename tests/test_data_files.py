@@ -110,6 +110,14 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes, wo
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["d.json", "d.txt", "d.jsonl.gz"])
+def test_a_file_that_is_there_with_another_ending_is_named(tmp_path: Path, name: str) -> None:
+    """Also where the ending is of no known kind, which could be a set of the hub."""
+    tiny.jsonl(tmp_path / "d.jsonl", ROWS)
+    with pytest.raises(CpiftError, match=f"{name} is missing; did you mean d.jsonl"):
+        load(tmp_path / name)
+
+
 def test_what_a_file_does_not_have_is_refused(tmp_path: Path) -> None:
     """A split, a configuration or a revision would do nothing."""
     file = tiny.jsonl(tmp_path / "d.jsonl", ROWS)

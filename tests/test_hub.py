@@ -138,7 +138,7 @@ FAILURES: list[tuple[Any, str]] = [
     (errors.GatedRepoError, r"org/base is gated.*huggingface\.co/org/base.*hf auth login"),
     (errors.RepositoryNotFoundError, "no repository of the hub.*hf auth login"),
     (errors.RevisionNotFoundError, "has no revision v9"),
-    (errors.LocalEntryNotFoundError, "cannot be fetched"),
+    (errors.LocalEntryNotFoundError, "cannot be fetched; without a network.*hf download org/base --local-dir DIR"),
 ]
 
 
@@ -147,6 +147,18 @@ def test_a_failure_has_its_remedy(hub: Hub, kind: Any, words: str) -> None:
     hub.failure = failure(kind)
     with pytest.raises(CpiftError, match=words):
         locate("org/base@v9")
+
+
+@pytest.mark.parametrize("kind", [errors.RepositoryNotFoundError, errors.LocalEntryNotFoundError])
+def test_a_mistyped_folder_is_no_riddle(hub: Hub, kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one slash it could be the name of a repository."""
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    hub.failure = failure(kind)
+    with pytest.raises(CpiftError, match=r"runs/mone is no local folder \(did you mean runs/mine\?\)"):
+        locate("runs/mone")
+    with pytest.raises(CpiftError, match=r"org/mine is no local folder(,| and)"):
+        locate("org/mine")
 
 
 def test_a_repository_without_safetensors_is_named(hub: Hub) -> None:

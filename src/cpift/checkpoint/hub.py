@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from cpift.checkpoint.library import library
-from cpift.errors import CpiftError
+from cpift.errors import CpiftError, nearest
 from cpift.extras import MissingPackage
 
 # One copy of the weights: the files that transformers loads. Other formats (consolidated.safetensors, pickle, GGUF,
@@ -68,6 +68,17 @@ def checkpoint_place(model: str, trust_remote_code: bool = False, key: str = "mo
 _FILES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".json")
 
 
+def _beside(name: str) -> str:
+    """The folder that a mistyped path may mean; empty where nothing beside it has such a name."""
+    place = Path(name)
+    try:
+        found = [folder.name for folder in place.parent.iterdir() if folder.is_dir()]
+    except OSError:  # no such place, or not to be read
+        return ""
+    near = nearest(place.name, found)
+    return f" (did you mean {place.parent / near}?)" if near else ""
+
+
 def _fetch(name: str, revision: str | None, trust_remote_code: bool, weights: bool) -> Path:
     wanted = [*(_WEIGHTS if weights else []), *_BESIDE, *(["*.py"] if trust_remote_code else [])]
     at = f" at revision {revision}" if revision else ""
@@ -88,13 +99,13 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool, weights: bo
             ) from error
         if kind == "RepositoryNotFoundError":
             raise CpiftError(
-                f"model: {name} is no local folder, and no repository of the hub; for a private one log in with hf auth "
-                "login, or set HF_TOKEN"
+                f"model: {name} is no local folder{_beside(name)}, and no repository of the hub; for a private one log in "
+                "with hf auth login, or set HF_TOKEN"
             ) from error
         if kind == "RevisionNotFoundError":
             raise CpiftError(f"model: {name} has no revision {revision}; give a branch, a tag or a commit") from error
         raise CpiftError(
-            f"model: {name}{at} is no local folder and cannot be fetched; without a network give the folder of a copy, made "
+            f"model: {name}{at} is no local folder{_beside(name)} and cannot be fetched; without a network give the folder of a copy, made "
             f"elsewhere by: hf download {name} --local-dir DIR ({' '.join(str(error).split())})"
         ) from error
     if weights and not any(place.glob("*.safetensors")) and not (place / "adapter_config.json").is_file():

@@ -79,8 +79,9 @@ def add(
 
     if as_patch and len(task) > 1:
         raise CpiftError("--as-patch: takes one --task; a patch fits the model that it was made on")
-    data = _recipe(_place(model), task, keep or [], base, evaluation or [], metric or [])
-    loaded = Recipe.from_data(data, Path.cwd(), overrides(sets), "cpift add")
+    changes = overrides(sets)
+    data = _recipe(_place(model), task, keep or [], base, evaluation or [], metric or [], changes)
+    loaded = Recipe.from_data(data, Path.cwd(), changes, "cpift add")
     if as_patch:
         loaded = loaded.changed({"arrivals.train": "inside"})
     check_presence(loaded)
@@ -134,6 +135,7 @@ def _recipe(
     base: str | None,
     evaluation: Sequence[str],
     metric: Sequence[str],
+    changes: Mapping[str, object],
 ) -> dict[str, object]:
     """The recipe that the options stand for."""
     arriving = named_paths(tasks, "--task")
@@ -151,29 +153,33 @@ def _recipe(
         for name in given:
             if name not in arriving and name not in kept:
                 raise CpiftError(f"{option} {name}: is none of the tasks ({', '.join([*arriving, *kept])})")
-    parts = {name: _task(name, rows, held_out, metrics) for name, rows in {**kept, **arriving}.items()}
+    parts = {name: _task(name, rows, held_out, metrics, changes) for name, rows in {**kept, **arriving}.items()}
     return {"model": model, "base": base, "tasks": parts, "arrivals": list(arriving)}
 
 
-def _task(name: str, rows: str, held_out: Mapping[str, str], metrics: Mapping[str, str]) -> dict[str, object]:
+def _task(
+    name: str, rows: str, held_out: Mapping[str, str], metrics: Mapping[str, str], changes: Mapping[str, object]
+) -> dict[str, object]:
     from cpift.metrics import brings_rows
 
     given, metric = held_out.get(name), metrics.get(name)
     scored: dict[str, object] = {} if metric is None else {"metric": metric}
     if given is not None:
         scored["eval"] = int(given) if given.isdigit() else given
-    elif not brings_rows(metric):
-        scored["eval"] = _held_out(name, rows)
+    elif not brings_rows(metric) and f"tasks.{name}.eval" not in changes:
+        scored["eval"] = _held_out(name, rows, changes)
     return {"train": rows, **scored}
 
 
-def _held_out(name: str, rows: str) -> int:
-    """Rows to split off for evaluation: a fifth, 200 at most."""
+def _held_out(name: str, rows: str, changes: Mapping[str, object]) -> int:
+    """Rows to split off for evaluation: a fifth, 200 at most. What --set changes of the task, its columns, counts."""
     from cpift.data.row_checks import check_row
     from cpift.data.sources import SourceFacts, source_rows
-    from cpift.recipe.task import Task
+    from cpift.recipe.recipe import Recipe
 
-    (source,) = Task.model_validate({"train": rows, "eval": 1}).sources("train")
+    own = {key: value for key, value in changes.items() if key.startswith(f"tasks.{name}.")}
+    data = {"model": "any", "tasks": {name: {"train": rows, "eval": 1}}}
+    (source,) = Recipe.from_data(data, Path.cwd(), own, "cpift add").tasks[name].sources("train")
     try:
         count = sum(bool(check_row(row, where)) for where, row in source_rows(source, SourceFacts(rows)))
     except CpiftError as error:

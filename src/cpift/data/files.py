@@ -67,11 +67,16 @@ def read_file(path: Path, kind: FileKind) -> Iterator[Located]:
 
 def missing(path: Path) -> str:
     """What to report of a file that is not there; the file beside it that differs in its ending alone is named."""
-    stem = path.name.partition(".")[0]
-    twin = next(
-        (file.name for file in sorted(path.parent.glob(f"{glob.escape(stem)}.*")) if is_file_name(file.name)), ""
-    )
+    twin = twin_of(path)
     return f"{path} is missing; " + (f"did you mean {twin}?" if twin else "paths count from the recipe's folder")
+
+
+def twin_of(path: Path) -> str:
+    """The file of rows beside a path that differs from it in its ending alone; empty where there is none."""
+    if not path.suffix:  # perhaps a data set of the hub
+        return ""
+    beside = sorted(path.parent.glob(f"{glob.escape(path.name.partition('.')[0])}.*"))
+    return next((file.name for file in beside if is_file_name(file.name)), "")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cpift.data import dataset_info
-from cpift.data.files import KINDS, Located, kind_of, read_file
+from cpift.data.files import KINDS, Located, kind_of, missing, read_file, twin_of
 from cpift.data.hub import read_set
 from cpift.data.shapes import Row, recognise
 from cpift.errors import CpiftError, did_you_mean
@@ -89,6 +89,8 @@ def _located(source: Source) -> Iterator[Located]:
     if os.path.isfile(source.path):
         known = ", ".join(suffix for kind in KINDS for suffix in kind.suffixes)
         raise CpiftError(f"{source.path}: is a file of no known kind; known are {known}, and these with .gz or .zst")
+    if not os.path.isdir(source.path) and twin_of(Path(source.path)):
+        raise CpiftError(missing(Path(source.path)))
     return read_set(source.path, source.split or "train", source.config, source.revision)
 
 

@@ -64,7 +64,8 @@ def recognise(row: Mapping[str, object], wanted: str | None = None) -> Shape:
     if not fitting:
         raise ValueError(
             f"has neither messages nor prompt and completion, but {columns}; known shapes are "
-            f"{', '.join(SHAPES)} (docs/data.md); columns: in the recipe gives these columns other names"
+            f"{', '.join(SHAPES)} (docs/data.md); columns: of the task gives these columns other names "
+            "(cpift add: --set 'tasks.NAME.columns={question: A, answer: B}')"
         )
     return fitting[0]
 
