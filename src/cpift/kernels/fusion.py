@@ -11,7 +11,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from cpift.kernels.intrinsics import number, pointer, stack
+from cpift.kernels.intrinsics import fetch, number, pointer, stack
 from cpift.kernels.stored import element, store, typed, widen_strip
 
 SUM_STRIP = 512  # elements of the weighted sum at a time; its bits do not depend on it
@@ -304,6 +304,7 @@ def gather_core(
             here = _position(core, task, i)
             while here < low + WALK:
                 claimants[here - low] = 1 + np.uint8(claimants[here - low] > 0)
+                fetch(addresses[task + 1] + itemsizes[task + 1] * (here - start))
                 i += 1
                 here = _position(core, task, i)
         for task in range(tasks):

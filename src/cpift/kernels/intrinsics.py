@@ -115,6 +115,20 @@ def stack(typing: object, nbytes: object) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def fetch(typing: object, address: object) -> Any:
+    """Ask for the line of memory at this address, which will be read soon; nothing waits for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        kinds = [ir.IntType(8).as_pointer(), _INT, _INT, _INT]
+        asked = builder.module.declare_intrinsic("llvm.prefetch", fnty=ir.FunctionType(ir.VoidType(), kinds))
+        builder.call(asked, [place, ir.Constant(_INT, 0), ir.Constant(_INT, 3), ir.Constant(_INT, 1)])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def lowest(typing: object, mask: object) -> Any:
     """Number of the lowest bit that is set; the mask is not 0."""
     return types.uint64(types.uint64), lambda _, builder, __, args: builder.cttz(args[0], ir.Constant(_BIT, 1))

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from cpift.kernels import plain
 
-FEW = 2**24  # numpy looks at as many updates in a third of the time in which numba starts
+FEW = 2**24  # numpy looks at as many updates in half a second; to compile takes ten, once
 
 
 @dataclass(frozen=True)
