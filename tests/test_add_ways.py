@@ -49,12 +49,12 @@ def test_a_rate_counts_from_that_of_the_arrivals(name: str, factor: float, own: 
 
 
 def test_a_fifth_of_the_rows_is_held_out_and_the_test_split_is_not_needed(tmp_path: Path) -> None:
-    assert _held_out("new", str(tiny.jsonl(tmp_path / "new.jsonl", tiny.rows("upper", 23, 0)))) == 4
+    assert _held_out("new", str(tiny.jsonl(tmp_path / "new.jsonl", tiny.rows("upper", 23, 0))), {}) == 4
     set_of_one_split = tmp_path / "set"
     DatasetDict(train=Dataset.from_list(tiny.rows("upper", 11, 0))).save_to_disk(set_of_one_split)
-    assert _held_out("new", str(set_of_one_split)) == 2
+    assert _held_out("new", str(set_of_one_split), {}) == 2
     with pytest.raises(CpiftError, match="has 4 rows, too few"):
-        _held_out("new", str(tiny.jsonl(tmp_path / "few.jsonl", tiny.rows("upper", 4, 0))))
+        _held_out("new", str(tiny.jsonl(tmp_path / "few.jsonl", tiny.rows("upper", 4, 0))), {})
 
 
 @pytest.mark.parametrize("name", BY_NAME)
