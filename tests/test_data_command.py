@@ -169,15 +169,13 @@ def test_the_trained_part_is_green_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And in brackets under NO_COLOR; what a row holds does not steer the terminal."""
-    from rich.console import Console
-
     from cpift.cli.data import show_example
-    from cpift.console import terminal
     from cpift.runs.survey import Example, Piece
 
     example = Example(3, (Piece("ask \x1b[2J", False), Piece("[bold]say", True)))
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(terminal, "console", Console(force_terminal=True, color_system="standard", highlight=False))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
     show_example(example)
     assert "\x1b[32m[bold]say\x1b[0m" in (shown := capsys.readouterr().out)
     assert "\x1b[2J" not in shown
