@@ -112,6 +112,7 @@ def calls_on_checkpoints(tmp_path: Path) -> dict[str, list[str]]:
         models.append(str(tmp_path / f"m{i}"))
         Path(models[-1]).mkdir()
         save_file({"a.weight": weights * np.float32(factor)}, f"{models[-1]}/model.safetensors")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4)
     (tmp_path / "recipe.yaml").write_text("model: org/x\ntasks: {t: {train: a.jsonl, eval: 2}}\n")
     tuned = [f"--tuned=a={models[1]}", f"--tuned=b={models[2]}"]
     return {
