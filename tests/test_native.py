@@ -85,6 +85,14 @@ def test_the_key_changes_with_the_sources(monkeypatch: pytest.MonkeyPatch) -> No
     assert native._key.__wrapped__() != before
 
 
+def test_beside_sources_that_are_read_only_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But where all else is that can be made again."""
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("CPIFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(native.os, "access", lambda path, mode: False)
+    assert native._folder.__wrapped__() == tmp_path / "kernels"
+
+
 def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the loop runs all the same."""
     (tmp_path / "file").write_text("")

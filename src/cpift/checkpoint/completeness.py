@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from cpift.cache import cache_folder
 from cpift.checkpoint.buffers import is_parameter
 from cpift.checkpoint.library import Untyped, library, optional_library, silent
 from cpift.checkpoint.names import plain_name, plain_names
 from cpift.checkpoint.reader import open_checkpoint
 from cpift.checkpoint.stream import Checkpoint
 from cpift.errors import CpiftError
-from cpift.metrics.store import Store, cache_folder, digest
+from cpift.metrics.store import Store, digest
 
 _RULES = 1  # number of what is refused; a change makes kept verdicts void
 _LIMIT = 10**6  # bytes of kept verdicts

@@ -74,13 +74,14 @@ def evaluate(
     interval holds zero is noise. What was scored before is not scored again, as long as model, row and settings stay.
     Under torchrun the rows are shared out.
     """  # noqa: D301 - the help is made of it: its first lines stay apart
+    from cpift.cache import cache_folder
     from cpift.checkpoint.hub import checkpoint_place
     from cpift.console.reporter import Reporter
     from cpift.console.terminal import BesideJson, Terminal
     from cpift.distributed import ranks
     from cpift.evaluation.recipe import eval_tasks, score_model
     from cpift.evaluation.side_by_side import SideBySide
-    from cpift.metrics.store import Store, cache_folder
+    from cpift.metrics.store import Store
     from cpift.train.config import join
 
     given, recipe = _recipe(models, task or [], metric or [], overrides(sets))

@@ -23,6 +23,8 @@ import llvmlite.binding as llvm
 import numpy as np
 import xxhash
 
+from cpift.cache import cache_folder
+
 LOOPS = {
     "read_into": ("reading", "int64[:] int64[:] int64[:] int64[:] -> 1"),
     "scan": ("scan", "int64[:] int64[:] int64 int64 int64[:] uint64[:,:] int64[:] int64[:] int64[:,:] int64 -> 0"),
@@ -192,7 +194,7 @@ def _key() -> str:
 
 @cache
 def _folder() -> Path:
-    """Where numba's own cache would be: ``NUMBA_CACHE_DIR``; beside the sources; where these are read-only, the user's."""
+    """Where numba's own cache would be: ``NUMBA_CACHE_DIR``; beside the sources; where these are read-only, cpift's own."""
     given = os.environ.get("NUMBA_CACHE_DIR")
     if given:
         return Path(given) / "cpift"
@@ -201,8 +203,7 @@ def _folder() -> Path:
         beside.mkdir(exist_ok=True)
     if os.access(beside, os.W_OK):
         return beside
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "cpift" / "kernels"
+    return cache_folder() / "kernels"
 
 
 def _kept(file: Path) -> bytes | None:

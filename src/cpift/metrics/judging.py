@@ -17,12 +17,13 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from cpift.cache import cache_folder
 from cpift.errors import CpiftError
 from cpift.metrics.answers import Row, response, turns
 from cpift.metrics.endpoint import Endpoint, Message, Usage
 from cpift.metrics.metric import Asked
 from cpift.metrics.settings import MetricSettings
-from cpift.metrics.store import Store, cache_folder
+from cpift.metrics.store import Store
 
 OPENAI = "https://api.openai.com/v1"
 _NAME = re.compile(r"\{(\w+)\}")

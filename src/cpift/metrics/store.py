@@ -13,14 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 LIMIT = 2 * 10**9  # bytes; beyond them the files that were not used for longest are removed
-CACHE = "CPIFT_CACHE"
-
-
-def cache_folder() -> Path:
-    """Where scores and answers of judges are kept for later: ``CPIFT_CACHE``, else ``cpift`` in the user's cache."""
-    given = os.environ.get(CACHE)
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(given) if given else Path(home) / "cpift"
 
 
 def digest(content: object) -> str:
