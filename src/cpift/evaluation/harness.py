@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import lru_cache
-from importlib.metadata import version
 from io import StringIO
 from numbers import Real
 from pathlib import Path
@@ -136,8 +135,7 @@ def _evaluated(
         model = load("lm_eval.models.huggingface", EXTRA).HFLM(
             pretrained=network, tokenizer=copy.deepcopy(tokenizer), batch_size=batch
         )
-        settings = {"version": version("lm_eval"), "batch": batch}
-        asked = share_requests(model, batch, share, known, settings)
+        asked = share_requests(model, batch, share, known, {**task.kind.identity(task.asked), "batch": batch})
         try:
             tasks = manager.load([task.metric.removeprefix(PREFIX)])
             for one in tasks["tasks"].values():  # as its simple_evaluate does, which returns in one process alone

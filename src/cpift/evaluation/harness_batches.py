@@ -6,6 +6,7 @@ What was answered before is not asked for again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
@@ -51,7 +52,7 @@ def share_requests(
     def answered(
         kind: str, requests: Sequence[T], keys: list[str], ask: Callable[[list[T]], list[Answer]]
     ) -> list[Answer]:
-        section = known.section({"lm_eval": kind, **(settings or {})})
+        section = known.section({"requests": kind, **(settings or {})})
         before = share.gather({key: section.values[key] for key in keys if key in section.values})[0]
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in before}
         asked.append(len(new))
@@ -61,11 +62,9 @@ def share_requests(
 
     def all_likelihoods(requests: list[Likelihood], **options: Any) -> list[tuple[float, bool]]:
         def ask(some: list[Likelihood]) -> list[Answer]:
-            def work(rows: list[int]) -> list[Any]:
-                answers: list[Any] = likelihoods([some[i] for i in rows], **options)
-                return answers
-
-            return [(value, int(greedy)) for value, greedy in _answers(likelihood_batches(some, batch), work, share)]
+            batches = likelihood_batches(some, batch)
+            found = _answers(batches, some, partial(likelihoods, **options), share)
+            return [(value, int(greedy)) for value, greedy in found]
 
         keys = [digest([before, wanted]) for _, before, wanted in requests]
         found = answered("likelihoods", requests, keys, ask)
@@ -73,12 +72,9 @@ def share_requests(
 
     def all_texts(requests: list[TextRequest], **options: Any) -> list[str]:
         def ask(some: list[TextRequest]) -> list[Answer]:
-            def work(rows: list[int]) -> list[Any]:
-                answers: list[Any] = texts([some[i] for i in rows], **options)
-                return answers
-
             lengths = [len(model.tok_encode(request.args[0])) for request in some]
-            return [(text, 1) for text in _answers(text_batches(some, lengths, batch), work, share)]
+            found = _answers(text_batches(some, lengths, batch), some, partial(texts, **options), share)
+            return [(text, 1) for text in found]
 
         keys = [digest(list(request.args)) for request in requests]
         return [str(text) for text, _ in answered("texts", requests, keys, ask)]
@@ -87,18 +83,21 @@ def share_requests(
     return asked
 
 
-def _answers(batches: list[list[int]], work: Callable[[list[int]], list[Any]], share: Share) -> list[Any]:
+def _answers(
+    batches: list[list[int]], requests: Sequence[T], work: Callable[[list[T]], list[Any]], share: Share
+) -> list[Any]:
     """The answer to each request, in their order.
 
     Args:
         batches: numbers of requests.
+        requests: all of them.
         work: answers the requests of a batch.
         share: of this process.
     """
-    answers: list[Any] = [None] * sum(map(len, batches))
+    answers: list[Any] = [None] * len(requests)
     done: list[int] = []
     for rows in share.own(batches):
-        for row, answer in zip(rows, work(rows), strict=True):
+        for row, answer in zip(rows, work([requests[i] for i in rows]), strict=True):
             answers[row] = answer
         done += rows
     share.fill(done, answers)
