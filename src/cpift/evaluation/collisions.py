@@ -86,18 +86,20 @@ def read_skills(
             "--rows: a collision takes two fine-tuned checkpoints; write cpift diff BASE A B --rows A=FILE"
         )
     given = {name: _read(name, path, rows, seed) for name, path in files.items()}
-    tokenizers = {name: load_tokenizer(models[name], base=base) for name in files}
+    tokenizers = {name: _tokenizer(path, base, name in files) for name, path in models.items()}
     skills = []
     for name, read in given.items():
-        encoded, notes = _encoded(name, read, tokenizers[name], max_length)
-        others = [other for other in models if other != name]
-        unlike = [other for other in others if not _reads_alike(models[other], base, read, encoded, max_length)]
+        own = tokenizers[name]
+        assert own is not None
+        encoded, notes = _encoded(name, read, own, max_length)
+        others = {other: tokenizer for other, tokenizer in tokenizers.items() if other != name}
+        unlike = [other for other, theirs in others.items() if not _reads_alike(theirs, read, encoded, max_length)]
         if unlike:
             notes.append(
                 f"--rows {name}: {', '.join(unlike)} would read these rows by another tokenizer or chat template than {name}; "
                 f"all read them by {name}'s, and nothing is measured of such a case"
             )
-        skills.append(Skill(name, encoded, tokenizers[name], notes))
+        skills.append(Skill(name, encoded, own, notes))
     return skills
 
 
@@ -199,10 +201,22 @@ def _encoded(name: str, rows: Sequence[Row], tokenizer: Tokenizer, max_length: i
     return encoded, [text] if left_out else []
 
 
-def _reads_alike(model: Path, base: Path, rows: Sequence[Row], encoded: Sequence[Encoded], max_length: int) -> bool:
-    """Would a model read the rows by the same tokens? Of one that cannot read them, False."""
+def _tokenizer(model: Path, base: Path, needed: bool) -> Tokenizer | None:
+    """A model's tokenizer; None where it has none that loads, and none is needed."""
     try:
-        own, _ = encode_all(rows, load_tokenizer(model, base=base), max_length)
+        return load_tokenizer(model, base=base)
+    except CpiftError:
+        if needed:
+            raise
+        return None
+
+
+def _reads_alike(tokenizer: Tokenizer | None, rows: Sequence[Row], encoded: Sequence[Encoded], max_length: int) -> bool:
+    """Would a model read the rows by the same tokens? Of one that cannot read them, False."""
+    if tokenizer is None:
+        return False
+    try:
+        own, _ = encode_all(rows, tokenizer, max_length)
     except CpiftError:
         return False
     return [row.input_ids for row in own] == [row.input_ids for row in encoded]
