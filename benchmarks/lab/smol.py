@@ -90,7 +90,7 @@ class Unit:
         self.cell("specialists", lambda: {
             task: self.right(theirs, task) for task, theirs in zip(self.tasks, updates, strict=True)
         })  # fmt: skip
-        self.cell("base", lambda: {task: self.right(base, task) for task in self.tasks})
+        self.cell("base", lambda: self.all_right(base))
         merging = Merging(base, updates.sub_(base), self.language.sizes, self.unit)
         for label, (merge, setting) in USUAL.items():
             self.cell(label, lambda m=merge, s=setting: self.all_right(merging.made(m, s)), setting=text(setting))  # type: ignore[misc]
